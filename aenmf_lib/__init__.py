@@ -1,0 +1,38 @@
+"""Non-negative autoencoding of single-cell transcriptomes: the models, the metrics, and what surrounds them.
+
+Names are imported when they are first used, so that a command that needs one module does not pay for all of them.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+
+__version__ = version("aenmf_lib")
+
+_MODELS = ("AENMF", "CAENMF1", "CAENMF2", "BaseNMF")
+_MODULES = (
+    "classification",
+    "clustering",
+    "data",
+    "figures",
+    "models",
+    "moments",
+    "programs",
+    "provenance",
+    "results",
+    "run",
+    "solver",
+    "synthetic",
+)
+__all__ = [*_MODELS, *_MODULES]
+
+
+def __getattr__(name: str):
+    if name in _MODELS:
+        return getattr(import_module(f"{__name__}.models"), name)
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}: it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,255 @@
+"""Which cells and genes enter, and in what units?
+
+Raw counts in, one matrix out that every model trains on: log1p of counts per 10 000, cells of donors that have enough.
+"""
+
+import logging
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from anndata.io import read_elem
+from scipy.sparse import csr_matrix, issparse
+
+from aenmf_lib import provenance
+
+log = logging.getLogger(__name__)
+
+DONOR = "donor_id"
+CELL_TYPE = "cell_type"
+TARGET_SUM = 1e4  # counts a cell is scaled to before log1p
+
+# what a matrix that is not counts most likely is, told from its values
+_LOG_MAX = 20.0
+
+
+def read_h5ad(path: str | Path) -> AnnData:
+    """Read an ``.h5ad`` whole.
+
+    Raises
+    ------
+    FileNotFoundError, OSError, ValueError
+        The file is missing, is not HDF5 or is cut short, or is not an AnnData file.
+    """
+    with open_h5ad(path) as file:
+        return read_elem(file["/"])
+
+
+def open_h5ad(path: str | Path) -> h5py.File:
+    """Open an ``.h5ad`` for reading, with errors that name the file. Raises as `read_h5ad`."""
+    path = Path(path)
+    if not path.is_file():
+        near = sorted(p.name for p in path.parent.glob("*.h5ad")) if path.parent.is_dir() else []
+        there = f"; {path.parent}/ holds {', '.join(near[:5])}" if near else ""
+        raise FileNotFoundError(
+            f"{path} is not there{there}. Give the path of an .h5ad file: make all DATA=cells.h5ad."
+        )
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        size = path.stat().st_size
+        cut = "truncated" in str(error) or path.open("rb").read(4) == b"\x89HDF"
+        what = "is cut short (an interrupted copy or download?)" if cut else "is not an HDF5 file"
+        raise OSError(
+            f"{path} ({size} bytes) {what}: {error}. An .h5ad is expected; fetch or write it again."
+        ) from error
+    if missing := [part for part in ("obs", "var") if part not in file]:
+        parts = ", ".join(file) or "nothing"
+        file.close()
+        raise ValueError(f"{path} is not an AnnData file: it has no {' and no '.join(missing)} (it holds {parts}).")
+    return file
+
+
+def load(path: str | Path) -> AnnData:
+    """Read the cells that `filter_cells` wrote; ``uns['input']`` tells their path and hash."""
+    cells = read_h5ad(path)
+    if missing := [name for name in (DONOR, CELL_TYPE) if name not in cells.obs]:
+        raise ValueError(f"{path} has no obs column {' and '.join(missing)}: it was not written by notebook 01_filter.")
+    cells.uns["input"] = provenance.of_file(path)
+    return cells
+
+
+def read_counts(path: str | Path, *, layer: str = "", fractional: bool = False) -> tuple[AnnData, str]:
+    """Find and read the raw counts.
+
+    Parameters
+    ----------
+    path
+        An ``.h5ad``.
+    layer
+        Take this layer; where empty, ``raw.X`` if there is one that holds counts, else ``X``.
+    fractional
+        Allow counts that are not integers, for layers of corrected counts.
+
+    Returns
+    -------
+    cells : AnnData
+        ``X`` CSR counts, all of ``obs``, the ``var`` that belongs to the matrix.
+    where : str
+        ``layers['…']``, ``raw.X`` or ``X``.
+
+    Raises
+    ------
+    ValueError
+        No such layer, or no matrix of counts: what each matrix looks like is told.
+    """
+    with open_h5ad(path) as file:
+        places = {"raw.X": ("raw/X", "raw/var"), "X": ("X", "var")}
+        places |= {f"layers['{name}']": (f"layers/{name}", "var") for name in file.get("layers", ())}
+        if layer and f"layers['{layer}']" not in places:
+            raise ValueError(
+                f"{path} has no layer {layer!r}; it has {', '.join(w for w, (at, _) in places.items() if at in file)}. "
+                "Set layer to one of the layers, or to '' for raw.X or X."
+            )
+        wanted = [f"layers['{layer}']"] if layer else ["raw.X", "X"]
+        found = []
+        for where in wanted:
+            matrix, var = places[where]
+            if matrix not in file:
+                continue
+            X = read_elem(file[matrix])
+            X = csr_matrix(X) if not issparse(X) else X.tocsr()
+            fault = _not_counts(X.data, fractional=fractional)
+            if fault is None:
+                cells = AnnData(X, obs=read_elem(file["obs"]), var=read_elem(file[var]))
+                _check_names(cells, path)
+                return cells, where
+            found.append(f"{where} {fault}")
+        more = [name for name in places if name.startswith("layers") and name not in wanted]
+    raise ValueError(
+        f"{path} holds no raw counts: {'; '.join(found) or 'no matrix at all'}. Non-negative integers are expected. "
+        + (f"If a layer holds them, name it with layer: there is {', '.join(more)}. " if more else "")
+        + "(Corrected counts that are truly fractional are let in with fractional=true.)"
+    )
+
+
+def filter_cells(
+    counts: AnnData,
+    *,
+    min_cells: int,
+    donor_key: str = DONOR,
+    cell_type_key: str = CELL_TYPE,
+    keep_obs: list[str] = (),
+    drop_missing: bool = False,
+    drop_empty: bool = False,
+) -> tuple[AnnData, pd.DataFrame]:
+    """Keep the donors with enough cells, and normalise.
+
+    Parameters
+    ----------
+    counts : n_cells × n_genes
+        As `read_counts` gives them.
+    min_cells
+        Keep donors with at least this many cells.
+    donor_key, cell_type_key
+        The columns of ``obs`` to take; called ``donor_id`` and ``cell_type`` from here on.
+    keep_obs
+        More columns to keep.
+    drop_missing
+        Drop cells without a donor or a type; otherwise they are an error.
+    drop_empty
+        Drop cells without counts; otherwise they are an error.
+
+    Returns
+    -------
+    cells : AnnData
+        ``X`` CSR float32, log1p of counts per 10 000, of the genes with any count in the kept cells.
+    donors : DataFrame
+        A row a donor, most cells first: ``donor_id, n_cells, kept``.
+
+    Raises
+    ------
+    ValueError
+        A column is missing, donor or type is empty, a cell has no counts, or no donor has enough cells.
+    """
+    obs = counts.obs
+    for what, key in (("donor", donor_key), ("cell type", cell_type_key), *(("kept", key) for key in keep_obs)):
+        if key not in obs:
+            raise ValueError(f"there is no obs column {key!r} for the {what}; there are {', '.join(map(repr, obs))}.")
+
+    keep = np.ones(counts.n_obs, dtype=bool)
+    for key in (donor_key, cell_type_key):
+        missing = obs[key].isna().to_numpy() | (obs[key].astype(str).str.strip() == "").to_numpy()
+        keep &= _drop(
+            missing, drop_missing, counts, f"obs[{key!r}] is empty", f"name another column than {key!r}", "drop_missing"
+        )
+    total = np.asarray(counts.X.sum(axis=1, dtype=np.float64)).ravel()
+    keep &= _drop(total == 0, drop_empty, counts, "the counts are all 0", "remove them from the file", "drop_empty")
+
+    donor = obs[donor_key].astype(str)
+    n_cells = donor[keep].value_counts()
+    donors = pd.DataFrame(
+        {DONOR: n_cells.index, "n_cells": n_cells.to_numpy(), "kept": n_cells.to_numpy() >= min_cells}
+    )
+    if not donors["kept"].any():
+        sizes = ", ".join(f"{d} {n}" for d, n in n_cells.head(20).items()) + (" …" if len(n_cells) > 20 else "")
+        raise ValueError(
+            f"no donor has {min_cells} cells or more; the {len(n_cells)} donors have: {sizes}. Lower min_cells "
+            "(make all MIN_CELLS=…)."
+        )
+    keep &= donor.isin(donors.loc[donors["kept"], DONOR]).to_numpy()
+    log.info("kept %d of %d cells, %d of %d donors", keep.sum(), len(keep), donors["kept"].sum(), len(donors))
+
+    X = counts.X[keep]
+    expressed = X.getnnz(axis=0) > 0
+    X = normalise(X)[:, expressed]
+    kept = pd.DataFrame(
+        {
+            CELL_TYPE: pd.Categorical(obs[cell_type_key][keep].astype(str)),
+            DONOR: pd.Categorical(donor[keep]),
+            **{key: obs[key][keep] for key in keep_obs},
+        },
+        index=obs.index[keep],
+    )
+    names = [name for name in ("feature_name",) if name in counts.var]
+    return AnnData(X, obs=kept, var=counts.var.loc[expressed, names]), donors
+
+
+def normalise(X: csr_matrix) -> csr_matrix:
+    """Scale each cell to 10 000 counts and take log1p, float32. Cells without counts stay 0."""
+    X = X.astype(np.float32, copy=True)
+    X.eliminate_zeros()
+    total = np.asarray(X.sum(axis=1, dtype=np.float64)).ravel()
+    scale = np.divide(TARGET_SUM, total, out=np.zeros_like(total), where=total > 0)
+    np.log1p(X.data * np.repeat(scale, np.diff(X.indptr)).astype(np.float32), out=X.data)
+    X.sort_indices()
+    return X
+
+
+def _not_counts(values: np.ndarray, *, fractional: bool) -> str | None:
+    """Say what keeps these values from being counts; None if nothing does."""
+    if n := int((~np.isfinite(values)).sum()):
+        return f"holds {n} values that are NaN or infinite"
+    if n := int((values < 0).sum()):
+        return f"holds {n} negative values (smallest {values.min():.4g}), as scaled data do"
+    if not fractional and (n := int((values % 1 != 0).sum())):
+        example = values[values % 1 != 0][0]
+        looks = "log-normalised" if values.max() < _LOG_MAX else "normalised or corrected"
+        largest = values.max()
+        return f"holds {n} values that are not integers (first {example:.4g}, largest {largest:.4g}): it looks {looks}"
+    return None
+
+
+def _check_names(cells: AnnData, path: str | Path) -> None:
+    for what, names in (("cells", cells.obs_names), ("genes", cells.var_names)):
+        if not names.is_unique:
+            twice = names[names.duplicated()]
+            raise ValueError(
+                f"{path}: {len(twice)} names of {what} stand more than once (first: {twice[0]!r}). Make them unique, "
+                f"for example with adata.{'obs' if what == 'cells' else 'var'}_names_make_unique()."
+            )
+
+
+def _drop(fault: np.ndarray, allowed: bool, cells: AnnData, what: str, instead: str, parameter: str) -> np.ndarray:
+    """Give the cells to keep; where dropping is not allowed, a fault is an error."""
+    if n := int(fault.sum()):
+        first = cells.obs_names[fault][0]
+        if not allowed:
+            raise ValueError(
+                f"{what} for {n} of {len(fault)} cells (first: {first!r}). Set {parameter}=true in the params file to "
+                f"leave these cells out, or {instead}."
+            )
+        log.warning("%s for %d of %d cells (first: %r): left out", what, n, len(fault), first)
+    return ~fault
