@@ -1,0 +1,434 @@
+"""What are the four models?
+
+A model is a dataclass of hyper-parameters; `fit` sets ``W_`` (k × genes), ``U_`` (the donor part, conditional models),
+``n_iter_``, ``loss_history_`` (the exact objective over all cells, at the start and after each iteration), ``stop_``
+(why it ended) and ``genes_``, and returns the model. Cells are an AnnData as `data.load` gives it.
+"""
+
+import contextlib
+import logging
+import time
+import warnings
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import torch
+from anndata import AnnData
+from scipy.sparse import csr_matrix
+from sklearn.decomposition import NMF
+from sklearn.exceptions import ConvergenceWarning
+from tqdm import tqdm
+
+from aenmf_lib import solver
+from aenmf_lib.data import CELL_TYPE, DONOR
+from aenmf_lib.moments import Moments, to_torch
+from aenmf_lib.objectives import Additive, Bending, Tied
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class AENMF:
+    """Autoencoding NMF: usages ``H = X Wᵀ``, reconstruction ``H W``.
+
+    ``(1/n) ‖X − X Wᵀ W‖² + λ_W ‖W‖²`` over W ≥ 0: projective NMF (Yuan & Oja 2005; Yang & Oja 2010, IEEE Trans. Neural
+    Netw. 21:734).
+    """
+
+    _: KW_ONLY
+    k: int = 80  # programs
+    seed: int = 42  # of the start
+    lambda_W: float = 1e-2  # weight of ‖W‖²
+    row_norm: bool = False  # hold the rows of W at length 1
+    preset: str | None = None  # "published": the published choices, over the values given
+    tol: float = 1e-4  # stop at this relative decrease of the objective over 30 iterations
+    max_iter: int = 1000  # iterations at most
+    device: str = "cpu"  # where torch computes: "cpu", "cuda", "cuda:1" …
+
+    name: ClassVar[str] = "AE_NMF"
+    conditional: ClassVar[bool] = False
+    published: ClassVar[dict] = {"lambda_W": 1e-2, "row_norm": False}
+
+    def __post_init__(self) -> None:
+        if self.preset not in (None, "published"):
+            raise ValueError(f"preset={self.preset!r} is not known: give 'published' or None.")
+        if self.preset == "published":
+            for field, value in self.published.items():
+                setattr(self, field, value)
+
+    @property
+    def uses_cell_type(self) -> bool:
+        """Whether training reads ``cell_type``: a score against it is then not label-free."""
+        return False
+
+    def fit(self, cells: AnnData) -> "AENMF":
+        """Train on all cells.
+
+        Parameters
+        ----------
+        cells : n_cells × n_genes
+            ``X`` CSR, log1p of counts per 10 000; ``obs['donor_id']`` for the conditional models,
+            ``obs['cell_type']`` where a penalty uses it.
+
+        Raises
+        ------
+        ValueError
+            k is larger than cells or genes, X is not sparse, negative or not finite, one donor only for a conditional
+            model, or a column is missing.
+        """
+        X = _check_X(cells.X)
+        if not 1 <= self.k <= min(X.shape):
+            raise ValueError(
+                f"k = {self.k} programs were asked of {X.shape[0]} cells × {X.shape[1]} genes: k must lie between 1 "
+                f"and {min(X.shape)}."
+            )
+        codes = self._codes(cells)
+        moments = Moments(X, **codes, by_donor=isinstance(self, CAENMF2), device=self.device)
+        start = nndsvd(moments, self.k, seed=self.seed)
+        solution = self._solve(moments, start)
+        self._keep(solution, cells)
+        return self
+
+    def transform(self, X: AnnData | csr_matrix) -> np.ndarray:
+        """Give each cell its program usages, ``H = X Wᵀ``.
+
+        Parameters
+        ----------
+        X : (n_cells, n_genes)
+            As in `fit`, in the gene order of the fit.
+
+        Returns
+        -------
+        H : (n_cells, k), float32 (float64 for float64 input), in the units of X.
+
+        Raises
+        ------
+        ValueError
+            The genes are not those of the fit.
+        """
+        X = _check_X(self._same_genes(X))
+        W = torch.from_numpy(self.W_.astype(X.dtype)).to(self.device)
+        return (to_torch(X, self.device) @ W.T.contiguous()).cpu().numpy()
+
+    def objective(self, cells: AnnData) -> float:
+        """Value of the trained objective at ``W_`` and ``U_`` on these cells, exact."""
+        X = _check_X(self._same_genes(cells))
+        moments = Moments(X, **self._codes(cells), by_donor=isinstance(self, CAENMF2), device=self.device)
+        W = torch.from_numpy(self.W_).to(self.device, moments.dtype)
+        U = None if self.U_ is None else torch.from_numpy(self.U_).to(self.device, moments.dtype)
+        objective = self._objective(moments)
+        return objective.value(objective.point(W, U))
+
+    def embeddings(self, cells: AnnData) -> dict[str, np.ndarray]:
+        """Give what the results file holds for each cell, by role: ``shared`` is H."""
+        return {"shared": self.transform(cells)}
+
+    # ---------------------------------------------------------------- what a model adds
+    def _objective(self, moments: Moments) -> Tied:
+        return Tied(moments, lambda_W=self.lambda_W)
+
+    def _solve(self, moments: Moments, start: torch.Tensor) -> solver.Solution:
+        warm = Tied(moments, lambda_W=self.lambda_W)
+        return self._minimise(warm, start if self.row_norm else best_scale(warm, start), "AE_NMF")
+
+    def _minimise(self, objective: Tied, W: torch.Tensor, name: str) -> solver.Solution:
+        settings = {"row_norm": self.row_norm, "tol": self.tol, "max_iter": self.max_iter}
+        return solver.minimise(objective, W, **settings, name=name)
+
+    def _keep(self, solution: solver.Solution, cells: AnnData) -> None:
+        point = solution.point
+        self.W_ = point.W.cpu().numpy()
+        self.U_ = None if point.U is None else point.U.cpu().numpy()
+        self.loss_history_ = np.array(solution.loss_history)
+        self.n_iter_, self.stop_, self.seconds_ = solution.n_iter, solution.reason, solution.seconds
+        self.genes_ = cells.var_names.copy()
+        if dead := int((self.W_.sum(axis=1) == 0).sum()):
+            log.warning(
+                "%s: %d of %d programs died (W is 0): fewer programs describe these cells.", self.name, dead, self.k
+            )
+
+    def _codes(self, cells: AnnData) -> dict[str, np.ndarray]:
+        """Donor and cell type of each cell as integers; the donors are kept as ``donors_``."""
+        if not self.conditional:
+            return {}
+        donor = _column(cells, DONOR, self.name)
+        known = getattr(self, "donors_", None)
+        if known is None:
+            known = np.unique(donor)
+            if len(known) < 2:
+                raise ValueError(
+                    f"obs['{DONOR}'] holds one donor ({known[0]!r}); {self.name} is conditioned on the donor and needs "
+                    "at least 2. Lower min_cells to keep more donors, or train AENMF."
+                )
+            self.donors_ = known
+        if strange := sorted(set(donor) - set(known)):
+            raise ValueError(
+                f"{len(strange)} donors were not in the fit (first: {strange[0]!r}); the donor part is known for "
+                f"{', '.join(map(repr, known[:5]))}{' …' if len(known) > 5 else ''} only."
+            )
+        codes = {"donor": np.searchsorted(known, donor)}
+        if self.uses_cell_type:
+            codes["cell_type"] = np.unique(_column(cells, CELL_TYPE, self.name), return_inverse=True)[1]
+        return codes
+
+    def _same_genes(self, X: AnnData | csr_matrix) -> csr_matrix:
+        if isinstance(X, AnnData):
+            if not X.var_names.equals(self.genes_):
+                shared = len(self.genes_.intersection(X.var_names))
+                raise ValueError(
+                    f"the cells have {X.n_vars} genes, the model {len(self.genes_)}, {shared} of them shared"
+                    f"{' but in another order' if shared == X.n_vars == len(self.genes_) else ''}. "
+                    "Give the genes of the fit, in its order: cells[:, model.genes_]."
+                )
+            return X.X
+        if X.shape[1] != len(self.genes_):
+            raise ValueError(f"X has {X.shape[1]} genes, the model {len(self.genes_)}. Give the genes of the fit.")
+        return X
+
+
+@dataclass
+class _Conditional(AENMF):
+    """What the two conditional models share: the donors, a start from the AE-NMF solution, the latent of the donor."""
+
+    conditional: ClassVar[bool] = True
+
+    def fit(self, cells: AnnData) -> "_Conditional":
+        """Train on all cells; starts from the AE-NMF solution. See `AENMF.fit`."""
+        self.__dict__.pop("donors_", None)  # those of an earlier fit
+        return super().fit(cells)
+
+    def _solve(self, moments: Moments, start: torch.Tensor) -> solver.Solution:
+        warm = super()._solve(moments, start)
+        return self._minimise(self._objective(moments), warm.point.W, self.name)
+
+    def embeddings(self, cells: AnnData) -> dict[str, np.ndarray]:
+        """Give what the results file holds for each cell, by role: usages, the donor's latent, both side by side."""
+        shared, latent = self.transform(cells), self.cond_latent(cells)
+        return {"shared": shared, "cond_latent": latent, "concat_full": np.hstack([shared, latent])}
+
+
+@dataclass
+class CAENMF1(_Conditional):
+    """Conditional AE-NMF, model 1: an additive profile per donor, ``X̂ = X Wᵀ W + C U``.
+
+    ``(1/n) ‖X − X̂‖² + λ_W ‖W‖² + λ_U ‖U‖² + γ · I(H) + η · HSIC(H, C)`` over W, U ≥ 0. I shrinks the mean usage of
+    every (cell type, donor) group, or with ``invariance="centred"`` its distance from the mean of the type; HSIC is
+    the linear one of Gretton et al. (2005). γ = 0 trains without ``cell_type``.
+    """
+
+    _: KW_ONLY
+    lambda_U: float = 1e-1  # weight of ‖U‖²
+    gamma: float = 1e-3  # weight of the invariance, which uses cell_type
+    eta: float = 0.256  # weight of the HSIC between usages and donor
+    invariance: str = "published"  # "published", or "centred": only what differs between donors within a type
+
+    name: ClassVar[str] = "CAE_NMF1"
+    published: ClassVar[dict] = {
+        "lambda_W": 1e-2,
+        "lambda_U": 1e-1,
+        "gamma": 1e-3,
+        "eta": 0.256,
+        "invariance": "published",
+        "row_norm": True,
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.invariance not in ("published", "centred"):
+            raise ValueError(f"invariance={self.invariance!r} is not known: give 'published' or 'centred'.")
+
+    @property
+    def uses_cell_type(self) -> bool:
+        """Whether training reads ``cell_type``."""
+        return self.gamma > 0
+
+    def cond_latent(self, cells: AnnData) -> np.ndarray:
+        """Give ``C U Wᵀ``, (n_cells, k): the usages of the profile of each cell's donor."""
+        return (self.U_ @ self.W_.T)[self._codes(cells)["donor"]]
+
+    def _objective(self, moments: Moments) -> Additive:
+        weights = {name: getattr(self, name) for name in ("lambda_W", "lambda_U", "gamma", "eta")}
+        return Additive(moments, **weights, centred=self.invariance == "centred")
+
+
+@dataclass
+class CAENMF2(_Conditional):
+    """Conditional AE-NMF, model 2: programs that bend per donor, ``x̂ = h (W + U_d)``.
+
+    ``(1/n) ‖X − X̂‖² + λ_W ‖W‖² + λ_U ‖U‖²`` over W, U ≥ 0.
+    """
+
+    _: KW_ONLY
+    lambda_U: float = 5e-2  # weight of ‖U‖²
+
+    name: ClassVar[str] = "CAE_NMF2"
+    published: ClassVar[dict] = {"lambda_W": 1e-2, "lambda_U": 5e-2, "row_norm": True}
+
+    def cond_latent(self, cells: AnnData) -> np.ndarray:
+        """Give ``h ∘ diag(U_d Wᵀ)``, (n_cells, k)."""
+        overlap = np.einsum("djp,jp->dj", self.U_, self.W_)
+        return self.transform(cells) * overlap[self._codes(cells)["donor"]]
+
+    def _objective(self, moments: Moments) -> Bending:
+        return Bending(moments, lambda_W=self.lambda_W, lambda_U=self.lambda_U)
+
+    def _solve(self, moments: Moments, start: torch.Tensor) -> solver.Solution:
+        solution = super()._solve(moments, start)
+        return replace(solution, point=self._objective(moments).polish(solution.point))
+
+
+@dataclass
+class BaseNMF:
+    """The baseline as published: scikit-learn's NMF, coordinate descent, ``X ≈ H W`` with H free.
+
+    scikit-learn calls H `W` and W `components_`; only this class knows.
+    """
+
+    _: KW_ONLY
+    k: int = 80  # programs
+    seed: int = 42  # random_state
+    tol: float = 1e-4  # scikit-learn's: relative size of the last sweep's changes
+    max_iter: int = 100  # sweeps
+
+    name: ClassVar[str] = "Base_NMF"
+    uses_cell_type: ClassVar[bool] = False
+
+    def fit(self, cells: AnnData) -> "BaseNMF":
+        """Train on all cells; sets ``H_`` as well, the usages of these cells. See `AENMF.fit`."""
+        X = _check_X(cells.X)
+        if not 1 <= self.k <= min(X.shape):
+            raise ValueError(f"k = {self.k} programs were asked of {X.shape[0]} cells × {X.shape[1]} genes.")
+        begin = time.perf_counter()
+        self._nmf = NMF(
+            n_components=self.k,
+            init="nndsvda",
+            solver="cd",
+            beta_loss="frobenius",
+            max_iter=self.max_iter,
+            tol=self.tol,
+            random_state=self.seed,
+            verbose=1,
+        )
+        with _sweep_progress(self.name, self.max_iter), warnings.catch_warnings():
+            # 100 sweeps are the published setting: that they do not converge is recorded in stop_, not warned of
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            self.H_ = self._nmf.fit_transform(X)
+        self.W_, self.U_ = self._nmf.components_, None
+        self.n_iter_ = int(self._nmf.n_iter_)
+        self.stop_ = f"reached max_iter = {self.max_iter}" if self.n_iter_ >= self.max_iter else f"tol = {self.tol:g}"
+        self.seconds_ = time.perf_counter() - begin
+        self.genes_ = cells.var_names.copy()
+        self.loss_history_ = np.array([self._loss(X, self.H_)])  # scikit-learn tells the last one only
+        return self
+
+    def transform(self, X: AnnData | csr_matrix) -> np.ndarray:
+        """Give each cell its usages by non-negative least squares, (n_cells, k); the cells of the fit have ``H_``."""
+        return self._nmf.transform(_check_X(AENMF._same_genes(self, X)))
+
+    def objective(self, cells: AnnData) -> float:
+        """``(1/n) ‖X − H W‖²`` on these cells, H by `transform`."""
+        X = _check_X(AENMF._same_genes(self, cells))
+        return self._loss(X, self.transform(X))
+
+    def embeddings(self, cells: AnnData) -> dict[str, np.ndarray]:
+        """Give what the results file holds for each cell of the fit, by role."""
+        return {"shared": self.H_}
+
+    def _loss(self, X: csr_matrix, H: np.ndarray) -> float:
+        H64, W64 = H.astype(np.float64), self.W_.astype(np.float64)
+        sse = (
+            np.square(X.data, dtype=np.float64).sum()
+            - 2 * np.sum((X @ W64.T) * H64)
+            + np.sum((H64.T @ H64) * (W64 @ W64.T))
+        )
+        return float(sse) / X.shape[0]
+
+
+def summary(model: "AENMF | BaseNMF", cells: AnnData) -> str:
+    """Say how a fit to these cells ended, and what share of ‖X‖² it explains, penalties counted against it."""
+    loss = model.loss_history_.min()
+    explained = 1 - loss / (np.square(cells.X.data, dtype=np.float64).sum() / cells.n_obs)
+    return f"{model.name}: {model.n_iter_} iterations, {model.stop_}; objective {loss:.6g}, {explained:.1%} explained"
+
+
+def nndsvd(moments: Moments, k: int, *, seed: int, power: int = 4, noise: float = 0.01) -> torch.Tensor:
+    """Start from the top right singular vectors of X, the larger of the two signed parts of each, and a little noise.
+
+    The vectors come from `power` subspace iterations on S. The part kept is that of Boutsidis & Gallopoulos (2008),
+    Pattern Recognit. 41:1350; the noise lets entries that start at 0 leave it.
+
+    Returns
+    -------
+    W : (k, n_genes), rows of length about 1
+    """
+    generator = torch.Generator().manual_seed(seed)
+    random = torch.randn(min(k + 10, moments.n_genes), moments.n_genes, generator=generator, dtype=moments.dtype)
+    Q = random.to(moments.device)
+    for _ in range(power):
+        Q = torch.linalg.qr(moments.product(Q).T)[0].T
+    F = moments.product(Q).double() @ Q.double().T
+    _, vectors = torch.linalg.eigh((F + F.T) / 2)
+    V = vectors.flip(1)[:, :k].T.to(Q.dtype) @ Q
+    plus, minus = V.clamp(min=0), (-V).clamp(min=0)
+    W = torch.where(plus.norm(dim=1, keepdim=True) >= minus.norm(dim=1, keepdim=True), plus, minus)
+    grain = torch.rand(W.shape, generator=generator, dtype=W.dtype).to(W.device)
+    return W + noise * W.mean() * grain
+
+
+def best_scale(objective: Tied, W: torch.Tensor, *, iterations: int = 200) -> torch.Tensor:
+    """Scale the rows of W to lower the AE-NMF objective as far as their lengths can.
+
+    One closed-form factor for all rows, ``sqrt(tr F / ⟨F, G⟩)``, then multiplicative updates of the k lengths: all on
+    k × k matrices, no pass over the cells.
+    """
+    point = objective.evaluate(W)
+    F, G = point.F.sum(0), W.double() @ W.double().T
+    penalty = objective.n * objective.lambda_W / 2 * torch.diag(G)
+    r = (F.trace() / (F * G).sum()).sqrt().expand(len(W))
+    for _ in range(iterations):
+        rr = torch.outer(r, r)
+        grows, shrinks = torch.diag(rr * F), (rr * F * rr * G).sum(1) + penalty * r**2
+        r = r * (grows / shrinks) ** 0.25
+    return W * r[:, None].to(W.dtype)
+
+
+def _check_X(X: csr_matrix) -> csr_matrix:
+    if not isinstance(X, csr_matrix) and getattr(X, "format", None) != "csr":
+        raise ValueError(f"X is a {type(X).__name__}: a CSR matrix is expected; write scipy.sparse.csr_matrix(X).")
+    if X.dtype not in (np.float32, np.float64):
+        raise ValueError(f"X is of {X.dtype}: float32 (or float64) is expected, log1p of counts per 10 000.")
+    if bad := int((~np.isfinite(X.data)).sum()):
+        raise ValueError(f"X holds {bad} values that are NaN or infinite: log1p of counts per 10 000 is expected.")
+    if X.nnz and X.data.min() < 0:
+        raise ValueError(f"X holds {int((X.data < 0).sum())} negative values: log1p of counts per 10 000 is expected.")
+    return X
+
+
+def _column(cells: AnnData, name: str, model: str) -> np.ndarray:
+    if name not in cells.obs:
+        raise ValueError(
+            f"{model} needs obs['{name}']; the cells have {', '.join(map(repr, cells.obs)) or 'no columns'}."
+        )
+    column = cells.obs[name]
+    if missing := int(column.isna().sum()):
+        raise ValueError(
+            f"obs['{name}'] is empty for {missing} of {cells.n_obs} cells; {model} needs it for every cell."
+        )
+    return column.astype(str).to_numpy()
+
+
+@contextlib.contextmanager
+def _sweep_progress(name: str, total: int):
+    """Turn the line that scikit-learn prints after each sweep into a progress bar."""
+    with tqdm(total=total, desc=name, unit="it", mininterval=2) as bar:
+
+        class Lines:
+            def write(self, text: str) -> None:
+                bar.update(text.count("violation"))
+
+            def flush(self) -> None:
+                bar.refresh()
+
+        with contextlib.redirect_stdout(Lines()):
+            yield

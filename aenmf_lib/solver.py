@@ -1,0 +1,169 @@
+"""How is any objective minimised?
+
+Spectral projected gradient over the non-negative W (Birgin, Martínez & Raydan 2000, SIAM J. Optim. 10:1196), with the
+gradient divided by the objective's own curvature. What else a model has (the donor part U) is solved for inside the
+objective, given W. The objective is exact over all cells, so its value decides every step and when to stop.
+"""
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+_MEMORY = 10  # a step may rise above the last value, not above the worst of this many (non-monotone line search)
+_WINDOW = 30  # iterations over which the decrease is judged: more than the line search may wander
+_ARMIJO = 1e-4  # share of the decrease a linear model promises that a step must deliver
+_STEPS = (1e-3, 1e3)  # bounds on the spectral step, in units of the inverse curvature
+
+
+class Point(Protocol):
+    """An objective evaluated at one W."""
+
+    W: torch.Tensor
+    loss: float
+
+
+class Objective(Protocol):
+    """What the solver asks of an objective."""
+
+    def evaluate(self, W: torch.Tensor, near: Point | None = None) -> Point:
+        """Value at W; `near` is a point close by that may serve as a start for an inner solve."""
+
+    def gradient(self, point: Point) -> torch.Tensor:
+        """Gradient with respect to W, (k, n_genes)."""
+
+    def curvature(self, point: Point) -> torch.Tensor:
+        """Positive estimate of the diagonal of the Hessian, (k, n_genes)."""
+
+
+@dataclass
+class Solution:
+    """Where the solver ended, and why."""
+
+    point: Point
+    loss_history: list[float]  # objective at the start and after each iteration
+    reason: str
+    seconds: float
+
+    @property
+    def n_iter(self) -> int:
+        """Iterations done."""
+        return len(self.loss_history) - 1
+
+
+def project(W: torch.Tensor, *, row_norm: bool) -> torch.Tensor:
+    """Give the nearest W that is allowed: W ≥ 0 and, with `row_norm`, rows of length 1 (a zero row stays zero)."""
+    W = W.clamp(min=0)
+    if row_norm:
+        W = W / W.norm(dim=1, keepdim=True).clamp(min=torch.finfo(W.dtype).tiny)
+    return W
+
+
+def minimise(
+    objective: Objective,
+    W: torch.Tensor,
+    *,
+    row_norm: bool = False,
+    tol: float = 1e-4,
+    max_iter: int = 1000,
+    name: str = "",
+) -> Solution:
+    """Minimise an objective over W ≥ 0.
+
+    Parameters
+    ----------
+    objective
+        What to minimise.
+    W : (k, n_genes)
+        Start, not negative.
+    row_norm
+        Hold the rows of W at length 1.
+    tol
+        Stop when the best value fell by less than this share over the last 30 iterations.
+    max_iter
+        Stop after this many iterations in any case.
+    name
+        Shown beside the progress.
+
+    Returns
+    -------
+    Solution
+        The best point seen. The history holds the value of every iteration, also where it rose.
+
+    Raises
+    ------
+    FloatingPointError
+        The objective or its gradient is not finite; the message names the iteration.
+    """
+    begin = time.perf_counter()
+    here = objective.evaluate(project(W, row_norm=row_norm))
+    gradient = _finite(objective.gradient(here), here, 0)
+    best, best_values, history = here, [here.loss], [here.loss]
+    step, reason = 1.0, f"reached max_iter = {max_iter}"
+
+    with tqdm(total=max_iter, desc=name, unit="it", mininterval=2, disable=not name) as bar:
+        for iteration in range(1, max_iter + 1):
+            curvature = objective.curvature(here)
+            ahead = _line_search(objective, here, gradient, curvature, step, max(history[-_MEMORY:]), row_norm)
+            if ahead is None:
+                reason = "no step lowers the objective any more"
+                break
+            ahead_gradient = _finite(objective.gradient(ahead), ahead, iteration)
+            step = _spectral_step(step, ahead.W - here.W, ahead_gradient - gradient, curvature)
+            here, gradient = ahead, ahead_gradient
+            history.append(here.loss)
+            best = here if here.loss < best.loss else best
+            best_values.append(best.loss)
+            bar.update()
+            bar.set_postfix(loss=f"{best.loss:.6g}", refresh=False)
+            if iteration >= _WINDOW and best_values[-1 - _WINDOW] - best.loss < tol * best.loss:
+                reason = f"relative decrease below tol = {tol:g} over {_WINDOW} iterations"
+                break
+    solution = Solution(best, history, reason, time.perf_counter() - begin)
+    log.info(
+        "%s: loss %.6g after %d iterations, %.1f s: %s", name, best.loss, solution.n_iter, solution.seconds, reason
+    )
+    return solution
+
+
+def _line_search(objective, here, gradient, curvature, step, reference, row_norm):
+    """Go along the projected direction until the value is low enough; None if it never is."""
+    direction = project(here.W - step * gradient / curvature, row_norm=row_norm) - here.W
+    slope = _dot(gradient, direction)
+    if slope >= 0:
+        return None
+    share = 1.0
+    while share > 1e-8:
+        ahead = objective.evaluate(project(here.W + share * direction, row_norm=row_norm), here)
+        if ahead.loss <= reference + _ARMIJO * share * slope:
+            return ahead
+        # minimum of the parabola through value, slope and the failed value, kept within a tenth and a half
+        parabola = -slope * share**2 / (2 * (ahead.loss - here.loss - share * slope))
+        share = min(max(parabola, 0.1 * share), 0.5 * share)
+    return None
+
+
+def _spectral_step(step, dW, dg, curvature) -> float:
+    """Barzilai–Borwein step in the metric of the curvature; longer than the last where the objective bends down."""
+    along = _dot(dW, dg)
+    low, high = _STEPS
+    return min(max(_dot(dW, curvature * dW) / along if along > 0 else 4 * step, low), high)
+
+
+def _dot(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(torch.sum(a * b, dtype=torch.float64))
+
+
+def _finite(gradient: torch.Tensor, point: Point, iteration: int) -> torch.Tensor:
+    if not torch.isfinite(gradient).all() or not abs(point.loss) < float("inf"):
+        bad = int((~torch.isfinite(gradient)).sum())
+        raise FloatingPointError(
+            f"iteration {iteration}: loss {point.loss}, {bad} of {gradient.numel()} gradient entries are not finite. "
+            "Check the input for extreme values."
+        )
+    return gradient

@@ -1,0 +1,197 @@
+"""The models on cells with a known answer, and what they refuse."""
+
+import numpy as np
+import pytest
+from conftest import filtered, tiny_cells
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aenmf_lib import AENMF, CAENMF1, CAENMF2, BaseNMF, programs, synthetic
+
+K = len(synthetic.PROGRAMS)
+AUTOENCODERS = (AENMF, CAENMF1, CAENMF2)
+
+
+@pytest.fixture(scope="module")
+def fitted(planted):
+    cells, _ = planted
+    return {model.name: model(k=K).fit(cells) for model in (*AUTOENCODERS, BaseNMF)}
+
+
+def cosine(a, b):
+    lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return np.divide((a * b).sum(-1), lengths, out=np.zeros_like(lengths), where=lengths > 0)
+
+
+# ---- planted truth
+@pytest.mark.parametrize("name", ["AE_NMF", "CAE_NMF1", "CAE_NMF2"])
+def test_planted_programs_are_found(planted, fitted, name):
+    _, truth = planted
+    _, matched = programs.match(truth.W, fitted[name].W_)
+    assert np.median(matched) > 0.9
+
+
+def test_model_1_finds_the_added_profiles():
+    cells, truth = filtered(*synthetic.simulate(bent=0))
+    found = CAENMF1(k=K).fit(cells)
+    # W can take one donor's profile as a program of its own: a median, not all
+    assert np.median(cosine(found.U_, truth.added)) > 0.95
+
+
+def test_model_2_finds_how_programs_bend():
+    cells, truth = filtered(*synthetic.simulate(added=0))
+    model = CAENMF2(k=K).fit(cells)
+    pairs, _ = programs.match(truth.W, model.W_)
+    U = model.U_[:, pairs[:, 1]]
+    planted_here = np.linalg.norm(truth.bent, axis=2) > 0
+    assert np.median(cosine(U, truth.bent)[planted_here]) > 0.75
+    size = np.linalg.norm(U, axis=2)
+    assert size[planted_here].mean() > 1.5 * size[~planted_here].mean()
+
+
+def error(model, cells):
+    """Reconstruction error without penalties, ‖X − X̂‖² / ‖X‖², for AE-NMF and model 1."""
+    X = cells.X.toarray().astype(np.float64)
+    rebuilt = X @ model.W_.T @ model.W_
+    if model.U_ is not None:
+        rebuilt = rebuilt + model.U_[np.searchsorted(model.donors_, cells.obs["donor_id"].astype(str))]
+    return ((X - rebuilt) ** 2).sum() / (X**2).sum()
+
+
+def test_model_1_gains_where_an_effect_was_planted_and_ties_where_none_was():
+    for added, low, high in ((1.0, 0.02, 1.0), (0.0, -0.005, 0.005)):
+        cells, _ = filtered(*synthetic.simulate(n_cells=3000, added=added, bent=0), min_cells=300)
+        plain, conditional = (error(model(k=K).fit(cells), cells) for model in (AENMF, CAENMF1))
+        assert low < 1 - conditional / plain < high, added
+
+
+def test_centred_invariance_takes_the_donor_out_of_the_usages(planted):
+    """The penalty at a weight that bites: groups of one type lie closer together."""
+    cells, _ = planted
+
+    def scatter(model):
+        H = model.fit(cells).transform(cells)
+        type_, donor = cells.obs["cell_type"].to_numpy(), cells.obs["donor_id"].to_numpy()
+        means = {t: H[type_ == t].mean(0) for t in set(type_)}
+        pairs = [(t, d, (type_ == t) & (donor == d)) for t in set(type_) for d in set(donor)]
+        return sum(n.sum() * ((H[n].mean(0) - means[t]) ** 2).sum() for t, _, n in pairs if n.any()) / (H**2).sum()
+
+    free, held = (scatter(CAENMF1(k=K, eta=0, gamma=gamma, invariance="centred")) for gamma in (0.0, 30.0))
+    assert held < 0.3 * free
+
+
+# ---- objective
+@pytest.mark.parametrize("name", ["AE_NMF", "CAE_NMF1", "CAE_NMF2"])
+def test_the_loss_told_is_the_objective_of_what_is_kept(planted, fitted, name):
+    cells, _ = planted
+    model = fitted[name]
+    # float32 products; model 2's U is solved more exactly once W is found
+    assert model.objective(cells) == pytest.approx(model.loss_history_.min(), rel=1e-3 if name == "CAE_NMF2" else 1e-6)
+    assert model.objective(cells) <= model.loss_history_.min() * (1 + 1e-6)
+    assert model.loss_history_[-1] < model.loss_history_[0]
+    assert len(model.loss_history_) == model.n_iter_ + 1
+
+
+def test_base_nmf_is_scikit_learns(planted, fitted):
+    from sklearn.decomposition import NMF
+
+    cells, _ = planted
+    plain = NMF(K, init="nndsvda", solver="cd", max_iter=100, tol=1e-4, random_state=42)
+    H = plain.fit_transform(cells.X)
+    np.testing.assert_array_equal(fitted["Base_NMF"].H_, H)
+    np.testing.assert_array_equal(fitted["Base_NMF"].W_, plain.components_)
+    expected = plain.reconstruction_err_**2 / cells.n_obs
+    assert fitted["Base_NMF"].loss_history_[-1] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("model", AUTOENCODERS)
+def test_row_norm_and_the_published_preset(tiny, model):
+    held = model(k=4, row_norm=True).fit(tiny)
+    np.testing.assert_allclose(np.linalg.norm(held.W_, axis=1), 1, rtol=1e-9)
+    assert held.loss_history_.min() >= model(k=4).fit(tiny).loss_history_.min()
+    assert model(preset="published").row_norm == (model is not AENMF)
+    with pytest.raises(ValueError, match="preset='paper' is not known"):
+        model(preset="paper")
+
+
+@pytest.mark.parametrize("model", AUTOENCODERS)
+def test_same_seed_same_bits(tiny, model):
+    first, again, other = (model(k=4, seed=seed).fit(tiny) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first.W_, again.W_)
+    np.testing.assert_array_equal(first.loss_history_, again.loss_history_)
+    assert not np.array_equal(first.W_, other.W_)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), k=st.integers(1, 8), model=st.sampled_from(AUTOENCODERS))
+def test_never_negative_and_never_worse_than_the_start(seed, k, model):
+    cells = tiny_cells(seed)
+    fit = model(k=k, seed=seed, max_iter=40).fit(cells)
+    assert (fit.W_ >= 0).all()
+    assert fit.U_ is None or (fit.U_ >= 0).all()
+    assert np.isfinite(fit.W_).all()
+    assert fit.loss_history_.min() <= fit.loss_history_[0]
+
+
+@pytest.mark.parametrize("model", AUTOENCODERS)
+def test_order_of_cells_and_names_of_donors_change_nothing(tiny, model):
+    plain = model(k=4).fit(tiny)
+    shuffled = tiny[np.random.default_rng(3).permutation(tiny.n_obs)].copy()
+    shuffled.obs["donor_id"] = shuffled.obs["donor_id"].astype(str).map({"d1": "Z", "d2": "M", "d3": "A"})
+    other = model(k=4).fit(shuffled)
+    # float64; what is left is the order of sums, through a hundred iterations
+    np.testing.assert_allclose(other.W_, plain.W_, atol=1e-6)
+
+
+# ---- transform
+def test_transform_is_the_tied_encoder(planted, fitted):
+    cells, _ = planted
+    model = fitted["AE_NMF"]
+    np.testing.assert_allclose(model.transform(cells), cells.X @ model.W_.T, rtol=1e-5)
+    np.testing.assert_array_equal(model.transform(cells[:7]), model.transform(cells)[:7])
+
+
+def test_other_genes_are_refused(tiny):
+    model = AENMF(k=3).fit(tiny)
+    with pytest.raises(ValueError, match="40 of them shared but in another order"):
+        model.transform(tiny[:, ::-1].copy())
+    with pytest.raises(ValueError, match=r"the cells have 39 genes, the model 40, 39 of them shared\."):
+        model.transform(tiny[:, 1:].copy())
+
+
+# ---- refusals
+@pytest.mark.parametrize("model", [*AUTOENCODERS, BaseNMF])
+@pytest.mark.parametrize("k", [0, 41])
+def test_a_rank_that_does_not_fit_is_refused(tiny, model, k):
+    with pytest.raises(ValueError, match=f"k = {k} programs were asked of 60 cells × 40 genes"):
+        model(k=k).fit(tiny)
+
+
+@pytest.mark.parametrize("model", [CAENMF1, CAENMF2])
+def test_one_donor_is_refused(tiny, model):
+    tiny.obs["donor_id"] = "only"
+    with pytest.raises(ValueError, match=r"holds one donor \('only'\).*at least 2"):
+        model(k=3).fit(tiny)
+
+
+def test_without_labels_model_1_needs_no_cell_type(tiny):
+    labelled = CAENMF1(k=3, gamma=0).fit(tiny)
+    del tiny.obs["cell_type"]
+    np.testing.assert_array_equal(CAENMF1(k=3, gamma=0).fit(tiny).W_, labelled.W_)
+    with pytest.raises(ValueError, match=r"CAE_NMF1 needs obs\['cell_type'\]; the cells have 'donor_id'"):
+        CAENMF1(k=3).fit(tiny)
+
+
+@pytest.mark.parametrize("model", [*AUTOENCODERS, BaseNMF])
+@pytest.mark.parametrize(("value", "message"), [(-1.0, "1 negative values"), (np.nan, "1 values that are NaN")])
+def test_values_that_are_no_expression_are_refused(tiny, model, value, message):
+    tiny.X.data[5] = value
+    with pytest.raises(ValueError, match=message):
+        model(k=3).fit(tiny)
+
+
+def test_unknown_donors_have_no_latent(tiny):
+    model = CAENMF1(k=3).fit(tiny)
+    tiny.obs["donor_id"] = ["d9", *tiny.obs["donor_id"].astype(str)[1:]]
+    with pytest.raises(ValueError, match="1 donors were not in the fit \\(first: 'd9'\\)"):
+        model.cond_latent(tiny)

@@ -1,0 +1,159 @@
+"""Objectives against their definitions, written out dense in float64 and differentiated by torch."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_cells
+
+from aenmf_lib.models import best_scale
+from aenmf_lib.moments import Moments
+from aenmf_lib.objectives import Additive, Bending, Tied
+
+K = 5
+CLOSE = 1e-10  # float64: what is left is the rounding of sums taken in another order
+
+
+@pytest.fixture
+def cells():
+    return tiny_cells()
+
+
+@pytest.fixture
+def codes(cells):
+    return {
+        label: cells.obs[column].cat.codes.to_numpy()
+        for label, column in (("donor", "donor_id"), ("cell_type", "cell_type"))
+    }
+
+
+def positive(*shape, seed=1):
+    return torch.from_numpy(np.random.default_rng(seed).random(shape) * 0.3)
+
+
+def dense_tied(X, W, lambda_W):
+    return (X - X @ W.T @ W).square().sum() / len(X) + lambda_W * W.square().sum()
+
+
+def dense_additive(X, C, T, W, U, *, lambda_W, lambda_U, gamma, eta, centred):
+    """The definition of model 1, term by term, over the cells."""
+    n, H = len(X), X @ W.T
+    loss = (X - H @ W - C @ U).square().sum() / n + lambda_W * W.square().sum() + lambda_U * U.square().sum()
+    for t in T.T.bool():
+        for d in C.T.bool():
+            if (t & d).any():
+                mean = H[t & d].mean(0) - (H[t].mean(0) if centred else 0)
+                loss = loss + gamma / n * int((t & d).sum()) * mean.square().sum()
+    hsic = ((H - H.mean(0)).T @ (C - C.mean(0))).square().sum() / (n - 1) ** 2
+    return loss + eta * hsic
+
+
+def dense_bending(X, donor, W, U, *, lambda_W, lambda_U):
+    H = X @ W.T
+    rebuilt = torch.stack([h @ (W + U[d]) for h, d in zip(H, donor, strict=True)])
+    return (X - rebuilt).square().sum() / len(X) + lambda_W * W.square().sum() + lambda_U * U.square().sum()
+
+
+def one_hot(codes):
+    return torch.nn.functional.one_hot(torch.from_numpy(codes.astype(np.int64))).double()
+
+
+def agrees(objective, reference, W, U):
+    """Value and gradient agree with the dense reference differentiated by torch."""
+    point = objective.point(W, U)
+    point.loss = objective.value(point)
+    W = W.clone().requires_grad_()
+    loss = reference(W)
+    loss.backward()
+    assert point.loss == pytest.approx(loss.item(), rel=CLOSE)
+    error = (objective.gradient(point) - W.grad).abs().max() / W.grad.abs().max()
+    assert float(error) < CLOSE
+
+
+def test_tied_is_its_definition(cells):
+    X, W = torch.from_numpy(cells.X.toarray()), positive(K, cells.n_vars)
+    agrees(Tied(Moments(cells.X), lambda_W=0.3), lambda W: dense_tied(X, W, 0.3), W, None)
+
+
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize(("gamma", "eta"), [(0.0, 0.0), (0.7, 0.0), (0.0, 40.0), (0.7, 40.0)])
+def test_additive_is_its_definition(cells, codes, gamma, eta, centred):
+    X, C, T = torch.from_numpy(cells.X.toarray()), one_hot(codes["donor"]), one_hot(codes["cell_type"])
+    weights = {"lambda_W": 0.2, "lambda_U": 0.1, "gamma": gamma, "eta": eta, "centred": centred}
+    W, U = positive(K, cells.n_vars), positive(3, cells.n_vars, seed=2)
+    objective = Additive(Moments(cells.X, **codes), **weights)
+    agrees(objective, lambda W: dense_additive(X, C, T, W, U, **weights), W, U)
+
+
+def test_bending_is_its_definition(cells, codes):
+    X = torch.from_numpy(cells.X.toarray())
+    weights = {"lambda_W": 0.2, "lambda_U": 0.1}
+    W, U = positive(K, cells.n_vars), positive(3, K, cells.n_vars, seed=2)
+    objective = Bending(Moments(cells.X, donor=codes["donor"], by_donor=True), **weights)
+    agrees(objective, lambda W: dense_bending(X, codes["donor"], W, U, **weights), W, U)
+
+
+def test_penalties_bite(cells, codes):
+    """Each penalty changes the value by what the definition says, so none is read and never used."""
+    moments, W, U = Moments(cells.X, **codes), positive(K, cells.n_vars), positive(3, cells.n_vars, seed=2)
+    weights = {"lambda_W": 0.0, "lambda_U": 0.0, "gamma": 0.0, "eta": 0.0, "centred": False}
+    plain = Additive(moments, **weights)
+    bare = plain.value(plain.point(W, U))
+    for name in ("lambda_W", "lambda_U", "gamma", "eta"):
+        objective = Additive(moments, **weights | {name: 1.0})
+        assert objective.value(objective.point(W, U)) > bare + 1e-3, name
+
+
+@pytest.mark.parametrize("kind", ["additive", "bending"])
+def test_best_U_is_optimal(cells, codes, kind):
+    """At the best U the gradient with respect to U is 0 where U > 0 and not negative where U = 0."""
+    X, C, T = torch.from_numpy(cells.X.toarray()), one_hot(codes["donor"]), one_hot(codes["cell_type"])
+    W = positive(K, cells.n_vars) / 4  # too little: U has something to add
+    if kind == "additive":
+        weights = {"lambda_W": 0.2, "lambda_U": 0.1, "gamma": 0.7, "eta": 4.0, "centred": False}
+        objective = Additive(Moments(cells.X, **codes), **weights)
+        U = objective.best_U(objective.point(W), None)
+        loss = lambda U: dense_additive(X, C, T, W, U, **weights)  # noqa: E731
+    else:
+        weights = {"lambda_W": 0.2, "lambda_U": 0.1}
+        objective = Bending(Moments(cells.X, donor=codes["donor"], by_donor=True), **weights)
+        U = objective.best_U(objective.point(W), None, steps=5000)
+        loss = lambda U: dense_bending(X, codes["donor"], W, U, **weights)  # noqa: E731
+    assert (U > 0).any()
+    assert (U >= 0).all()
+    U = U.clone().requires_grad_()
+    loss(U).backward()
+    scale = float(X.square().sum()) / len(X)
+    assert float(U.grad[U > 0].abs().max()) < 1e-9 * scale
+    assert float(U.grad.min()) > -1e-9 * scale
+
+
+@pytest.mark.parametrize("kind", ["tied", "additive", "bending"])
+def test_curvature_is_the_hessian_diagonal(cells, codes, kind):
+    X, C, T = torch.from_numpy(cells.X.toarray()), one_hot(codes["donor"]), one_hot(codes["cell_type"])
+    W = positive(K, cells.n_vars)
+    if kind == "tied":
+        objective, U = Tied(Moments(cells.X), lambda_W=0.3), None
+        loss = lambda W: dense_tied(X, W, 0.3)  # noqa: E731
+    elif kind == "additive":
+        weights = {"lambda_W": 0.2, "lambda_U": 0.1, "gamma": 0.7, "eta": 4.0, "centred": True}
+        objective, U = Additive(Moments(cells.X, **codes), **weights), positive(3, cells.n_vars, seed=2)
+        loss = lambda W: dense_additive(X, C, T, W, U, **weights)  # noqa: E731
+    else:
+        weights = {"lambda_W": 0.2, "lambda_U": 0.1}
+        objective = Bending(Moments(cells.X, donor=codes["donor"], by_donor=True), **weights)
+        U = positive(3, K, cells.n_vars, seed=2)
+        loss = lambda W: dense_bending(X, codes["donor"], W, U, **weights)  # noqa: E731
+    hessian = torch.autograd.functional.hessian(loss, W)
+    diagonal = torch.einsum("jaja->ja", hessian)
+    curvature = objective.curvature(objective.point(W, U))
+    assert (curvature > 0).all()
+    large = diagonal > diagonal.mean()  # smaller ones may be held above the floor
+    assert torch.allclose(curvature[large], diagonal[large], rtol=1e-8)
+
+
+def test_best_scale_is_stationary(cells):
+    """No change of the lengths of the rows lowers the objective further."""
+    objective = Tied(Moments(cells.X), lambda_W=0.01)
+    W = best_scale(objective, positive(K, cells.n_vars), iterations=2000)
+    length_gradient = (objective.gradient(objective.evaluate(W)) * W).sum(1)
+    assert float(length_gradient.abs().max()) < 1e-6 * objective.evaluate(W).loss
