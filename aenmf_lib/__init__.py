@@ -3,8 +3,13 @@
 Names are imported when they are first used, so that a command that needs one module does not pay for all of them.
 """
 
+import os
 from importlib import import_module
 from importlib.metadata import version
+
+# Threads that wait for work are to sleep, not to spin: on a machine that is busy otherwise spinning costs a factor of four.
+# OpenMP reads this when torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = version("aenmf_lib")
 

@@ -160,9 +160,9 @@ class Bending(Tied):
     def best_U(self, point: Point, U: torch.Tensor | None, *, steps: int = 5) -> torch.Tensor:
         """Improve U by accelerated projected gradient steps (FISTA, restarted here), from U or from 0.
 
-        Given W this is a non-negative least squares with the k × k Hessian ``A = F_d + n λ_U`` for every donor and gene. A
-        holds no negative entry, so ``diag(A x / x)`` is above A for any x > 0; ``x = diag(A)^-½`` allows for programs of
-        unlike size.
+        Given W this is a non-negative least squares with the k × k Hessian ``A = F_d + n λ_U`` for every donor and
+        gene. A holds no negative entry, so ``diag(A x / x)`` is above A for any x > 0; ``x = diag(A)^-½`` allows for
+        programs of unlike size.
         """
         U = torch.zeros_like(point.T) if U is None else U
         A = point.F.to(U.dtype)  # (n_donors, k, k)

@@ -1,0 +1,270 @@
+"""How ARI and NMI are made: benchmark 1, how well the groups that cells form in an embedding agree with a label.
+
+z-scored columns, the graph of 25 nearest neighbours, Leiden under ten seeds, then the adjusted Rand index and the
+normalised mutual information against a label. Every number is what the plain scanpy and scikit-learn calls give; the
+graph of a model is made once for all seeds, both labels and the UMAP, and a clustering is made once for both labels.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from itertools import product
+
+import igraph
+import numpy as np
+import pandas as pd
+import scanpy as sc
+from anndata import AnnData
+from scipy.sparse import csr_matrix
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.preprocessing import StandardScaler
+from tqdm import tqdm
+
+from aenmf_lib.classification import LABELS, check_embeddings, check_labels, select_label
+from aenmf_lib.results import MODELS
+
+SEEDS = tuple(range(10))
+
+
+def neighbours(H: np.ndarray, *, n_neighbors: int = 25) -> AnnData:
+    """Find each cell's nearest neighbours in the z-scored embedding, exactly.
+
+    Parameters
+    ----------
+    H : (n_cells, k)
+        Usages. A constant column becomes 0.
+    n_neighbors
+        As scanpy counts them: the cell itself is one.
+
+    Returns
+    -------
+    AnnData as `scanpy.pp.neighbors` leaves it: X (n_cells, k) holds the z-scores, `obsp["connectivities"]` the
+    symmetric weights in [0, 1], `uns["neighbors"]` the parameters.
+
+    Raises
+    ------
+    ValueError
+        Not more cells than `n_neighbors`.
+    """
+    if len(H) <= n_neighbors:
+        raise ValueError(
+            f"The embedding has {len(H)} cells; n_neighbors={n_neighbors} needs at least {n_neighbors + 1}. Keep more "
+            f"cells."
+        )
+    cells = AnnData(StandardScaler().fit_transform(H))
+    # use_rep: without it scanpy puts a PCA before the search when there are more than 50 columns.
+    sc.pp.neighbors(
+        cells, n_neighbors=n_neighbors, use_rep="X", method="umap", metric="euclidean", transformer="sklearn"
+    )
+    graph = cells.obsp["connectivities"]
+    # umap's fuzzy union is symmetric already; the definition of the benchmark says so without umap.
+    cells.obsp["connectivities"] = graph.maximum(graph.T)
+    return cells
+
+
+def neighbours_of_all(H: Mapping[str, np.ndarray], obs: pd.DataFrame, *, n_neighbors: int = 25) -> dict[str, AnnData]:
+    """Find the neighbours in every embedding, see `neighbours`.
+
+    Parameters
+    ----------
+    H : model name -> (n_cells, k)
+        Embeddings, as `results.read_embeddings` gives them.
+    obs : (n_cells, columns)
+        Names the cells.
+    n_neighbors
+        See `neighbours`.
+
+    Returns
+    -------
+    model name -> AnnData
+
+    Raises
+    ------
+    ValueError
+        See `aenmf_lib.classification.check_embeddings` and `neighbours`.
+    """
+    check_embeddings(H, obs)
+    return {
+        model: neighbours(usages, n_neighbors=n_neighbors)
+        for model, usages in tqdm(H.items(), desc="neighbours", unit="model")
+    }
+
+
+class _ScanpyRandom:
+    """What igraph asks of a random generator, answered as scanpy does: a seed gives the partition scanpy gives."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.RandomState(seed)
+        self.random, self.gauss = self._rng.random_sample, self._rng.normal
+
+    def getrandbits(self, n: int) -> int:
+        return self._rng.tomaxint() & ((1 << n) - 1)
+
+    def randint(self, low: int, high: int) -> int:
+        return self._rng.randint(low, high + 1)
+
+
+def leiden_graph(connectivities: csr_matrix) -> igraph.Graph:
+    """Make the unweighted graph that `leiden` divides, once for all seeds.
+
+    Parameters
+    ----------
+    connectivities : (n_cells, n_cells)
+        Symmetric, from `neighbours`.
+
+    Returns
+    -------
+    Graph with an edge for each stored entry, so each pair of neighbours twice, in the order scanpy has them: modularity
+    is the same as with single edges, and the path of the random search is scanpy's.
+    """
+    cells, others = connectivities.nonzero()
+    return igraph.Graph(n=connectivities.shape[0], edges=list(zip(cells.tolist(), others.tolist(), strict=True)))
+
+
+def leiden(graph: igraph.Graph, seed: int, *, resolution: float = 0.8, n_iterations: int = 2) -> np.ndarray:
+    """Divide the cells into clusters of high modularity (Leiden, Traag et al. 2019, doi:10.1038/s41598-019-41695-z).
+
+    Gives the partition of `scanpy.tl.leiden(flavor="igraph", directed=False, use_weights=False, random_state=seed)`.
+
+    Parameters
+    ----------
+    graph
+        From `leiden_graph`.
+    seed
+        Decides the order of the random moves.
+    resolution
+        Higher gives more clusters.
+    n_iterations
+        Passes of the algorithm.
+
+    Returns
+    -------
+    clusters : (n_cells,), int
+    """
+    igraph.set_random_number_generator(_ScanpyRandom(seed))
+    try:
+        found = graph.community_leiden("modularity", resolution=resolution, n_iterations=n_iterations)
+    finally:
+        igraph.set_random_number_generator(random)  # igraph's default
+    return np.array(found.membership)
+
+
+def score(
+    graphs: Mapping[str, AnnData],
+    obs: pd.DataFrame,
+    *,
+    used_cell_type: Mapping[str, bool],
+    labels: Sequence[str] = LABELS,
+    seeds: Sequence[int] = SEEDS,
+    resolution: float = 0.8,
+) -> pd.DataFrame:
+    """Cluster every embedding under every seed and compare the clusters with each label: a row a model, label and seed.
+
+    Parameters
+    ----------
+    graphs : model name -> AnnData
+        From `neighbours_of_all`.
+    obs : (n_cells, columns)
+        Holds the columns named in `labels`.
+    used_cell_type : model name -> bool
+        Whether `cell_type` was used in training; copied to every row of the model.
+    labels
+        Columns to compare with.
+    seeds
+        One clustering each, compared with all labels.
+    resolution
+        Of `leiden`.
+
+    Returns
+    -------
+    A row a model, label and seed: `Model, label, seed, ARI, NMI, n_clusters, n_cells, n_classes, n_neighbors,
+    resolution, cell_type_in_training`. NMI is normalised by the arithmetic mean of the two entropies.
+
+    Raises
+    ------
+    ValueError
+        See `check_embeddings` and `check_labels` in `aenmf_lib.classification`.
+    """
+    check_embeddings({model: cells.X for model, cells in graphs.items()}, obs)
+    check_labels(obs, labels, seeds)
+    classes = {label: obs[label].astype(str).to_numpy() for label in labels}
+    in_training = {model: bool(used_cell_type[model]) for model in graphs}
+    rows = []
+    with tqdm(total=len(graphs) * len(seeds), desc="Leiden", unit="seed") as bar:
+        for model, cells in graphs.items():
+            graph = leiden_graph(cells.obsp["connectivities"])
+            clusters = {}  # seed -> (n_cells,)
+            for seed in seeds:
+                clusters[seed] = leiden(graph, seed, resolution=resolution)
+                bar.update()
+            rows += [
+                {
+                    "Model": model,
+                    "label": label,
+                    "seed": seed,
+                    "ARI": adjusted_rand_score(classes[label], clusters[seed]),
+                    "NMI": normalized_mutual_info_score(classes[label], clusters[seed], average_method="arithmetic"),
+                    "n_clusters": len(np.unique(clusters[seed])),
+                    "n_cells": len(obs),
+                    "n_classes": len(np.unique(classes[label])),
+                    "n_neighbors": cells.uns["neighbors"]["params"]["n_neighbors"],
+                    "resolution": resolution,
+                    "cell_type_in_training": in_training[model],
+                }
+                for label, seed in product(labels, seeds)
+            ]
+    return pd.DataFrame(rows)
+
+
+def summarise(long: pd.DataFrame, label: str) -> pd.DataFrame:
+    """Make the published table of one label: a row a model, mean and standard deviation over its seeds.
+
+    Parameters
+    ----------
+    long : a row a model, label and seed
+        From `score`.
+    label
+        Which of its labels.
+
+    Returns
+    -------
+    `Model, ARI, ARI Std, NMI, NMI Std`, models in the order of `results.MODELS`. Deviations have ddof 1 (with one seed
+    they are NaN).
+
+    Raises
+    ------
+    ValueError
+        No score against the label; scores from different cells or parameters.
+    """
+    rows = select_label(long, label, ["n_cells", "n_classes", "n_neighbors", "resolution"])
+    table = rows.groupby("Model", sort=False)[["ARI", "NMI"]].agg(["mean", "std"])
+    table.columns = [metric if of == "mean" else f"{metric} Std" for metric, of in table.columns]
+    return table.loc[sorted(table.index, key=MODELS.index)].reset_index()
+
+
+def umap(cells: AnnData, *, seed: int = 42) -> np.ndarray:
+    """Lay the neighbour graph out in the plane with UMAP (`scanpy.tl.umap`, its defaults).
+
+    Parameters
+    ----------
+    cells
+        From `neighbours`: the graph that Leiden divides is the graph that is drawn.
+    seed
+        Decides the start and the negative samples. Same seed, same coordinates.
+
+    Returns
+    -------
+    coordinates : (n_cells, 2), float32
+    """
+    sc.tl.umap(cells, random_state=seed)
+    return cells.obsm.pop("X_umap")
+
+
+def umap_of_all(graphs: Mapping[str, AnnData], obs: pd.DataFrame, *, seed: int = 42) -> AnnData:
+    """Lay out every graph; an AnnData without X, with the labels in obs and `obsm["X_umap_<model>"]` (n_cells, 2)."""
+    drawn = AnnData(obs=obs[list(LABELS)].copy())
+    for model, cells in tqdm(graphs.items(), desc="UMAP", unit="model"):
+        drawn.obsm[f"X_umap_{model}"] = umap(cells, seed=seed)
+    drawn.uns["umap"] = {"seed": seed}
+    return drawn

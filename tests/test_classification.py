@@ -1,0 +1,337 @@
+"""Benchmark 2 against the plain scikit-learn pipeline, worked examples and what must not matter."""
+
+import logging
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score, roc_auc_score
+from sklearn.model_selection import StratifiedKFold
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_info
+
+from aenmf_lib import classification
+from aenmf_lib.classification import METRICS
+
+
+def simulate(n_cells: int = 240, k: int = 8, distance: float = 0.5) -> tuple[np.ndarray, pd.DataFrame]:
+    """Draw usages of four cell types, the last with nine cells, and two donors; `distance` is in noise deviations."""
+    rng = np.random.default_rng(0)
+    cell_type = np.r_[rng.choice(3, n_cells - 9, p=[0.5, 0.3, 0.2]), np.full(9, 3)]
+    donor = rng.integers(2, size=n_cells)
+    H = rng.normal(distance * (rng.normal(size=(4, k))[cell_type] + rng.normal(size=(2, k))[donor]), 1)
+    obs = pd.DataFrame(
+        {
+            "cell_type": pd.Categorical.from_codes(cell_type, ["T cell", "B cell", "monocyte", "pDC"]),
+            "donor_id": pd.Categorical.from_codes(donor, ["d2", "d1"]),
+        },
+        index=[f"cell{i}" for i in range(n_cells)],
+    )
+    shuffled = rng.permutation(n_cells)
+    return H[shuffled].astype(np.float32), obs.iloc[shuffled]
+
+
+def run(H: np.ndarray, obs: pd.DataFrame, **options) -> pd.DataFrame:
+    """Score one embedding in this process."""
+    defaults = {"used_cell_type": {"AE_NMF": False}, "seeds": [42], "n_jobs": 1}
+    return classification.score({"AE_NMF": H}, obs, **{**defaults, **options})
+
+
+@pytest.fixture
+def only_neighbours(monkeypatch):
+    """Leave the fast classifier only, where the test is not about classifiers; needs n_jobs=1."""
+    monkeypatch.setattr(classification, "CLASSIFIERS", {"knn": classification.CLASSIFIERS["knn"]})
+
+
+def plain(H: np.ndarray, y: np.ndarray, seeds: list[int]) -> pd.DataFrame:
+    """Write benchmark 2 out with scikit-learn alone; y holds names."""
+    sizes = pd.Series(y).value_counts()
+    large = np.isin(y, sizes.index[sizes >= 10])
+    H, y = H[large], y[large]
+    rows = []
+    for seed in seeds:
+        for fold, (train, test) in enumerate(StratifiedKFold(5, shuffle=True, random_state=seed).split(H, y)):
+            for name, classifier in {
+                "logistic_regression": make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
+                "knn": make_pipeline(StandardScaler(), KNeighborsClassifier(n_neighbors=15)),
+                "random_forest": RandomForestClassifier(n_estimators=200, random_state=seed),
+            }.items():
+                classifier.fit(H[train], y[train])
+                found, probability = classifier.predict(H[test]), classifier.predict_proba(H[test])
+                one_vs_rest = [roc_auc_score(y[test] == c, probability[:, i]) for i, c in enumerate(np.unique(y))]
+                rows.append(
+                    {
+                        "classifier": name,
+                        "seed": seed,
+                        "fold": fold,
+                        "F1": f1_score(y[test], found, average="macro"),
+                        "AUROC": np.mean(one_vs_rest),
+                        "Precision": precision_score(y[test], found, average="macro", zero_division=0),
+                        "Accuracy": accuracy_score(y[test], found),
+                        "Recall": recall_score(y[test], found, average="macro"),
+                    }
+                )
+    return pd.DataFrame(rows).set_index(["classifier", "seed", "fold"]).sort_index()
+
+
+def test_every_number_is_that_of_plain_scikit_learn():
+    H, obs = simulate()
+    seeds = [42, 52]
+    long = run(H, obs, seeds=seeds)
+    for label in ("cell_type", "donor_id"):  # three classes after the rare one is left out; two classes
+        expected = plain(H, obs[label].astype(str).to_numpy(), seeds)
+        ours = long[long["label"] == label].set_index(["classifier", "seed", "fold"]).sort_index()
+        pd.testing.assert_frame_equal(ours[expected.columns], expected, rtol=0, atol=1e-12)
+        table = classification.summarise(long, label).iloc[0]
+        assert table["n_rows"] == len(expected) == 30
+        for metric in METRICS:
+            assert table[f"MeanFold{metric}"] == pytest.approx(expected[metric].mean(), abs=1e-12)
+            assert table[f"{metric}_std"] == pytest.approx(np.std(expected[metric], ddof=1), abs=1e-12)
+
+
+@pytest.mark.usefixtures("only_neighbours")
+def test_defaults_are_the_published_five_seeds_and_folds():
+    H, obs = simulate()
+    long = classification.score({"AE_NMF": H}, obs, used_cell_type={"AE_NMF": False}, n_jobs=1)
+    for label in ("cell_type", "donor_id"):
+        fits = long.loc[long["label"] == label, ["seed", "fold"]].to_numpy().tolist()
+        assert fits == [[seed, fold] for seed in (42, 52, 62, 72, 82) for fold in range(5)]
+
+
+def test_workers_change_nothing():
+    H, obs = simulate(n_cells=120)
+    alone, shared = (run(H, obs, labels=["cell_type"], n_jobs=n) for n in (1, 2))
+    pd.testing.assert_frame_equal(alone, shared, check_exact=True)
+
+
+def test_each_fit_uses_one_thread(monkeypatch):
+    threads = []
+
+    class Spy(KNeighborsClassifier):
+        def fit(self, X, y):
+            threads.extend(pool["num_threads"] for pool in threadpool_info())
+            return super().fit(X, y)
+
+    monkeypatch.setattr(classification, "CLASSIFIERS", {"knn": lambda seed: Spy()})
+    run(*simulate())
+    assert threads
+    assert set(threads) == {1}
+
+
+@pytest.mark.usefixtures("only_neighbours")
+def test_names_of_donors_do_not_matter():
+    H, obs = simulate(distance=2)  # an odd number of neighbours and two donors: no tie that a name could break
+    renamed = obs.assign(donor_id=obs["donor_id"].map({"d1": "z", "d2": "a"}))
+    before, after = (run(H, o, labels=["donor_id"]) for o in (obs, renamed))
+    pd.testing.assert_frame_equal(before, after, rtol=1e-12)
+
+
+def test_planted_classes_are_read_and_shuffled_ones_are_not():
+    H, obs = simulate(distance=4)
+    obs["donor_id"] = np.random.default_rng(1).permutation(obs["donor_id"])
+    scores = run(H, obs).groupby("label")[list(METRICS)].mean()
+    assert scores.loc["cell_type"].min() > 0.99
+    # two donors of about equal size: chance is 0.5; the folds hold 240 cells, so 0.1 is three standard errors
+    assert scores.loc["donor_id", ["AUROC", "Accuracy", "Recall"]].sub(0.5).abs().max() < 0.1
+
+
+@pytest.mark.usefixtures("only_neighbours")
+def test_score_copies_settings_and_orders_rows():
+    H, obs = simulate()
+    long = classification.score(
+        {"CAE_NMF1": H, "AE_NMF": H[:, ::-1]},
+        obs,
+        used_cell_type={"CAE_NMF1": True, "AE_NMF": False},
+        seeds=[52, 42],
+        max_cells=100,
+        n_jobs=1,
+    )
+    assert long.columns.tolist() == (
+        "Model label classifier seed fold F1 AUROC Precision Accuracy Recall "
+        "n_cells n_classes min_cells_per_class max_cells cell_type_in_training".split()
+    )
+    assert long[["Model", "label", "seed", "fold", "cell_type_in_training"]].to_numpy().tolist() == [
+        [model, label, seed, fold, model == "CAE_NMF1"]
+        for model in ("CAE_NMF1", "AE_NMF")
+        for label in ("cell_type", "donor_id")
+        for seed in (52, 42)
+        for fold in range(5)
+    ]
+    settings = long.groupby("label")[["n_cells", "n_classes", "min_cells_per_class", "max_cells"]].agg(set)
+    assert settings.loc["cell_type"].tolist() == [{100}, {3}, {10}, {100}]
+    assert settings.loc["donor_id"].tolist() == [{100}, {2}, {10}, {100}]
+
+
+@pytest.mark.usefixtures("only_neighbours")
+def test_all_models_are_scored_on_the_same_cells_and_folds():
+    H, obs = simulate()
+    H = {"CAE_NMF1": H, "AE_NMF": H.copy()}
+    long = classification.score(H, obs, used_cell_type=dict.fromkeys(H, False), seeds=[42], max_cells=60, n_jobs=1)
+    one, other = (rows.drop(columns="Model").reset_index(drop=True) for _, rows in long.groupby("Model"))
+    pd.testing.assert_frame_equal(one, other, check_exact=True)
+
+
+@pytest.mark.usefixtures("only_neighbours")
+def test_each_model_is_scored_on_its_own_embedding():
+    H, obs = simulate()
+    H = {"CAE_NMF1": H, "AE_NMF": H[:, :3]}
+    options = {"used_cell_type": dict.fromkeys(H, False), "seeds": [42], "n_jobs": 1}
+    together = classification.score(H, obs, **options)
+    alone = [classification.score({model: usages}, obs, **options) for model, usages in H.items()]
+    pd.testing.assert_frame_equal(together, pd.concat(alone, ignore_index=True), check_exact=True)
+    assert not np.array_equal(alone[0]["AUROC"], alone[1]["AUROC"])
+
+
+def labelled(**sizes: int) -> pd.DataFrame:
+    """Make obs with so many cells of each class, mixed."""
+    classes = np.random.default_rng(0).permutation(np.repeat(list(sizes), list(sizes.values())))
+    return pd.DataFrame({"cell_type": pd.Categorical(classes)}, index=[f"cell{i}" for i in range(len(classes))])
+
+
+def test_small_classes_are_left_out_and_counted(caplog):
+    obs = labelled(a=30, b=10, c=9, d=1)
+    with caplog.at_level(logging.INFO):
+        cells = classification.choose_cells(obs, "cell_type")
+    np.testing.assert_array_equal(cells, np.flatnonzero(obs["cell_type"].isin(["a", "b"])))
+    assert "2 classes with fewer than 10 cells are left out, 10 of 50 cells: c (9), d (1)" in caplog.text
+
+
+def test_subset_of_a_worked_example():
+    # 10 each leaves 32 of 62 cells for 90 + 50 + 2 others: 20.28, 11.27 and 0.45, the largest remainder rounds up
+    obs = labelled(a=100, b=60, c=12, rare=5)
+    cells = classification.choose_cells(obs, "cell_type", max_cells=62)
+    assert obs["cell_type"].iloc[cells].value_counts().to_dict() == {"a": 30, "b": 21, "c": 11, "rare": 0}
+    assert (np.diff(cells) > 0).all()
+
+
+def test_subset_is_drawn_by_its_seed_alone():
+    obs = labelled(a=100, b=60, c=12)
+    cells = classification.choose_cells(obs, "cell_type", max_cells=62)
+    np.testing.assert_array_equal(classification.choose_cells(obs, "cell_type", max_cells=62), cells)
+    renamed = obs.assign(cell_type=obs["cell_type"].map({"a": "z", "b": "y", "c": "x"}))
+    np.testing.assert_array_equal(classification.choose_cells(renamed, "cell_type", max_cells=62), cells)
+    assert not np.array_equal(classification.choose_cells(obs, "cell_type", max_cells=62, subset_seed=1), cells)
+    assert cells.max() > 120  # not the first of each class
+
+
+@pytest.mark.parametrize("max_cells", [0, 172, 1000])
+def test_no_subset_when_all_cells_fit(max_cells, caplog):
+    obs = labelled(a=100, b=60, c=12)
+    with caplog.at_level(logging.INFO):
+        cells = classification.choose_cells(obs, "cell_type", max_cells=max_cells)
+    np.testing.assert_array_equal(cells, np.arange(172))
+    assert "subset" not in caplog.text
+
+
+def test_smallest_subset_still_fills_the_folds():
+    obs = labelled(a=5000, b=10)
+    cells = classification.choose_cells(obs, "cell_type", max_cells=20)
+    assert obs["cell_type"].iloc[cells].value_counts().to_dict() == {"a": 10, "b": 10}
+
+
+def test_summary_of_a_worked_example():
+    metrics = {
+        "F1": [0.2, 0.4, 0.6],
+        "AUROC": [0.5, 0.6, 0.7],
+        "Precision": [0.1, 0.4, 0.7],
+        "Accuracy": [0.9, 0.9, 0.9],
+        "Recall": [0.3, 0.5, 0.7],
+    }
+    base = pd.DataFrame({"Model": "Base_NMF", "label": "cell_type", "classifier": ["knn", "knn", "forest"], **metrics})
+    other = base.assign(Model="CAE_NMF1", F1=[0.0, 0.5, 1.0])
+    long = pd.concat([base, other, base.assign(label="donor_id", F1=0.0)])
+    long = long.assign(n_cells=50, n_classes=3, min_cells_per_class=10, max_cells=0)
+    shared = [0.6, 0.1, 0.4, 0.3, 0.9, 0.0, 0.5, 0.2, 3, 50, 3, 10]
+    expected = pd.DataFrame(
+        [["CAE_NMF1", 0.5, 0.5, *shared], ["Base_NMF", 0.4, 0.2, *shared]],
+        columns=[
+            *("Model", "MeanFoldF1", "F1_std", "MeanFoldAUROC", "AUROC_std", "MeanFoldPrecision", "Precision_std"),
+            *("MeanFoldAccuracy", "Accuracy_std", "MeanFoldRecall", "Recall_std"),
+            *("n_rows", "n_cells", "n_classes", "min_cells_per_class"),
+        ],
+    )
+    pd.testing.assert_frame_equal(classification.summarise(long, "cell_type"), expected, rtol=0, atol=1e-12)
+
+    with pytest.raises(ValueError, match="no score against 'batch'"):
+        classification.summarise(long, "batch")
+    long["n_classes"] = [3, 4, 3] * 3
+    with pytest.raises(ValueError, match=r"different n_classes: \[3, 4\]"):
+        classification.summarise(long, "cell_type")
+
+
+def test_fits_that_did_not_converge_are_counted_once(monkeypatch, caplog):
+    hurried = {
+        "logistic_regression": lambda seed: make_pipeline(StandardScaler(), LogisticRegression(max_iter=1)),
+        "knn": classification.CLASSIFIERS["knn"],
+    }
+    monkeypatch.setattr(classification, "CLASSIFIERS", hurried)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(*simulate(), labels=["donor_id"])
+    assert [r.levelname for r in caplog.records if "converge" in r.message] == ["WARNING"]
+    assert "5 of 5 logistic regressions did not converge (first: donor_id, seed 42, fold 0, AE_NMF)" in caplog.text
+
+
+def test_other_warnings_of_a_fit_reach_the_reader(monkeypatch):
+    class Loud(KNeighborsClassifier):
+        def fit(self, X, y):
+            warnings.warn("listen", UserWarning, stacklevel=2)
+            return super().fit(X, y)
+
+    monkeypatch.setattr(classification, "CLASSIFIERS", {"knn": lambda seed: Loud()})
+    with pytest.warns(UserWarning, match="listen"):
+        run(*simulate())
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"max_cells": -1}, "max_cells=-1 is negative"),
+        ({"max_cells": 29}, "max_cells=29 cannot hold 10 cells of each of the 3 classes .* Set max_cells to 30"),
+        (
+            {"min_cells_per_class": 3, "n_splits": 10},
+            "class 'pDC' of obs\\['cell_type'\\] has 9 cells, fewer than the 10",
+        ),
+        (
+            {"min_cells_per_class": 100},
+            "1 classes with at least min_cells_per_class=100 cells, of 4 \\(largest: 'T cell'",
+        ),
+        ({"labels": ["batch"]}, r"no column 'batch', only \['cell_type', 'donor_id'\]"),
+        ({"seeds": []}, r"The seeds are \[\]"),
+        ({"seeds": [42, 42]}, r"The seeds are \[42, 42\]. Expected at least one, and none twice"),
+    ],
+)
+def test_settings_that_cannot_work(options, found):
+    with pytest.raises(ValueError, match=found):
+        run(*simulate(), **options)
+
+
+@pytest.mark.parametrize("empty", [np.nan, " "])
+def test_missing_labels_are_counted_and_named(empty):
+    H, obs = simulate()
+    obs["donor_id"] = obs["donor_id"].astype(object)
+    obs.iloc[[5, 8], 1] = empty
+    with pytest.raises(ValueError, match=rf"obs\['donor_id'\] is empty for 2 of 240 cells .first: '{obs.index[5]}'"):
+        run(H, obs)
+
+
+def test_a_single_class_is_refused():
+    H, obs = simulate()
+    with pytest.raises(ValueError, match=r"obs\['cell_type'\] is 'T cell' for all 240 cells"):
+        run(H, obs.assign(cell_type="T cell"))
+
+
+def test_broken_embeddings_are_named():
+    H, obs = simulate()
+    with pytest.raises(ValueError, match=r"AE_NMF has shape \(239, 8\), but obs has 240 cells"):
+        run(H[1:], obs)
+    H[3, 2] = np.inf
+    with pytest.raises(ValueError, match=rf"1 NaN or infinite values in 1 of 240 cells .*'{obs.index[3]}', column 2"):
+        run(H, obs)
+    with pytest.raises(ValueError, match="no embedding"):
+        classification.score({}, obs, used_cell_type={})

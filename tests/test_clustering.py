@@ -1,0 +1,255 @@
+"""Benchmark 1 against plain scanpy and scikit-learn calls, worked examples and what must not matter."""
+
+import random
+
+import igraph
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+from anndata import AnnData
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.preprocessing import StandardScaler
+
+from aenmf_lib import clustering
+
+SEEDS = [0, 1, 2, 3]
+
+
+def simulate(n_cells: int = 400, k: int = 60, distance: float = 1.0) -> tuple[np.ndarray, pd.DataFrame]:
+    """Draw usages of five cell types, `distance` noise deviations apart in each program; one column is constant.
+
+    k is above 50, from where on scanpy would put a PCA before the neighbour search.
+    """
+    rng = np.random.default_rng(0)
+    cell_type = rng.integers(5, size=n_cells)
+    H = rng.normal(distance * rng.normal(size=(5, k))[cell_type], 1)
+    H = np.maximum(0, (H + 3) * rng.lognormal(size=k)).astype(np.float32)
+    H[:, 7] = 0.1
+    obs = pd.DataFrame(
+        {
+            "cell_type": pd.Categorical.from_codes(cell_type, list("ABCDE")),
+            "donor_id": rng.choice(["d1", "d2"], n_cells),
+        },
+        index=[f"cell{i}" for i in range(n_cells)],
+    )
+    return H, obs
+
+
+def run(H: np.ndarray, obs: pd.DataFrame, **options) -> pd.DataFrame:
+    """Score one embedding."""
+    graphs = clustering.neighbours_of_all({"AE_NMF": H}, obs)
+    return clustering.score(graphs, obs, used_cell_type={"AE_NMF": False}, **{"seeds": SEEDS, **options})
+
+
+def test_every_number_is_that_of_plain_scanpy_and_scikit_learn():
+    H, obs = simulate(distance=0.3)
+    long = run(H, obs)
+
+    plain = AnnData(StandardScaler().fit_transform(H))
+    sc.pp.neighbors(plain, n_neighbors=25, use_rep="X", method="umap", transformer="sklearn")
+    graph = plain.obsp["connectivities"]
+    partitions = []
+    for seed in SEEDS:
+        sc.tl.leiden(
+            plain,
+            adjacency=graph.maximum(graph.T),
+            flavor="igraph",
+            directed=False,
+            use_weights=False,
+            resolution=0.8,
+            n_iterations=2,
+            random_state=seed,
+        )
+        partitions.append(plain.obs["leiden"].to_numpy())
+    assert len({tuple(p) for p in partitions}) == len(SEEDS)  # else a lost seed would go unseen
+
+    for label in ("cell_type", "donor_id"):
+        rows = long[long["label"] == label]
+        ari = [adjusted_rand_score(obs[label], p) for p in partitions]
+        nmi = [normalized_mutual_info_score(obs[label], p) for p in partitions]
+        assert rows["seed"].tolist() == SEEDS
+        np.testing.assert_allclose(rows["ARI"], ari, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(rows["NMI"], nmi, rtol=0, atol=1e-12)
+        assert rows["n_clusters"].tolist() == [len(set(p)) for p in partitions]
+        table = clustering.summarise(long, label)
+        np.testing.assert_allclose(
+            table[["ARI", "ARI Std", "NMI", "NMI Std"]].to_numpy(float)[0],
+            [np.mean(ari), np.std(ari, ddof=1), np.mean(nmi), np.std(nmi, ddof=1)],
+            rtol=0,
+            atol=1e-12,
+        )
+    # scanpy and this module were given the same parameters, not only similar results
+    assert set(zip(long["n_neighbors"], long["resolution"], strict=True)) == {(25, 0.8)}
+
+
+def test_neighbours_are_the_24_nearest_other_cells_in_z_scores():
+    H, _ = simulate()
+    graph = clustering.neighbours(H).obsp["connectivities"].toarray()
+
+    varying = np.delete(H.astype(float), 7, axis=1)
+    z = (varying - varying.mean(0)) / varying.std(0)  # the constant column has no say
+    squared = ((z[:, None, :] - z[None, :, :]) ** 2).sum(-1)
+    nearest = np.argsort(squared, axis=1)[:, 1:25]
+    expected = np.zeros(graph.shape, bool)
+    np.put_along_axis(expected, nearest, True, axis=1)
+    np.testing.assert_array_equal(graph > 0, expected | expected.T)
+    np.testing.assert_array_equal(graph, np.maximum(graph, graph.T))
+
+
+def test_scale_and_zero_of_a_program_change_no_neighbour():
+    H, _ = simulate(n_cells=100)
+    units = 2.0 ** np.random.default_rng(1).integers(-3, 4, size=H.shape[1])  # powers of two lose no bit
+    before = clustering.neighbours(H).obsp["connectivities"]
+    after = clustering.neighbours((H * units).astype(np.float32)).obsp["connectivities"]
+    assert (before != after).nnz == 0
+
+
+def test_order_of_cells_only_reorders_the_graph():
+    H, _ = simulate(n_cells=100)
+    order = np.random.default_rng(1).permutation(len(H))
+    before = clustering.neighbours(H).obsp["connectivities"].toarray()
+    after = clustering.neighbours(H[order]).obsp["connectivities"].toarray()
+    np.testing.assert_allclose(after, before[np.ix_(order, order)], atol=1e-5)  # float32 sums in another order
+
+
+def test_partition_depends_on_its_seed_alone():
+    H, _ = simulate(distance=0.3)
+    graph = clustering.leiden_graph(clustering.neighbours(H).obsp["connectivities"])
+    random.seed(5)
+    state = random.getstate()
+    first = clustering.leiden(graph, 3)
+    clustering.leiden(graph, 4)
+    np.testing.assert_array_equal(clustering.leiden(graph, 3), first)
+    assert random.getstate() == state  # nothing else that is random was moved
+
+    random.seed(5)  # and igraph asks Python's generator again
+    before = igraph.Graph.Erdos_Renyi(50, p=0.5).get_edgelist()
+    random.seed(5)
+    assert igraph.Graph.Erdos_Renyi(50, p=0.5).get_edgelist() == before
+
+
+def test_names_of_donors_do_not_matter():
+    H, obs = simulate(distance=0.3)
+    renamed = obs.assign(donor_id=obs["donor_id"].map({"d1": "z", "d2": "a"}))
+    pd.testing.assert_frame_equal(run(H, obs), run(H, renamed), rtol=1e-12)
+
+
+def test_planted_types_are_found_and_shuffled_types_are_not():
+    H, obs = simulate(distance=1.5)
+    obs["donor_id"] = np.random.default_rng(1).permutation(obs["cell_type"])
+    long = run(H, obs).set_index("label")
+    assert long.loc["cell_type", ["ARI", "NMI"]].min().min() > 0.99
+    assert long.loc["donor_id", "ARI"].abs().max() < 0.02  # chance; its sd is about 1/n_cells
+
+
+def test_score_copies_settings_and_orders_rows():
+    H, obs = simulate(n_cells=100)
+    graphs = clustering.neighbours_of_all({"CAE_NMF1": H, "AE_NMF": H[:, ::-1]}, obs, n_neighbors=10)
+    long = clustering.score(
+        graphs, obs, used_cell_type={"CAE_NMF1": True, "AE_NMF": False}, seeds=[3, 1], resolution=0.5
+    )
+    assert long.columns.tolist() == (
+        "Model label seed ARI NMI n_clusters n_cells n_classes n_neighbors resolution cell_type_in_training".split()
+    )
+    assert long[["Model", "label", "seed", "cell_type_in_training"]].to_numpy().tolist() == [
+        [model, label, seed, model == "CAE_NMF1"]
+        for model in ("CAE_NMF1", "AE_NMF")
+        for label in ("cell_type", "donor_id")
+        for seed in (3, 1)
+    ]
+    settings = long.groupby("label")[["n_cells", "n_classes", "n_neighbors", "resolution"]].agg(set)
+    assert settings.loc["cell_type"].tolist() == [{100}, {5}, {10}, {0.5}]
+    assert settings.loc["donor_id"].tolist() == [{100}, {2}, {10}, {0.5}]
+
+
+def test_each_model_is_scored_and_drawn_on_its_own_embedding():
+    H, obs = simulate(n_cells=150, distance=0.5)
+    graphs = clustering.neighbours_of_all({"CAE_NMF1": H, "AE_NMF": H[:, :5]}, obs)
+    options = {"used_cell_type": dict.fromkeys(graphs, False), "seeds": [0, 1]}
+    together = clustering.score(graphs, obs, **options)
+    alone = [
+        clustering.score({model: clustering.neighbours(usages)}, obs, **options)
+        for model, usages in {"CAE_NMF1": H, "AE_NMF": H[:, :5]}.items()
+    ]
+    pd.testing.assert_frame_equal(together, pd.concat(alone, ignore_index=True), check_exact=True)
+    assert not np.array_equal(alone[0]["ARI"], alone[1]["ARI"])
+
+    drawn = clustering.umap_of_all(graphs, obs)
+    for model in graphs:
+        np.testing.assert_array_equal(drawn.obsm[f"X_umap_{model}"], clustering.umap(graphs[model]))
+
+
+def example() -> pd.DataFrame:
+    """Two models under three seeds, with numbers to average in the head."""
+    rows = [
+        ("Base_NMF", "cell_type", 0.2, 0.5),
+        ("Base_NMF", "cell_type", 0.4, 0.5),
+        ("Base_NMF", "cell_type", 0.6, 0.5),
+        ("CAE_NMF2", "cell_type", 0.1, 0.3),
+        ("CAE_NMF2", "cell_type", 0.2, 0.6),
+        ("CAE_NMF2", "cell_type", 0.3, 0.9),
+        ("CAE_NMF2", "donor_id", 0.0, 0.0),
+    ]
+    long = pd.DataFrame(rows, columns=["Model", "label", "ARI", "NMI"])
+    return long.assign(n_cells=9, n_classes=2, n_neighbors=25, resolution=0.8)
+
+
+def test_summary_of_a_worked_example():
+    expected = pd.DataFrame(
+        [["CAE_NMF2", 0.2, 0.1, 0.6, 0.3], ["Base_NMF", 0.4, 0.2, 0.5, 0.0]],
+        columns=["Model", "ARI", "ARI Std", "NMI", "NMI Std"],
+    )
+    pd.testing.assert_frame_equal(clustering.summarise(example(), "cell_type"), expected, rtol=0, atol=1e-12)
+
+
+def test_summary_refuses_what_cannot_share_a_table():
+    with pytest.raises(ValueError, match=r"no score against 'batch', only against \['cell_type', 'donor_id'\]"):
+        clustering.summarise(example(), "batch")
+    mixed = example()
+    mixed.loc[0, "n_cells"] = 7
+    with pytest.raises(ValueError, match=r"different n_cells: \[7, 9\]"):
+        clustering.summarise(mixed, "cell_type")
+
+
+def test_umap_is_that_of_plain_scanpy_and_repeats():
+    H, obs = simulate(n_cells=200)
+    graphs = clustering.neighbours_of_all({"AE_NMF": H}, obs)
+    drawn = clustering.umap_of_all(graphs, obs, seed=3)
+
+    plain = AnnData(StandardScaler().fit_transform(H))
+    sc.pp.neighbors(plain, n_neighbors=25, use_rep="X", method="umap", transformer="sklearn")
+    sc.tl.umap(plain, random_state=3)
+    np.testing.assert_array_equal(drawn.obsm["X_umap_AE_NMF"], plain.obsm["X_umap"])
+    np.testing.assert_array_equal(clustering.umap(graphs["AE_NMF"], seed=3), plain.obsm["X_umap"])
+    assert not np.array_equal(clustering.umap(graphs["AE_NMF"], seed=4), plain.obsm["X_umap"])
+    assert drawn.X is None
+    pd.testing.assert_frame_equal(drawn.obs, obs)
+
+
+def test_too_few_cells_for_the_neighbours():
+    H, obs = simulate(n_cells=25)
+    with pytest.raises(ValueError, match="has 25 cells; n_neighbors=25 needs at least 26"):
+        clustering.neighbours_of_all({"AE_NMF": H}, obs)
+
+
+def test_broken_embedding_is_named_with_its_cell():
+    H, obs = simulate(n_cells=100)
+    H[[3, 4], 2] = np.nan, np.inf
+    with pytest.raises(
+        ValueError, match=r"AE_NMF holds 2 NaN or infinite values in 2 of 100 cells .*'cell3', column 2"
+    ):
+        clustering.neighbours_of_all({"AE_NMF": H}, obs)
+
+
+def test_other_obs_than_the_graphs():
+    H, obs = simulate(n_cells=100)
+    graphs = clustering.neighbours_of_all({"AE_NMF": H}, obs)
+    with pytest.raises(ValueError, match=r"AE_NMF has shape \(100, 60\), but obs has 99 cells"):
+        clustering.score(graphs, obs.iloc[1:], used_cell_type={"AE_NMF": False})
+
+
+def test_a_single_donor_is_refused():
+    H, obs = simulate(n_cells=100)
+    with pytest.raises(ValueError, match=r"obs\['donor_id'\] is 'd1' for all 100 cells"):
+        run(H, obs.assign(donor_id="d1"))
