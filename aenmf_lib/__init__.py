@@ -7,7 +7,7 @@ import os
 from importlib import import_module
 from importlib.metadata import version
 
-# Threads that wait for work are to sleep, not to spin: on a machine that is busy otherwise spinning costs a factor of four.
+# Waiting threads are to sleep, not to spin: beside other programs on the machine spinning costs a factor of four.
 # OpenMP reads this when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

@@ -1,0 +1,179 @@
+# Cells in, embeddings, tables and figures out. Targets are the files themselves. Works with GNU make 3.81 and later.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SUFFIXES:
+.PHONY: all filter train benchmarks figures test lint format lab setup clean help resolved FORCE
+
+empty :=
+space := $(empty) $(empty)
+comma := ,
+
+# ---- On which cells, with which values -------------------------------------------------------------------------------
+# Assigned here, so that a variable of the environment does nothing: it takes the command line to override.
+OVERRIDES := MIN_CELLS SEED DONOR_KEY CELL_TYPE_KEY LAYER DATA DEVICE MAX_CELLS
+$(foreach name,$(OVERRIDES),$(eval $(name) :=))
+DATASET := $(if $(DATA),$(patsubst %.h5ad,%,$(notdir $(DATA))),demo)
+params := $(wildcard notebooks/params/$(DATASET).yaml)
+K := $(shell sed -n 's/^k: *\([0-9][0-9]*\).*/\1/p' $(params) /dev/null)
+K := $(or $(K),$(shell sed -n 's/^k: int = \([0-9][0-9]*\).*/\1/p' $(wildcard notebooks/02_train_base_nmf.py) /dev/null))
+
+ifneq ($(word 2,$(DATA)),)
+$(error DATA='$(DATA)' holds a space, which make cannot handle: rename the file or link to it)
+endif
+ifneq ($(shell case '$(DATASET)' in (''|[._-]*|*[!A-Za-z0-9._-]*) echo odd;; esac),)
+$(error DATASET='$(DATASET)' is to name a folder: use letters, digits, '.', '_' and '-', and no space)
+endif
+ifeq ($(params)$(DATA),)
+$(error There is no data set '$(DATASET)'. There are: $(basename $(notdir $(wildcard notebooks/params/*.yaml))). \
+    For cells of your own: make all DATA=cells.h5ad)
+endif
+ifneq ($(shell case '$(K)' in (''|0*|*[!0-9]*) echo odd;; esac),)
+$(error K='$(K)': expected the number of programs, such as K=20)
+endif
+
+data := $(or $(DATA),$(shell sed -n "s/^data: *[\"']*\([^ \"']*\).*/\1/p" $(params) /dev/null))
+ifeq ($(data),)
+$(error $(params) has no line 'data: cells.h5ad': write one, or give DATA=cells.h5ad)
+endif
+# A missing file is no prerequisite: the notebook says more about it than make would.
+cells := $(if $(filter data/demo.h5ad,$(data)),$(data),$(wildcard $(data)))
+given := -p k $(K) $(foreach name,$(OVERRIDES),$(if $(filter command,$(origin $(name))),\
+    -p $(shell echo $(name) | tr A-Z a-z) '$($(name))'))
+
+# ---- With which Python -----------------------------------------------------------------------------------------------
+# The active environment if it holds the library (-I: the library in this folder does not count), otherwise .venv.
+ifneq ($(origin PYTHON),command line)
+PYTHON := $(shell for env in "$$VIRTUAL_ENV" "$$CONDA_PREFIX"; do \
+    if [ -n "$$env" ] && ! [ "$$env" -ef .venv ] && "$$env/bin/python" -I -c 'import aenmf_lib' 2>/dev/null; \
+    then echo "$$env/bin/python"; break; fi; done)
+ifeq ($(PYTHON),)
+PYTHON := .venv/bin/python
+setup := .venv/made-from
+gone := $(shell .venv/bin/python -c '' 2>/dev/null || echo FORCE)
+endif
+endif
+
+ifdef PIP_FIND_LINKS
+export UV_FIND_LINKS ?= $(subst $(space),$(comma),$(PIP_FIND_LINKS))
+endif
+
+# The last step keeps a copy of what .venv was made from: a half-made one has none, and a new date alone does nothing.
+.venv/made-from: pyproject.toml constraints.txt $(gone)
+	@set -e; \
+	if [ -z '$(gone)' ] && cat pyproject.toml constraints.txt | cmp -s - $@; then touch $@; exit; fi; \
+	for python in python3 python3.14 python3.13 python3.12 python3.11 python none; do \
+	    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then break; fi; \
+	done; \
+	if [ $$python = none ]; then echo 'No Python 3.11 or later: looked for python3, python3.11 to 3.14, python.' \
+	    'Install one and put it on the PATH.' >&2; exit 1; fi; \
+	echo "Making .venv with $$($$python -V): once, a few minutes"; \
+	python=$$($$python -c 'import sys; print(sys.executable)'); \
+	rm -rf .venv; \
+	if command -v uv >/dev/null && uv venv -q --python "$$python" .venv \
+	    && uv pip install --python .venv/bin/python -c constraints.txt -e '.[test]'; then :; \
+	else \
+	    rm -rf .venv; \
+	    "$$python" -m venv .venv || { rm -rf .venv; echo "$$python cannot make an environment: install its venv module" \
+	        "(Debian, Ubuntu: apt install python3-venv) or uv." >&2; exit 1; }; \
+	    if .venv/bin/python -m pip install -q uv && .venv/bin/uv pip install --python .venv/bin/python \
+	        -c constraints.txt -e '.[test]'; then :; \
+	    else echo 'Not with uv. Trying pip.'; .venv/bin/python -m pip install -c constraints.txt -e '.[test]'; fi; \
+	fi; \
+	cat pyproject.toml constraints.txt > $@
+
+# ---- What there is ---------------------------------------------------------------------------------------------------
+DIR := results/$(DATASET)
+RUN := $(DIR)/k$(K)
+FIGURES := clustering classification umap programs training
+
+filtered := $(DIR)/filtered.h5ad
+models := $(foreach name,base_nmf ae_nmf cae_nmf1 cae_nmf2,$(RUN)/$(name)_k$(K).h5ad)
+tables := $(addprefix $(RUN)/,clustering_cell_type.csv clustering_donor_id.csv classification_cell_type.csv \
+    classification_donor_id.csv clustering_long.csv classification_long.csv)
+umap := $(RUN)/umap.h5ad
+drawn := $(foreach name,$(FIGURES),$(addprefix $(RUN)/figures/$(name).,pdf png csv))
+
+notebooks := $(addprefix notebooks/,$(addsuffix .py,01_filter 02_train_base_nmf 03_train_ae_nmf 04_train_cnmf1 \
+    05_train_cnmf2 06_benchmarks 07_figures))
+
+# The modules whose code decides a stage's results; tests/test_packaging.py holds them against the imports.
+FILTER_LIB := data provenance results
+TRAIN_LIB := data moments models objectives provenance results solver
+BENCHMARKS_LIB := classification clustering data provenance results
+FIGURES_LIB := data drawn figures page programs provenance results
+lib = $(patsubst %,aenmf_lib/%.py,$(1))
+
+all: filter train benchmarks figures  ## all of the following four: cells to figures, in results/<data set>/
+filter: $(filtered) $(DIR)/01_filter.ipynb  ## read, check, filter and normalise the cells
+train: $(models) $(patsubst notebooks/%.py,$(RUN)/%.ipynb,$(wordlist 2,5,$(notebooks)))  ## train the four models
+benchmarks: $(tables) $(umap) $(RUN)/06_benchmarks.ipynb  ## clustering and classification tables, UMAP
+figures: $(drawn) $(RUN)/07_figures.ipynb  ## draw the figures; trains nothing
+
+# ---- How it is made --------------------------------------------------------------------------------------------------
+# In the targets below '%' stands for the '.' of the ending. That makes them pattern rules, and of those make knows that
+# one run gives all targets; of a plain rule with several targets it believes that each takes a run of its own.
+run = "$(PYTHON)" -m aenmf_lib.run
+execute = exec $(run) execute $< --params $(word 2,$^)
+
+# Looked at every time, but a file is written only when a value in it changed.
+# '+', and the look for Python, which may not be there yet: so that `make -n` tells the truth.
+values := $(DIR)/params/01_filter.yaml $(patsubst notebooks/%.py,$(RUN)/params/%.yaml,$(wordlist 2,7,$(notebooks)))
+$(values): resolved
+	+@:
+resolved: | $(setup)
+	+@if command -v "$(PYTHON)" >/dev/null; then $(run) resolve $(addprefix --params ,$(params)) \
+	    --notebooks $(notebooks) --out $(values) $(given); fi
+
+data/demo.h5ad: aenmf_lib/synthetic.py | $(setup)
+	"$(PYTHON)" -m aenmf_lib.synthetic $@
+
+$(DIR)/filtered%h5ad $(DIR)/01_filter%ipynb: \
+    notebooks/01_filter.py $(DIR)/params/01_filter.yaml $(cells) $(call lib,$(FILTER_LIB)) | $(setup)
+	$(execute) --report $(DIR)/01_filter.ipynb -p out $(filtered)
+
+# $(call train,NOTEBOOK,RESULT)
+define train
+$(RUN)/$(2)_k$(K)%h5ad $(RUN)/$(1)%ipynb: \
+    notebooks/$(1).py $(RUN)/params/$(1).yaml $(filtered) $(call lib,$(TRAIN_LIB)) | $(setup)
+	$$(execute) --report $(RUN)/$(1).ipynb -p cells $(filtered) -p out $(RUN)/$(2)_k$(K).h5ad
+endef
+$(eval $(call train,02_train_base_nmf,base_nmf))
+$(eval $(call train,03_train_ae_nmf,ae_nmf))
+$(eval $(call train,04_train_cnmf1,cae_nmf1))
+$(eval $(call train,05_train_cnmf2,cae_nmf2))
+
+$(tables:.csv=%csv) $(umap:.h5ad=%h5ad) $(RUN)/06_benchmarks%ipynb: \
+    notebooks/06_benchmarks.py $(RUN)/params/06_benchmarks.yaml $(models) $(call lib,$(BENCHMARKS_LIB)) | $(setup)
+	$(execute) --report $(RUN)/06_benchmarks.ipynb -p models $(subst $(space),$(comma),$(models)) -p out_dir $(RUN)
+
+# The date makes the same input give the same bytes.
+$(foreach name,$(FIGURES),$(addprefix $(RUN)/figures/$(name)%,pdf png csv)) $(RUN)/07_figures%ipynb: \
+    notebooks/07_figures.py $(RUN)/params/07_figures.yaml $(models) $(tables) $(umap) \
+    $(call lib,$(FIGURES_LIB)) aenmf_lib/aenmf.mplstyle | $(setup)
+	SOURCE_DATE_EPOCH=1767225600 $(execute) --report $(RUN)/07_figures.ipynb -p tables $(RUN) -p out_dir $(RUN)/figures
+
+# ---- For those who work on it ----------------------------------------------------------------------------------------
+setup: $(setup)  ## make .venv, as every target does that needs it
+
+test: $(setup)  ## run the tests
+	"$(PYTHON)" -m pytest
+
+lint: $(setup)  ## check style and form
+	"$(PYTHON)" -m ruff check .
+	"$(PYTHON)" -m ruff format --check .
+
+format: $(setup)  ## bring the sources into form
+	"$(PYTHON)" -m ruff check --fix .
+	"$(PYTHON)" -m ruff format .
+
+lab: $(setup)  ## open the notebooks in JupyterLab
+	JUPYTER_PREFER_ENV_PATH=1 JUPYTER_CONFIG_PATH="$(CURDIR)/notebooks/.jupyter" "$(PYTHON)" -m jupyterlab --ip=127.0.0.1
+
+clean:  ## remove results/<data set>/ of this DATASET alone, all its ranks
+	@echo "Removing $(DIR)"
+	@rm -rf "$(DIR)"
+
+help:  ## list this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo '  DATASET: $(basename $(notdir $(wildcard notebooks/params/*.yaml))); or DATA=cells.h5ad. Also: K $(OVERRIDES)'
