@@ -11,8 +11,18 @@ comma := ,
 
 # ---- On which cells, with which values -------------------------------------------------------------------------------
 # Assigned here, so that a variable of the environment does nothing: it takes the command line to override.
-OVERRIDES := MIN_CELLS SEED DONOR_KEY CELL_TYPE_KEY LAYER DATA DEVICE MAX_CELLS
+OVERRIDES := DATA MIN_CELLS SEED DONOR_KEY CELL_TYPE_KEY LAYER FRACTIONAL DROP_MISSING DROP_EMPTY MAX_CELLS DEVICE
 $(foreach name,$(OVERRIDES),$(eval $(name) :=))
+# A name that is none would be ignored without a word.
+known := DATASET K $(OVERRIDES) PYTHON SHELL UV_FIND_LINKS
+strange := $(strip $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(filter-out $(known) -%,$(name)))))
+ifneq ($(strange),)
+$(error $(strange): no variable of this Makefile. There are: DATASET K $(OVERRIDES). \
+    Any other parameter of a notebook goes into notebooks/params/<data set>.yaml)
+endif
+ifneq ($(findstring ',$(DATASET)$(DATA)$(K)$(foreach name,$(OVERRIDES),$($(name)))),)
+$(error A value holds a quote ('), which the shell would take for its own: name it without)
+endif
 DATASET := $(if $(DATA),$(patsubst %.h5ad,%,$(notdir $(DATA))),demo)
 params := $(wildcard notebooks/params/$(DATASET).yaml)
 K := $(shell sed -n 's/^k: *\([0-9][0-9]*\).*/\1/p' $(params) /dev/null)
@@ -35,6 +45,12 @@ endif
 data := $(or $(DATA),$(shell sed -n "s/^data: *[\"']*\([^ \"']*\).*/\1/p" $(params) /dev/null))
 ifeq ($(data),)
 $(error $(params) has no line 'data: cells.h5ad': write one, or give DATA=cells.h5ad)
+endif
+# Results of other cells are not overwritten because a file happens to bear the same name.
+before := $(shell sed -n 's/^data: *//p' results/$(DATASET)/params/01_filter.yaml 2>/dev/null)
+ifneq ($(if $(filter all filter train benchmarks figures results/%,$(MAKECMDGOALS)),$(filter-out $(data),$(before))),)
+$(error results/$(DATASET)/ was made from $(before), not from $(data): give DATASET=other to keep both, or first type \
+    make clean DATASET=$(DATASET))
 endif
 # A missing file is no prerequisite: the notebook says more about it than make would.
 cells := $(if $(filter data/demo.h5ad,$(data)),$(data),$(wildcard $(data)))
@@ -114,6 +130,7 @@ figures: $(drawn) $(RUN)/07_figures.ipynb  ## draw the figures; trains nothing
 # In the targets below '%' stands for the '.' of the ending. That makes them pattern rules, and of those make knows that
 # one run gives all targets; of a plain rule with several targets it believes that each takes a run of its own.
 run = "$(PYTHON)" -m aenmf_lib.run
+# exec: a signal to make is to end the runner, not a shell that leaves it behind.
 execute = exec $(run) execute $< --params $(word 2,$^)
 
 # Looked at every time, but a file is written only when a value in it changed.

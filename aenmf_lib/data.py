@@ -34,12 +34,19 @@ def read_h5ad(path: str | Path) -> AnnData:
         The file is missing, is not HDF5 or is cut short, or is not an AnnData file.
     """
     with open_h5ad(path) as file:
-        return read_elem(file["/"])
+        cells = read_elem(file["/"])
+    if not isinstance(cells, AnnData):
+        raise ValueError(
+            f"{path} was written by an anndata too old to be read: read and write it again with anndata 0.7 to 0.10."
+        )
+    return cells
 
 
 def open_h5ad(path: str | Path) -> h5py.File:
     """Open an ``.h5ad`` for reading, with errors that name the file. Raises as `read_h5ad`."""
     path = Path(path)
+    if path.is_dir():
+        raise OSError(f"{path} is a folder: the path of an .h5ad file is expected.")
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*.h5ad")) if path.parent.is_dir() else []
         there = f"; {path.parent}/ holds {', '.join(near[:5])}" if near else ""
@@ -113,15 +120,20 @@ def read_counts(path: str | Path, *, layer: str = "", fractional: bool = False) 
             X = csr_matrix(X) if not issparse(X) else X.tocsr()
             fault = _not_counts(X.data, fractional=fractional)
             if fault is None:
-                cells = AnnData(X, obs=read_elem(file["obs"]), var=read_elem(file[var]))
+                try:
+                    cells = AnnData(X, obs=read_elem(file["obs"]), var=read_elem(file[var]))
+                except ValueError as error:
+                    raise ValueError(
+                        f"{path}: {where} does not fit obs and {var}: {error}. Write the file again."
+                    ) from error
                 _check_names(cells, path)
                 return cells, where
             found.append(f"{where} {fault}")
         more = [name for name in places if name.startswith("layers") and name not in wanted]
     raise ValueError(
         f"{path} holds no raw counts: {'; '.join(found) or 'no matrix at all'}. Non-negative integers are expected. "
-        + (f"If a layer holds them, name it with layer: there is {', '.join(more)}. " if more else "")
-        + "(Corrected counts that are truly fractional are let in with fractional=true.)"
+        + (f"If a layer holds them, name it (LAYER=…): there is {', '.join(more)}. " if more else "")
+        + "Corrected counts that are truly fractional are let in with fractional=true (FRACTIONAL=true)."
     )
 
 
@@ -165,9 +177,19 @@ def filter_cells(
         A column is missing, donor or type is empty, a cell has no counts, or no donor has enough cells.
     """
     obs = counts.obs
+    if not counts.n_obs or not counts.n_vars or not counts.X.nnz:
+        raise ValueError(
+            f"there is nothing to filter: {counts.n_obs} cells × {counts.n_vars} genes, {counts.X.nnz} counts."
+        )
+    if min_cells < 1:
+        raise ValueError(f"min_cells = {min_cells}: the least number of cells of a donor is expected, 1 or more.")
     for what, key in (("donor", donor_key), ("cell type", cell_type_key), *(("kept", key) for key in keep_obs)):
         if key not in obs:
-            raise ValueError(f"there is no obs column {key!r} for the {what}; there are {', '.join(map(repr, obs))}.")
+            there = ", ".join(map(repr, obs)) or "none"
+            raise ValueError(
+                f"there is no obs column {key!r} for the {what}; there are {there}. Name another (DONOR_KEY=…, "
+                "CELL_TYPE_KEY=…)."
+            )
 
     keep = np.ones(counts.n_obs, dtype=bool)
     for key in (donor_key, cell_type_key):
@@ -190,6 +212,9 @@ def filter_cells(
             "(make all MIN_CELLS=…)."
         )
     keep &= donor.isin(donors.loc[donors["kept"], DONOR]).to_numpy()
+    for label, values, who in ((DONOR, donor, "models 1 and 2"), (CELL_TYPE, obs[cell_type_key], "the benchmarks")):
+        if values[keep].nunique() < 2:
+            log.warning("one %s is left (%s): %s need at least 2 and will stop.", label, values[keep].iloc[0], who)
     log.info("kept %d of %d cells, %d of %d donors", keep.sum(), len(keep), donors["kept"].sum(), len(donors))
 
     X = counts.X[keep]
@@ -226,7 +251,8 @@ def _not_counts(values: np.ndarray, *, fractional: bool) -> str | None:
         return f"holds {n} negative values (smallest {values.min():.4g}), as scaled data do"
     if not fractional and (n := int((values % 1 != 0).sum())):
         example = values[values % 1 != 0][0]
-        looks = "log-normalised" if values.max() < _LOG_MAX else "normalised or corrected"
+        few = n < len(values) / 2
+        looks = "corrected" if few else "log-normalised" if values.max() < _LOG_MAX else "normalised"
         largest = values.max()
         return f"holds {n} values that are not integers (first {example:.4g}, largest {largest:.4g}): it looks {looks}"
     return None
@@ -248,8 +274,8 @@ def _drop(fault: np.ndarray, allowed: bool, cells: AnnData, what: str, instead: 
         first = cells.obs_names[fault][0]
         if not allowed:
             raise ValueError(
-                f"{what} for {n} of {len(fault)} cells (first: {first!r}). Set {parameter}=true in the params file to "
-                f"leave these cells out, or {instead}."
+                f"{what} for {n} of {len(fault)} cells (first: {first!r}). Set {parameter}=true "
+                f"({parameter.upper()}=true) to leave these cells out, or {instead}."
             )
         log.warning("%s for %d of %d cells (first: %r): left out", what, n, len(fault), first)
     return ~fault

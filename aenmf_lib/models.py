@@ -7,6 +7,7 @@ A model is a dataclass of hyper-parameters; `fit` sets ``W_`` (k × genes), ``U_
 
 import contextlib
 import logging
+import numbers
 import time
 import warnings
 from dataclasses import KW_ONLY, dataclass, replace
@@ -17,7 +18,7 @@ import torch
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 from sklearn.decomposition import NMF
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from tqdm import tqdm
 
 from aenmf_lib import solver
@@ -53,6 +54,7 @@ class AENMF:
     def __post_init__(self) -> None:
         if self.preset not in (None, "published"):
             raise ValueError(f"preset={self.preset!r} is not known: give 'published' or None.")
+        _check_settings(self)
         if self.preset == "published":
             for field, value in self.published.items():
                 setattr(self, field, value)
@@ -77,12 +79,7 @@ class AENMF:
             k is larger than cells or genes, X is not sparse, negative or not finite, one donor only for a conditional
             model, or a column is missing.
         """
-        X = _check_X(cells.X)
-        if not 1 <= self.k <= min(X.shape):
-            raise ValueError(
-                f"k = {self.k} programs were asked of {X.shape[0]} cells × {X.shape[1]} genes: k must lie between 1 "
-                f"and {min(X.shape)}."
-            )
+        X = _check_cells(cells, self.k)
         codes = self._codes(cells)
         moments = Moments(X, **codes, by_donor=isinstance(self, CAENMF2), device=self.device)
         start = nndsvd(moments, self.k, seed=self.seed)
@@ -173,6 +170,8 @@ class AENMF:
         return codes
 
     def _same_genes(self, X: AnnData | csr_matrix) -> csr_matrix:
+        if not hasattr(self, "genes_"):
+            raise NotFittedError(f"this {self.name} has not been fitted: call fit first.")
         if isinstance(X, AnnData):
             if not X.var_names.equals(self.genes_):
                 shared = len(self.genes_.intersection(X.var_names))
@@ -294,11 +293,12 @@ class BaseNMF:
     name: ClassVar[str] = "Base_NMF"
     uses_cell_type: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        _check_settings(self)
+
     def fit(self, cells: AnnData) -> "BaseNMF":
         """Train on all cells; sets ``H_`` as well, the usages of these cells. See `AENMF.fit`."""
-        X = _check_X(cells.X)
-        if not 1 <= self.k <= min(X.shape):
-            raise ValueError(f"k = {self.k} programs were asked of {X.shape[0]} cells × {X.shape[1]} genes.")
+        X = _check_cells(cells, self.k)
         begin = time.perf_counter()
         self._nmf = NMF(
             n_components=self.k,
@@ -391,6 +391,27 @@ def best_scale(objective: Tied, W: torch.Tensor, *, iterations: int = 200) -> to
         grows, shrinks = torch.diag(rr * F), (rr * F * rr * G).sum(1) + penalty * r**2
         r = r * (grows / shrinks) ** 0.25
     return W * r[:, None].to(W.dtype)
+
+
+def _check_settings(model) -> None:
+    """Refuse hyper-parameters that no training can use, when the model is made rather than hours later."""
+    for name, value in vars(model).items():
+        if name in ("k", "max_iter") and not (isinstance(value, numbers.Integral) and value >= (name == "max_iter")):
+            raise ValueError(f"{name}={value!r}: a whole number above 0 is expected.")
+        if name in ("tol", "gamma", "eta", "lambda_W", "lambda_U") and not 0 <= value < np.inf:
+            raise ValueError(f"{name}={value!r}: a number of 0 or above is expected.")
+
+
+def _check_cells(cells: AnnData, k: int) -> csr_matrix:
+    if not isinstance(cells, AnnData):
+        raise TypeError(f"fit takes an AnnData, as data.load gives it, not a {type(cells).__name__}.")
+    X = _check_X(cells.X)
+    if not 1 <= k <= min(X.shape):
+        raise ValueError(
+            f"k = {k} programs were asked of {X.shape[0]} cells × {X.shape[1]} genes: k must lie between 1 and "
+            f"{min(X.shape)}."
+        )
+    return X
 
 
 def _check_X(X: csr_matrix) -> csr_matrix:

@@ -70,6 +70,8 @@ class Moments:
         by_donor: bool = False,
         device: str = "cpu",
     ) -> None:
+        if device.partition(":")[0] not in ("cpu", "cuda"):
+            raise ValueError(f"device={device!r} is not known: give 'cpu', 'cuda' or 'cuda:<number>'.")
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise RuntimeError(
                 f"device={device!r} was asked for, but torch sees no CUDA device here: use device='cpu'."

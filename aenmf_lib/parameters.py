@@ -25,6 +25,11 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         first: dict[str, int] = {}
         for key, _ in node.value:  # the plain loader keeps the last of two and says nothing
+            if not isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                raise ParameterError(
+                    f"{key.start_mark.name}, line {line}: a list or mapping stands where a name is expected."
+                )
             name, place, line = key.value, key.start_mark.name, key.start_mark.line + 1
             if name in first:
                 raise ParameterError(

@@ -4,6 +4,7 @@ The keys are the published ones and stand in this file alone. Files that hold th
 well.
 """
 
+import argparse
 import contextlib
 import logging
 import os
@@ -42,6 +43,8 @@ VARM = {
 META = {"CAE_NMF1": "cond_meta_concat_k{k}", "CAE_NMF2": "cond_meta_concat_k{k}", "Base_NMF": "sklearn_nmf_k{k}"}
 U_DONOR = "U_donor_k{k}"  # model 2, written when asked for
 PROVENANCE = "provenance"
+
+_NEEDED = ("cell_type_in_training", "loss_history", "n_iter", "sq_norm_per_cell")  # of the provenance, by what reads it
 
 MODELS = tuple(OBSM)  # the order of rows in every table and figure
 _PUBLISHED_WITH_CELL_TYPE = {"CAE_NMF1"}  # what a file without provenance was trained with, by its published settings
@@ -243,7 +246,7 @@ def _faults(cells: AnnData) -> list[str]:
     for label in (CELL_TYPE, DONOR):
         if label not in cells.obs:
             faults.append(f"obs has no column {label!r} (it has {', '.join(map(repr, cells.obs)) or 'none'})")
-        elif missing := int(cells.obs[label].isna().sum()):
+        elif missing := int((cells.obs[label].isna() | (cells.obs[label].astype(str).str.strip() == "")).sum()):
             faults.append(f"obs[{label!r}] is empty for {missing} of {cells.n_obs} cells")
     if cells.X is not None:
         faults.append(f"X is a matrix of {cells.n_obs} × {cells.n_vars}: a results-only file has none")
@@ -259,6 +262,8 @@ def _faults(cells: AnnData) -> list[str]:
         faults += _matrix_faults(cells.varm, "varm", key.format(k=k), k if part == "W" else n_donors)
     if name in META and META[name].format(k=k) not in cells.uns:
         faults.append(f"uns has no {META[name].format(k=k)!r}")
+    if PROVENANCE in cells.uns:
+        faults += [f"uns['{PROVENANCE}'] has no {key!r}" for key in _NEEDED if key not in cells.uns[PROVENANCE]]
     return faults
 
 
@@ -266,6 +271,8 @@ def _matrix_faults(place, where: str, key: str, width: int | None) -> list[str]:
     if key not in place:
         return [f"{where} has no {key!r} (it has {', '.join(map(repr, place)) or 'none'})"]
     matrix = np.asarray(place[key])
+    if matrix.dtype.kind not in "fiu":
+        return [f"{where}[{key!r}] holds values of {matrix.dtype}: numbers are expected"]
     if matrix.ndim != 2 or (width is not None and matrix.shape[1] != width):
         return [f"{where}[{key!r}] is of shape {matrix.shape}: {width} columns are expected"]
     if bad := int((~np.isfinite(matrix)).sum()):
@@ -294,7 +301,13 @@ def _check_same_cells(obs: pd.DataFrame, path, other: pd.DataFrame, other_path) 
 
 
 if __name__ == "__main__":
-    wrong = {path: check(path) for path in sys.argv[1:]}
-    for path, faults in wrong.items():
-        print(path, *(faults or ["ok"]), sep="\n  ")
-    sys.exit(any(wrong.values()) or not wrong)
+    parser = argparse.ArgumentParser(
+        prog="python -m aenmf_lib.results", description="Say what is wrong with results files."
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE.h5ad")
+    wrong = 0
+    for file in parser.parse_args().files:
+        faults = check(file)
+        print(file, *(faults or ["ok"]), sep="\n  ")
+        wrong += bool(faults)
+    sys.exit(wrong > 0)

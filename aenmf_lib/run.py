@@ -91,10 +91,10 @@ def execute(notebook: Path, values: dict[str, Any], report: Path) -> None:
             return KernelSpecManager(kernel_dirs=[])  # a user's own kernelspec `python3` must not win
 
     source = jupytext.read(notebook)
-    code = [cell.source for cell in source.cells if cell.cell_type == "code"]
+    code = [c.source for c in source.cells if c.cell_type == "code" and "parameters" not in c.metadata.get("tags", [])]
 
     def announce(cell: Any, cell_index: int) -> None:
-        if cell.source in code:  # not so is the cell of injected parameters
+        if cell.source in code:  # not so are the cells of parameters
             lines = (line for line in cell.source.splitlines() if line.strip() and not line.startswith("#"))
             log.info("%s [%d/%d] %s", notebook.stem, code.index(cell.source) + 1, len(code), next(lines, "")[:80])
 
@@ -113,7 +113,7 @@ def execute(notebook: Path, values: dict[str, Any], report: Path) -> None:
             kernel_name="python3",
             language="python",
             kernel_manager_class=Kernel,
-            extra_arguments=["--log-level=ERROR"],  # the kernel warns that 127.0.0.1 is not encrypted
+            extra_arguments=["--log-level=CRITICAL"],  # it warns that 127.0.0.1 is not encrypted, and of its own end
             on_cell_execute=announce,
             coalesce_streams=True,  # of a progress bar the report keeps the last state
             progress_bar=False,

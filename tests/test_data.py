@@ -95,7 +95,7 @@ def test_log_normalised_without_raw_is_refused_and_layers_are_named(tmp_path):
         cells.layers["counts"] = cells.X.copy()
         cells.X = data.normalise(cells.X)
 
-    with pytest.raises(ValueError, match=r"it looks log-normalised.*name it with layer: there is layers\['counts'\]"):
+    with pytest.raises(ValueError, match=r"it looks log-normalised.*name it \(LAYER=…\): there is layers\['counts'\]"):
         data.read_counts(counts_file(tmp_path, normalised))
 
 
@@ -200,7 +200,9 @@ def test_a_missing_column_lists_those_there(counts):
 def test_cells_without_a_label_are_an_error_or_dropped_by_choice(counts, column, empty):
     counts.obs[column] = counts.obs[column].astype(object)
     counts.obs.iloc[[2, 5], counts.obs.columns.get_loc(column)] = empty
-    message = re.escape(f"obs['{column}'] is empty for 2 of 60 cells (first: 'cell2'). Set drop_missing=true")
+    message = re.escape(
+        f"obs['{column}'] is empty for 2 of 60 cells (first: 'cell2'). Set drop_missing=true (DROP_MISSING=true)"
+    )
     with pytest.raises(ValueError, match=message):
         data.filter_cells(counts, min_cells=1)
     cells, donors = data.filter_cells(counts, min_cells=1, drop_missing=True)
@@ -215,6 +217,19 @@ def test_cells_without_counts_are_an_error_or_dropped_by_choice(counts):
     with pytest.raises(ValueError, match=r"the counts are all 0 for 1 of 60 cells \(first: 'cell4'\)"):
         data.filter_cells(counts, min_cells=1)
     assert data.filter_cells(counts, min_cells=1, drop_empty=True)[0].n_obs == 59
+
+
+def test_one_donor_or_one_type_is_warned_of_before_the_trainings(counts, caplog):
+    counts.obs["cell_type"] = "T"
+    data.filter_cells(counts, min_cells=16)
+    assert "one donor_id is left (big): models 1 and 2 need at least 2" in caplog.text
+    assert "one cell_type is left (T): the benchmarks need at least 2" in caplog.text
+
+
+def test_a_file_without_counts_is_refused(counts):
+    counts.X = csr_matrix(counts.shape, dtype=np.float32)
+    with pytest.raises(ValueError, match="nothing to filter: 60 cells × 40 genes, 0 counts"):
+        data.filter_cells(counts, min_cells=1)
 
 
 def test_load_wants_what_filter_wrote(tmp_path, counts):

@@ -5,6 +5,7 @@ import pytest
 from conftest import filtered, tiny_cells
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.exceptions import NotFittedError
 
 from aenmf_lib import AENMF, CAENMF1, CAENMF2, BaseNMF, programs, synthetic
 
@@ -165,6 +166,32 @@ def test_other_genes_are_refused(tiny):
 def test_a_rank_that_does_not_fit_is_refused(tiny, model, k):
     with pytest.raises(ValueError, match=f"k = {k} programs were asked of 60 cells × 40 genes"):
         model(k=k).fit(tiny)
+
+
+@pytest.mark.parametrize(
+    ("model", "setting"),
+    [
+        (AENMF, {"k": 12.0}),
+        (AENMF, {"max_iter": 0}),
+        (AENMF, {"tol": np.nan}),
+        (CAENMF1, {"gamma": -1.0}),
+        (CAENMF2, {"lambda_U": np.inf}),
+        (BaseNMF, {"max_iter": -1}),
+    ],
+)
+def test_settings_that_no_training_can_use_are_refused_at_once(model, setting):
+    ((name, value),) = setting.items()
+    with pytest.raises(ValueError, match=f"^{name}={value!r}: a "):
+        model(**setting)
+
+
+def test_what_is_not_fitted_or_not_cells_is_told(tiny):
+    with pytest.raises(NotFittedError, match="call fit first"):
+        AENMF(k=3).transform(tiny)
+    with pytest.raises(TypeError, match="fit takes an AnnData"):
+        AENMF(k=3).fit(tiny.X)
+    with pytest.raises(ValueError, match="device='gpu' is not known"):
+        AENMF(k=3, device="gpu").fit(tiny)
 
 
 @pytest.mark.parametrize("model", [CAENMF1, CAENMF2])

@@ -11,6 +11,7 @@ import tomllib
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -173,6 +174,10 @@ class Sandbox:
         assert done.returncode == 0, done.stderr
         return note.read_text().split()
 
+    def would_run(self, *arguments: str) -> list[str]:
+        """Ask make which notebooks it would run."""
+        return re.findall(r"aenmf_lib\.run execute notebooks/(\w+)\.py", self("-n", *arguments).stdout)
+
     def files(self, folder: str) -> set[str]:
         return {str(path.relative_to(self.root / folder)) for path in (self.root / folder).rglob("*") if path.is_file()}
 
@@ -223,7 +228,7 @@ def test_all_makes_every_result_and_a_second_time_nothing(done):
         "params/01_filter.yaml",
     }
     assert done.ran("all") == []
-    assert "aenmf_lib.run execute" not in done("-n", "all").stdout
+    assert done.would_run("all") == []
 
 
 @pytest.mark.parametrize("jobs", ["-j1", "-j8"])
@@ -251,8 +256,7 @@ def test_a_run_that_makes_several_files_runs_once(make, jobs):
 )
 def test_what_is_touched_runs_again_with_what_depends_on_it(done, touched, again):
     os.utime(done.root / touched)
-    told = [line for line in done("-n", "all").stdout.splitlines() if "aenmf_lib.run execute" in line]
-    assert [re.search(r"notebooks/(\w+)\.py", line)[1] for line in told] == again
+    assert done.would_run("all") == again
     assert done.ran("all") == again
     assert done.ran("all") == []
 
@@ -284,6 +288,7 @@ def test_a_result_that_is_lost_is_made_again(done, lost, again):
 )
 def test_a_changed_value_runs_again_what_takes_it(done, yaml, again):
     (done.root / "notebooks/params/demo.yaml").write_text(yaml)
+    assert done.would_run("all") == again
     assert done.ran("all") == again
 
 
@@ -366,6 +371,21 @@ def test_a_failed_stage_leaves_nothing_that_make_takes_for_done(make):
     assert not (make.root / "results/demo/k20/cae_nmf2_k20.h5ad").exists()
     make.program("python.py", PYTHON)
     assert make.ran("all") == STAGES[4:]
+
+
+def test_a_signal_to_make_reaches_what_it_runs(make):
+    waits = 'import os, time\nprint("waits", os.getpid(), flush=True)\ntime.sleep(60)\n'
+    make.program("python.py", PYTHON + f'\nif "--report" in sys.argv:\n    exec({waits!r})\n')
+    asked = ["make", f"PYTHON={make.python}", "filter"]
+    with subprocess.Popen(
+        asked, cwd=make.root, env={"PATH": "/usr/bin:/bin"}, stdout=subprocess.PIPE, text=True
+    ) as running:
+        runner = next(psutil.Process(int(line.split()[1])) for line in running.stdout if line.startswith("waits"))
+        running.terminate()
+        gone, _ = psutil.wait_procs([runner], timeout=10)
+        if not gone:
+            runner.kill()
+    assert gone
 
 
 def test_figures_are_drawn_under_a_fixed_date(make):
@@ -533,3 +553,24 @@ def test_an_active_environment_is_used_if_it_holds_the_library(bare, variable):
     setup_done = bare("setup", python=False, **environment)
     assert setup_done.returncode == 0
     assert not (bare.root / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (("all", "MIN_CELL=3"), "MIN_CELL: no variable of this Makefile. There are: DATASET K DATA MIN_CELLS"),
+        (("all", "min_cells=3"), "min_cells: no variable of this Makefile"),
+        (("all", "DONOR_KEY=the donor's"), "A value holds a quote (')"),
+        (
+            ("all", "DATA=elsewhere/demo.h5ad"),
+            "results/demo/ was made from data/demo.h5ad, not from elsewhere/demo.h5ad",
+        ),
+    ],
+)
+def test_what_make_would_ignore_or_overwrite_is_refused(done, asked, told):
+    files = done.files("results")
+    refused = done(*asked)
+    assert refused.returncode == 2
+    assert told in refused.stderr
+    assert done.files("results") == files
+    assert done("help").returncode == 0

@@ -121,6 +121,8 @@ def change(path, edit):
         (lambda f: f.obsm.update(H_shared_k4=f.obsm["H_shared_k4"][:, :2]), r"of shape \(60, 2\): 4 columns"),
         (lambda f: f.obsm["H_shared_k4"].__setitem__((0, 0), np.nan), "holds 1 values that are NaN or infinite"),
         (lambda f: f.obsm["H_shared_k4"].__setitem__((0, 0), -1), "holds 1 negative values"),
+        (lambda f: f.obsm.update(H_shared_k4=f.obs[["donor_id"] * 4].to_numpy().astype("S9")), "numbers are expected"),
+        (lambda f: f.uns["provenance"].pop("loss_history"), r"uns\['provenance'\] has no 'loss_history'"),
         (lambda f: setattr(f, "X", np.ones(f.shape)), "a results-only file has none"),
     ],
 )
