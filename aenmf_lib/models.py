@@ -82,7 +82,7 @@ class AENMF:
         X = _check_cells(cells, self.k)
         codes = self._codes(cells)
         moments = Moments(X, **codes, by_donor=isinstance(self, CAENMF2), device=self.device)
-        start = nndsvd(moments, self.k, seed=self.seed)
+        start = solver.nndsvd(moments, self.k, seed=self.seed)
         solution = self._solve(moments, start)
         self._keep(solution, cells)
         return self
@@ -127,7 +127,7 @@ class AENMF:
 
     def _solve(self, moments: Moments, start: torch.Tensor) -> solver.Solution:
         warm = Tied(moments, lambda_W=self.lambda_W)
-        return self._minimise(warm, start if self.row_norm else best_scale(warm, start), "AE_NMF")
+        return self._minimise(warm, start if self.row_norm else solver.best_scale(warm, start), "AE_NMF")
 
     def _minimise(self, objective: Tied, W: torch.Tensor, name: str) -> solver.Solution:
         settings = {"row_norm": self.row_norm, "tol": self.tol, "max_iter": self.max_iter}
@@ -350,47 +350,6 @@ def summary(model: "AENMF | BaseNMF", cells: AnnData) -> str:
     loss = model.loss_history_.min()
     explained = 1 - loss / (np.square(cells.X.data, dtype=np.float64).sum() / cells.n_obs)
     return f"{model.name}: {model.n_iter_} iterations, {model.stop_}; objective {loss:.6g}, {explained:.1%} explained"
-
-
-def nndsvd(moments: Moments, k: int, *, seed: int, power: int = 4, noise: float = 0.01) -> torch.Tensor:
-    """Start from the top right singular vectors of X, the larger of the two signed parts of each, and a little noise.
-
-    The vectors come from `power` subspace iterations on S. The part kept is that of Boutsidis & Gallopoulos (2008),
-    Pattern Recognit. 41:1350; the noise lets entries that start at 0 leave it.
-
-    Returns
-    -------
-    W : (k, n_genes), rows of length about 1
-    """
-    generator = torch.Generator().manual_seed(seed)
-    random = torch.randn(min(k + 10, moments.n_genes), moments.n_genes, generator=generator, dtype=moments.dtype)
-    Q = random.to(moments.device)
-    for _ in range(power):
-        Q = torch.linalg.qr(moments.product(Q).T)[0].T
-    F = moments.product(Q).double() @ Q.double().T
-    _, vectors = torch.linalg.eigh((F + F.T) / 2)
-    V = vectors.flip(1)[:, :k].T.to(Q.dtype) @ Q
-    plus, minus = V.clamp(min=0), (-V).clamp(min=0)
-    W = torch.where(plus.norm(dim=1, keepdim=True) >= minus.norm(dim=1, keepdim=True), plus, minus)
-    grain = torch.rand(W.shape, generator=generator, dtype=W.dtype).to(W.device)
-    return W + noise * W.mean() * grain
-
-
-def best_scale(objective: Tied, W: torch.Tensor, *, iterations: int = 200) -> torch.Tensor:
-    """Scale the rows of W to lower the AE-NMF objective as far as their lengths can.
-
-    One closed-form factor for all rows, ``sqrt(tr F / ⟨F, G⟩)``, then multiplicative updates of the k lengths: all on
-    k × k matrices, no pass over the cells.
-    """
-    point = objective.evaluate(W)
-    F, G = point.F.sum(0), W.double() @ W.double().T
-    penalty = objective.n * objective.lambda_W / 2 * torch.diag(G)
-    r = (F.trace() / (F * G).sum()).sqrt().expand(len(W))
-    for _ in range(iterations):
-        rr = torch.outer(r, r)
-        grows, shrinks = torch.diag(rr * F), (rr * F * rr * G).sum(1) + penalty * r**2
-        r = r * (grows / shrinks) ** 0.25
-    return W * r[:, None].to(W.dtype)
 
 
 def _check_settings(model) -> None:

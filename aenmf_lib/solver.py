@@ -1,4 +1,4 @@
-"""How is any objective minimised?
+"""How is any objective minimised? Where it starts, its steps, when it stops.
 
 Spectral projected gradient over the non-negative W (Birgin, Martínez & Raydan 2000, SIAM J. Optim. 10:1196), with the
 gradient divided by the objective's own curvature. What else a model has (the donor part U) is solved for inside the
@@ -12,6 +12,9 @@ from typing import Protocol
 
 import torch
 from tqdm import tqdm
+
+from aenmf_lib.moments import Moments
+from aenmf_lib.objectives import Tied
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +57,47 @@ class Solution:
     def n_iter(self) -> int:
         """Iterations done."""
         return len(self.loss_history) - 1
+
+
+def nndsvd(moments: Moments, k: int, *, seed: int, power: int = 4, noise: float = 0.01) -> torch.Tensor:
+    """Start from the top right singular vectors of X, the larger of the two signed parts of each, and a little noise.
+
+    The vectors come from `power` subspace iterations on S. The part kept is that of Boutsidis & Gallopoulos (2008),
+    Pattern Recognit. 41:1350; the noise lets entries that start at 0 leave it.
+
+    Returns
+    -------
+    W : (k, n_genes), rows of length about 1
+    """
+    generator = torch.Generator().manual_seed(seed)
+    random = torch.randn(min(k + 10, moments.n_genes), moments.n_genes, generator=generator, dtype=moments.dtype)
+    Q = random.to(moments.device)
+    for _ in range(power):
+        Q = torch.linalg.qr(moments.product(Q).T)[0].T
+    F = moments.product(Q).double() @ Q.double().T
+    _, vectors = torch.linalg.eigh((F + F.T) / 2)
+    V = vectors.flip(1)[:, :k].T.to(Q.dtype) @ Q
+    plus, minus = V.clamp(min=0), (-V).clamp(min=0)
+    W = torch.where(plus.norm(dim=1, keepdim=True) >= minus.norm(dim=1, keepdim=True), plus, minus)
+    grain = torch.rand(W.shape, generator=generator, dtype=W.dtype).to(W.device)
+    return W + noise * W.mean() * grain
+
+
+def best_scale(objective: Tied, W: torch.Tensor, *, iterations: int = 200) -> torch.Tensor:
+    """Scale the rows of W to lower the AE-NMF objective as far as their lengths can.
+
+    One closed-form factor for all rows, ``sqrt(tr F / ⟨F, G⟩)``, then multiplicative updates of the k lengths: all on
+    k × k matrices, no pass over the cells.
+    """
+    point = objective.evaluate(W)
+    F, G = point.F.sum(0), W.double() @ W.double().T
+    penalty = objective.n * objective.lambda_W / 2 * torch.diag(G)
+    r = (F.trace() / (F * G).sum()).sqrt().expand(len(W))
+    for _ in range(iterations):
+        rr = torch.outer(r, r)
+        grows, shrinks = torch.diag(rr * F), (rr * F * rr * G).sum(1) + penalty * r**2
+        r = r * (grows / shrinks) ** 0.25
+    return W * r[:, None].to(W.dtype)
 
 
 def project(W: torch.Tensor, *, row_norm: bool) -> torch.Tensor:
