@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import signal
 import sys
 import time
@@ -56,7 +57,8 @@ def _end_on_signal(what: str) -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
         log.error("%s: stopped by %s", what, signal.Signals(number).name)
-        sys.exit(128 + number)
+        logging.shutdown()
+        os._exit(128 + number)  # an ordinary exit waits for the kernel, which is gone
 
     for number in numbers:
         signal.signal(number, end)
