@@ -79,12 +79,14 @@ class AENMF:
             k is larger than cells or genes, X is not sparse, negative or not finite, one donor only for a conditional
             model, or a column is missing.
         """
+        begin = time.perf_counter()
         X = _check_cells(cells, self.k)
         codes = self._codes(cells)
         moments = Moments(X, **codes, by_donor=isinstance(self, CAENMF2), device=self.device)
         start = solver.nndsvd(moments, self.k, seed=self.seed)
         solution = self._solve(moments, start)
         self._keep(solution, cells)
+        self.seconds_ = time.perf_counter() - begin  # a start from another model's solution included
         return self
 
     def transform(self, X: AnnData | csr_matrix) -> np.ndarray:
@@ -138,7 +140,7 @@ class AENMF:
         self.W_ = point.W.cpu().numpy()
         self.U_ = None if point.U is None else point.U.cpu().numpy()
         self.loss_history_ = np.array(solution.loss_history)
-        self.n_iter_, self.stop_, self.seconds_ = solution.n_iter, solution.reason, solution.seconds
+        self.n_iter_, self.stop_ = solution.n_iter, solution.reason
         self.genes_ = cells.var_names.copy()
         if dead := int((self.W_.sum(axis=1) == 0).sum()):
             log.warning(
