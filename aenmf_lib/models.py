@@ -106,13 +106,13 @@ class AENMF:
         ValueError
             The genes are not those of the fit.
         """
-        X = _check_X(self._same_genes(X))
+        X = _check_X(_same_genes(self, X))
         W = torch.from_numpy(self.W_.astype(X.dtype)).to(self.device)
         return (to_torch(X, self.device) @ W.T.contiguous()).cpu().numpy()
 
     def objective(self, cells: AnnData) -> float:
         """Value of the trained objective at ``W_`` and ``U_`` on these cells, exact."""
-        X = _check_X(self._same_genes(cells))
+        X = _check_X(_same_genes(self, cells))
         moments = Moments(X, **self._codes(cells), by_donor=isinstance(self, CAENMF2), device=self.device)
         W = torch.from_numpy(self.W_).to(self.device, moments.dtype)
         U = None if self.U_ is None else torch.from_numpy(self.U_).to(self.device, moments.dtype)
@@ -170,22 +170,6 @@ class AENMF:
         if self.uses_cell_type:
             codes["cell_type"] = np.unique(_column(cells, CELL_TYPE, self.name), return_inverse=True)[1]
         return codes
-
-    def _same_genes(self, X: AnnData | csr_matrix) -> csr_matrix:
-        if not hasattr(self, "genes_"):
-            raise NotFittedError(f"this {self.name} has not been fitted: call fit first.")
-        if isinstance(X, AnnData):
-            if not X.var_names.equals(self.genes_):
-                shared = len(self.genes_.intersection(X.var_names))
-                raise ValueError(
-                    f"the cells have {X.n_vars} genes, the model {len(self.genes_)}, {shared} of them shared"
-                    f"{' but in another order' if shared == X.n_vars == len(self.genes_) else ''}. "
-                    "Give the genes of the fit, in its order: cells[:, model.genes_]."
-                )
-            return X.X
-        if X.shape[1] != len(self.genes_):
-            raise ValueError(f"X has {X.shape[1]} genes, the model {len(self.genes_)}. Give the genes of the fit.")
-        return X
 
 
 @dataclass
@@ -326,11 +310,11 @@ class BaseNMF:
 
     def transform(self, X: AnnData | csr_matrix) -> np.ndarray:
         """Give each cell its usages by non-negative least squares, (n_cells, k); the cells of the fit have ``H_``."""
-        return self._nmf.transform(_check_X(AENMF._same_genes(self, X)))
+        return self._nmf.transform(_check_X(_same_genes(self, X)))
 
     def objective(self, cells: AnnData) -> float:
         """``(1/n) ‖X − H W‖²`` on these cells, H by `transform`."""
-        X = _check_X(AENMF._same_genes(self, cells))
+        X = _check_X(_same_genes(self, cells))
         return self._loss(X, self.transform(X))
 
     def embeddings(self, cells: AnnData) -> dict[str, np.ndarray]:
@@ -372,6 +356,23 @@ def _check_cells(cells: AnnData, k: int) -> csr_matrix:
             f"k = {k} programs were asked of {X.shape[0]} cells × {X.shape[1]} genes: k must lie between 1 and "
             f"{min(X.shape)}."
         )
+    return X
+
+
+def _same_genes(model: "AENMF | BaseNMF", X: AnnData | csr_matrix) -> csr_matrix:
+    if not hasattr(model, "genes_"):
+        raise NotFittedError(f"this {model.name} has not been fitted: call fit first.")
+    if isinstance(X, AnnData):
+        if not X.var_names.equals(model.genes_):
+            shared = len(model.genes_.intersection(X.var_names))
+            raise ValueError(
+                f"the cells have {X.n_vars} genes, the model {len(model.genes_)}, {shared} of them shared"
+                f"{' but in another order' if shared == X.n_vars == len(model.genes_) else ''}. "
+                "Give the genes of the fit, in its order: cells[:, model.genes_]."
+            )
+        return X.X
+    if X.shape[1] != len(model.genes_):
+        raise ValueError(f"X has {X.shape[1]} genes, the model {len(model.genes_)}. Give the genes of the fit.")
     return X
 
 
