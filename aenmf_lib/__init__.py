@@ -18,6 +18,7 @@ _MODULES = (
     "classification",
     "clustering",
     "data",
+    "descent",
     "figures",
     "models",
     "moments",
@@ -26,6 +27,7 @@ _MODULES = (
     "results",
     "run",
     "solver",
+    "stream",
     "synthetic",
 )
 __all__ = [*_MODELS, *_MODULES]

@@ -4,6 +4,7 @@ Raw counts in, one matrix out that every model trains on: log1p of counts per 10
 """
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -103,33 +104,63 @@ def read_counts(path: str | Path, *, layer: str = "", fractional: bool = False) 
         No such layer, or no matrix of counts: what each matrix looks like is told.
     """
     with open_h5ad(path) as file:
-        places = {"raw.X": ("raw/X", "raw/var"), "X": ("X", "var")}
-        places |= {f"layers['{name}']": (f"layers/{name}", "var") for name in file.get("layers", ())}
-        if layer and f"layers['{layer}']" not in places:
-            raise ValueError(
-                f"{path} has no layer {layer!r}; it has {', '.join(w for w, (at, _) in places.items() if at in file)}. "
-                "Set layer to one of the layers, or to '' for raw.X or X."
-            )
-        wanted = [f"layers['{layer}']"] if layer else ["raw.X", "X"]
-        found = []
-        for where in wanted:
-            matrix, var = places[where]
-            if matrix not in file:
-                continue
-            X = read_elem(file[matrix])
-            X = csr_matrix(X) if not issparse(X) else X.tocsr()
-            fault = _not_counts(X.data, fractional=fractional)
-            if fault is None:
-                try:
-                    cells = AnnData(X, obs=read_elem(file["obs"]), var=read_elem(file[var]))
-                except ValueError as error:
-                    raise ValueError(
-                        f"{path}: {where} does not fit obs and {var}: {error}. Write the file again."
-                    ) from error
-                _check_names(cells, path)
-                return cells, where
-            found.append(f"{where} {fault}")
-        more = [name for name in places if name.startswith("layers") and name not in wanted]
+        X, where, _, var = find_counts(file, path, layer=layer, fractional=fractional)
+        try:
+            cells = AnnData(X, obs=read_elem(file["obs"]), var=read_elem(file[var]))
+        except ValueError as error:
+            raise ValueError(f"{path}: {where} does not fit obs and {var}: {error}. Write the file again.") from error
+    check_names(path, cells=cells.obs_names, genes=cells.var_names)
+    return cells, where
+
+
+def _whole(matrix: h5py.Group | h5py.Dataset) -> csr_matrix:
+    X = read_elem(matrix)
+    return X.tocsr() if issparse(X) else csr_matrix(X)
+
+
+def find_counts(
+    file: h5py.File,
+    path: str | Path,
+    *,
+    layer: str = "",
+    fractional: bool = False,
+    read: Callable[[h5py.Group | h5py.Dataset], csr_matrix] = _whole,
+) -> tuple[csr_matrix, str, str, str]:
+    """Find the raw counts in an open file. Takes and raises what `read_counts` does.
+
+    Parameters
+    ----------
+    read
+        Reads of a matrix what is looked at, and given back: all of it, or its first cells.
+
+    Returns
+    -------
+    X : CSR
+        What `read` gave.
+    where : str
+        ``layers['…']``, ``raw.X`` or ``X``.
+    matrix, var : str
+        The keys in the file of the matrix and of the genes that belong to it.
+    """
+    places = {"raw.X": ("raw/X", "raw/var"), "X": ("X", "var")}
+    places |= {f"layers['{name}']": (f"layers/{name}", "var") for name in file.get("layers", ())}
+    if layer and f"layers['{layer}']" not in places:
+        raise ValueError(
+            f"{path} has no layer {layer!r}; it has {', '.join(w for w, (at, _) in places.items() if at in file)}. "
+            "Set layer to one of the layers, or to '' for raw.X or X."
+        )
+    wanted = [f"layers['{layer}']"] if layer else ["raw.X", "X"]
+    found = []
+    for where in wanted:
+        matrix, var = places[where]
+        if matrix not in file:
+            continue
+        X = read(file[matrix])
+        fault = not_counts(X.data, fractional=fractional)
+        if fault is None:
+            return X, where, matrix, var
+        found.append(f"{where} {fault}")
+    more = [name for name in places if name.startswith("layers") and name not in wanted]
     raise ValueError(
         f"{path} holds no raw counts: {'; '.join(found) or 'no matrix at all'}. Non-negative integers are expected. "
         + (f"If a layer holds them, name it (LAYER=…): there is {', '.join(more)}. " if more else "")
@@ -219,7 +250,7 @@ def filter_cells(
 
     X = counts.X[keep]
     expressed = X.getnnz(axis=0) > 0
-    X = normalise(X)[:, expressed]
+    X = normalise(X, expressed)
     kept = pd.DataFrame(
         {
             CELL_TYPE: pd.Categorical(obs[cell_type_key][keep].astype(str)),
@@ -232,36 +263,57 @@ def filter_cells(
     return AnnData(X, obs=kept, var=counts.var.loc[expressed, names]), donors
 
 
-def normalise(X: csr_matrix) -> csr_matrix:
-    """Scale each cell to 10 000 counts and take log1p, float32. Cells without counts stay 0."""
-    X = X.astype(np.float32, copy=True)
-    X.eliminate_zeros()
+def normalise(X: csr_matrix, genes: np.ndarray | None = None) -> csr_matrix:
+    """Scale each cell to 10 000 counts and take log1p, float32. Cells without counts stay 0.
+
+    Parameters
+    ----------
+    X : n_cells × n_genes
+        Counts.
+    genes : int or bool, optional
+        Give these genes alone, in this order. A cell is scaled by its counts of all genes all the same.
+
+    Returns
+    -------
+    n_cells × the genes given; a new matrix with sorted indices and no stored zeros.
+    """
+    X = X.astype(np.float32, copy=genes is None)
     total = np.asarray(X.sum(axis=1, dtype=np.float64)).ravel()
     scale = np.divide(TARGET_SUM, total, out=np.zeros_like(total), where=total > 0)
-    np.log1p(X.data * np.repeat(scale, np.diff(X.indptr)).astype(np.float32), out=X.data)
+    if genes is not None:
+        X = X[:, genes]
+    X.eliminate_zeros()
+    np.log1p(X.data * np.repeat(scale.astype(np.float32), np.diff(X.indptr)), out=X.data)
     X.sort_indices()
     return X
 
 
-def _not_counts(values: np.ndarray, *, fractional: bool) -> str | None:
+def not_counts(values: np.ndarray, *, fractional: bool = False) -> str | None:
     """Say what keeps these values from being counts; None if nothing does."""
+    # all is well, mostly: told with the fewest passes over the values. NaN fails the first comparison.
+    if not values.size or (
+        values.min() >= 0 and values.max() < np.inf and (fractional or np.array_equal(values, np.trunc(values)))
+    ):
+        return None
     if n := int((~np.isfinite(values)).sum()):
         return f"holds {n} values that are NaN or infinite"
     if n := int((values < 0).sum()):
         return f"holds {n} negative values (smallest {values.min():.4g}), as scaled data do"
-    if not fractional and (n := int((values % 1 != 0).sum())):
-        example = values[values % 1 != 0][0]
-        few = n < len(values) / 2
-        looks = "corrected" if few else "log-normalised" if values.max() < _LOG_MAX else "normalised"
-        largest = values.max()
-        return f"holds {n} values that are not integers (first {example:.4g}, largest {largest:.4g}): it looks {looks}"
-    return None
+    fraction = values[values % 1 != 0]
+    few = len(fraction) < len(values) / 2
+    largest = values.max()
+    looks = "corrected" if few else "log-normalised" if largest < _LOG_MAX else "normalised"
+    return (
+        f"holds {len(fraction)} values that are not integers (first {fraction[0]:.4g}, largest {largest:.4g}): "
+        f"it looks {looks}"
+    )
 
 
-def _check_names(cells: AnnData, path: str | Path) -> None:
-    for what, names in (("cells", cells.obs_names), ("genes", cells.var_names)):
-        if not names.is_unique:
-            twice = names[names.duplicated()]
+def check_names(path: str | Path, **names: pd.Index) -> None:
+    """Refuse names of ``cells`` or ``genes`` that stand more than once."""
+    for what, index in names.items():
+        if not index.is_unique:
+            twice = index[index.duplicated()]
             raise ValueError(
                 f"{path}: {len(twice)} names of {what} stand more than once (first: {twice[0]!r}). Make them unique, "
                 f"for example with adata.{'obs' if what == 'cells' else 'var'}_names_make_unique()."
