@@ -43,7 +43,7 @@ class AENMF:
     lambda_W: float = 1e-2  # weight of ‖W‖²
     row_norm: bool = False  # hold the rows of W at length 1
     preset: str | None = None  # "published": the published choices, over the values given
-    tol: float = 1e-4  # stop at this relative decrease of the objective over 30 iterations
+    tol: float = 1e-4  # stop at this relative decrease of the objective over 10 sweeps (30 gradient steps)
     max_iter: int = 1000  # iterations at most
     device: str = "cpu"  # where torch computes: "cpu", "cuda", "cuda:1" …
 
@@ -80,9 +80,8 @@ class AENMF:
             model, or a column is missing.
         """
         begin = time.perf_counter()
-        X = _check_cells(cells, self.k)
-        codes = self._codes(cells)
-        moments = Moments(X, **codes, by_donor=isinstance(self, CAENMF2), device=self.device)
+        _check_cells(cells, self.k)
+        moments = self._moments(cells)
         start = solver.nndsvd(moments, self.k, seed=self.seed)
         solution = self._solve(moments, start)
         self._keep(solution, cells)
@@ -112,16 +111,23 @@ class AENMF:
 
     def objective(self, cells: AnnData) -> float:
         """Value of the trained objective at ``W_`` and ``U_`` on these cells, exact."""
-        X = _check_X(_same_genes(self, cells))
-        moments = Moments(X, **self._codes(cells), by_donor=isinstance(self, CAENMF2), device=self.device)
-        W = torch.from_numpy(self.W_).to(self.device, moments.dtype)
-        U = None if self.U_ is None else torch.from_numpy(self.U_).to(self.device, moments.dtype)
+        _check_X(_same_genes(self, cells))
+        moments = self._moments(cells)
+        W, U = torch.from_numpy(self.W_).to(self.device, moments.dtype), None
+        if self.U_ is not None:  # of the donors that are there
+            rows = np.searchsorted(self.donors_, moments.donors)
+            U = torch.from_numpy(self.U_[rows]).to(self.device, moments.dtype)
         objective = self._objective(moments)
         return objective.value(objective.point(W, U))
 
     def embeddings(self, cells: AnnData) -> dict[str, np.ndarray]:
         """Give what the results file holds for each cell, by role: ``shared`` is H."""
         return {"shared": self.transform(cells)}
+
+    def _moments(self, cells: AnnData) -> Moments:
+        self._codes(cells)  # refuses what is missing
+        uses = {"donor": self.conditional, "cell_type": self.uses_cell_type, "by_donor": isinstance(self, CAENMF2)}
+        return Moments.of(cells, **uses, k=self.k, device=self.device)
 
     # ---------------------------------------------------------------- what a model adds
     def _objective(self, moments: Moments) -> Tied:

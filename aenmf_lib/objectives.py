@@ -54,6 +54,14 @@ class Tied:
         bend = 2 / self.n * (s * (VV - 2) + F + 2 * (TV + TV.sum(1, keepdim=True))).sum(0) + 2 * self.lambda_W
         return bend.clamp(min=1e-3 * float(bend.mean().abs()) + torch.finfo(bend.dtype).tiny)
 
+    def quadratic(self, W: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """Give what the model adds to n times the objective at W's best U: ``⟨L Wᵀ, K Wᵀ⟩`` and a constant.
+
+        W is (k, n_genes) float64 on the CPU, and so are L and K, of few rows.
+        """
+        none = W[:0]
+        return none, none, 0.0
+
     # ---------------------------------------------------------------- the parts
     def point(self, W: torch.Tensor, U: torch.Tensor | None = None) -> Point:
         """Multiply by S: all that the cells are needed for."""
@@ -108,10 +116,18 @@ class Additive(Tied):
 
     def best_U(self, point: Point, U: torch.Tensor | None) -> torch.Tensor:
         """Solve in closed form: ``max(0, (M − J W) / (n_d + n λ_U))`` with ``M = CᵀX``, ``J = M Wᵀ``."""
-        M = self.moments.donor_sums
-        return (M - M @ point.W.T @ point.W).clamp(min=0) / (self.moments.donor_counts + self.n * self.lambda_U)[
-            :, None
-        ]
+        return self._profiles(point.W)
+
+    def _profiles(self, W: torch.Tensor) -> torch.Tensor:
+        M, weight = self.moments.donor_sums.to(W), self.moments.donor_counts.to(W) + self.n * self.lambda_U
+        return (M - M @ W.T @ W).clamp(min=0) / weight[:, None]
+
+    def quadratic(self, W: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """Cross terms of the donor part and the penalties, ``2 ⟨M Wᵀ, U Wᵀ⟩ + n ‖P Wᵀ‖²``."""
+        M, P, U = self.moments.donor_sums.to(W), self.n**0.5 * self.P.to(W), self._profiles(W)
+        weight = self.moments.donor_counts.to(W) + self.n * self.lambda_U
+        constant = float(weight @ U.square().sum(1) - 2 * (M * U).sum())
+        return torch.cat([M, U, P]), torch.cat([U, M, P]), constant
 
     def value(self, point: Point) -> float:
         """Objective at (W, U)."""

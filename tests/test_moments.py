@@ -23,12 +23,14 @@ def codes(cells):
 
 def test_product_is_that_with_the_second_moment(cells):
     X, V = cells.X.toarray(), np.random.default_rng(1).normal(size=(7, cells.n_vars))
-    np.testing.assert_allclose(Moments(cells.X).product(torch.from_numpy(V)).numpy(), V @ X.T @ X, rtol=1e-12)
+    np.testing.assert_allclose(
+        Moments.of(cells, mode="implicit").product(torch.from_numpy(V)).numpy(), V @ X.T @ X, rtol=1e-12
+    )
 
 
 def test_product_by_donor_takes_one_or_several_factors(cells):
     X, donor = cells.X.toarray(), codes(cells)["donor"]
-    by_donor = Moments(cells.X, donor=donor, by_donor=True)
+    by_donor = Moments.of(cells, by_donor=True)
     V = np.random.default_rng(1).normal(size=(3, 7, cells.n_vars))
     expected = np.stack([V[d] @ X[donor == d].T @ X[donor == d] for d in range(3)])
     np.testing.assert_allclose(by_donor.product_by_donor(torch.from_numpy(V)).numpy(), expected, rtol=1e-11)
@@ -39,7 +41,7 @@ def test_product_by_donor_takes_one_or_several_factors(cells):
 
 def test_sums(cells):
     X, donor, cell_type = cells.X.toarray(), *codes(cells).values()
-    sums = Moments(cells.X, **codes(cells), by_donor=True)
+    sums = Moments.of(cells, by_donor=True)
     assert sums.sq_norm == pytest.approx((X**2).sum(), rel=1e-12)
     np.testing.assert_allclose(sums.donor_sums, [X[donor == d].sum(0) for d in range(3)], rtol=1e-12)
     np.testing.assert_array_equal(sums.donor_counts, np.bincount(donor))
@@ -54,15 +56,15 @@ def test_sums(cells):
 def test_a_group_without_cells_is_no_group(cells):
     """A type that one donor lacks gives no row of NaN means."""
     some = cells[~((cells.obs["cell_type"] == "B") & (cells.obs["donor_id"] == "d2"))].copy()
-    assert len(Moments(some.X, **codes(some)).group_counts) == 5
+    assert len(Moments.of(some).group_counts) == 5
 
 
 def test_many_nonzeros_are_split_by_rows(cells, monkeypatch):
-    whole = Moments(cells.X)
+    whole = Moments.of(cells, mode="implicit")
     monkeypatch.setattr(module, "_MAX_NNZ", 100)
-    parts = Moments(cells.X)
-    assert len(parts._parts) > 5
-    assert max(X.values().numel() for _, X, _ in parts._parts) <= 100
+    parts = Moments.of(cells, mode="implicit")
+    assert len(parts._csr()) > 5
+    assert max(X.values().numel() for _, X, _ in parts._csr()) <= 100
     V = torch.rand(4, cells.n_vars, dtype=torch.float64)
     torch.testing.assert_close(parts.product(V), whole.product(V), rtol=1e-12, atol=0)
 
@@ -70,4 +72,44 @@ def test_many_nonzeros_are_split_by_rows(cells, monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_device_that_is_not_there_is_refused(cells):
     with pytest.raises(RuntimeError, match="device='cuda' was asked for"):
-        Moments(cells.X, device="cuda")
+        Moments.of(cells, device="cuda")
+
+
+@pytest.mark.parametrize("by_donor", [False, True])
+def test_implicit_explicit_merged_and_saved_are_the_same(cells, tmp_path, by_donor):
+    V = torch.from_numpy(np.random.default_rng(1).normal(size=(4, cells.n_vars)))
+    whole = Moments.of(cells, by_donor=by_donor, mode="implicit")
+    for mode in ("implicit", "explicit"):
+        shards = [Moments.of(cells[i::4].copy(), by_donor=by_donor, mode=mode) for i in range(4)]
+        merged = shards[0] + shards[1] + shards[2] + shards[3]
+        merged.save(tmp_path / "moments.npz")
+        for other in (Moments.of(cells, by_donor=by_donor, mode=mode), merged, Moments.load(tmp_path / "moments.npz")):
+            assert other.n_cells == cells.n_obs
+            torch.testing.assert_close(other.product_by_donor(V), whole.product_by_donor(V), rtol=1e-12, atol=1e-10)
+            for name in ("donor_sums", "group_sums", "group_counts", "gene_sq"):
+                torch.testing.assert_close(getattr(other, name), getattr(whole, name), rtol=1e-12, atol=0)
+            assert other.sq_norm == pytest.approx(whole.sq_norm, rel=1e-12)
+
+
+def test_moments_of_other_genes_are_not_added(cells):
+    with pytest.raises(ValueError, match="moments of other genes cannot be added: 40 and 39 genes, 39 shared"):
+        Moments.of(cells) + Moments.of(cells[:, 1:].copy())
+    with pytest.raises(ValueError, match="must both be implicit or both explicit"):
+        Moments.of(cells, mode="implicit") + Moments.of(cells, mode="explicit")
+
+
+def test_a_cut_file_of_moments_is_refused(cells, tmp_path):
+    path = tmp_path / "moments.npz"
+    Moments.of(cells).save(path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="is not a file of moments, or is cut short"):
+        Moments.load(path)
+
+
+def test_the_mode_is_the_cheaper_that_fits(monkeypatch):
+    sizes = {"nnz": 10_000_000, "n_genes": 2000, "k": 80}
+    assert module.choose(n_cells=14_000, **sizes | {"n_genes": 14_000})[0] == "implicit"
+    assert module.choose(n_cells=100_000, **sizes | {"nnz": 50_000_000})[0] == "explicit"
+    monkeypatch.setattr(module, "available_memory", lambda device: 10**9)
+    with pytest.raises(MemoryError, match=r"explicit second moment of .* does not fit: needed .* use mode='implicit'"):
+        module.choose(n_cells=14_000, **sizes | {"n_genes": 60_000}, mode="explicit")

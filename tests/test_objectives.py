@@ -71,7 +71,7 @@ def agrees(objective, reference, W, U):
 
 def test_tied_is_its_definition(cells):
     X, W = torch.from_numpy(cells.X.toarray()), positive(K, cells.n_vars)
-    agrees(Tied(Moments(cells.X), lambda_W=0.3), lambda W: dense_tied(X, W, 0.3), W, None)
+    agrees(Tied(Moments.of(cells), lambda_W=0.3), lambda W: dense_tied(X, W, 0.3), W, None)
 
 
 @pytest.mark.parametrize("centred", [False, True])
@@ -80,7 +80,7 @@ def test_additive_is_its_definition(cells, codes, gamma, eta, centred):
     X, C, T = torch.from_numpy(cells.X.toarray()), one_hot(codes["donor"]), one_hot(codes["cell_type"])
     weights = {"lambda_W": 0.2, "lambda_U": 0.1, "gamma": gamma, "eta": eta, "centred": centred}
     W, U = positive(K, cells.n_vars), positive(3, cells.n_vars, seed=2)
-    objective = Additive(Moments(cells.X, **codes), **weights)
+    objective = Additive(Moments.of(cells), **weights)
     agrees(objective, lambda W: dense_additive(X, C, T, W, U, **weights), W, U)
 
 
@@ -88,13 +88,13 @@ def test_bending_is_its_definition(cells, codes):
     X = torch.from_numpy(cells.X.toarray())
     weights = {"lambda_W": 0.2, "lambda_U": 0.1}
     W, U = positive(K, cells.n_vars), positive(3, K, cells.n_vars, seed=2)
-    objective = Bending(Moments(cells.X, donor=codes["donor"], by_donor=True), **weights)
+    objective = Bending(Moments.of(cells, by_donor=True), **weights)
     agrees(objective, lambda W: dense_bending(X, codes["donor"], W, U, **weights), W, U)
 
 
 def test_penalties_bite(cells, codes):
     """Each penalty changes the value by what the definition says, so none is read and never used."""
-    moments, W, U = Moments(cells.X, **codes), positive(K, cells.n_vars), positive(3, cells.n_vars, seed=2)
+    moments, W, U = Moments.of(cells), positive(K, cells.n_vars), positive(3, cells.n_vars, seed=2)
     weights = {"lambda_W": 0.0, "lambda_U": 0.0, "gamma": 0.0, "eta": 0.0, "centred": False}
     plain = Additive(moments, **weights)
     bare = plain.value(plain.point(W, U))
@@ -110,12 +110,12 @@ def test_best_U_is_optimal(cells, codes, kind):
     W = positive(K, cells.n_vars) / 4  # too little: U has something to add
     if kind == "additive":
         weights = {"lambda_W": 0.2, "lambda_U": 0.1, "gamma": 0.7, "eta": 4.0, "centred": False}
-        objective = Additive(Moments(cells.X, **codes), **weights)
+        objective = Additive(Moments.of(cells), **weights)
         U = objective.best_U(objective.point(W), None)
         loss = lambda U: dense_additive(X, C, T, W, U, **weights)  # noqa: E731
     else:
         weights = {"lambda_W": 0.2, "lambda_U": 0.1}
-        objective = Bending(Moments(cells.X, donor=codes["donor"], by_donor=True), **weights)
+        objective = Bending(Moments.of(cells, by_donor=True), **weights)
         U = objective.best_U(objective.point(W), None, steps=5000)
         loss = lambda U: dense_bending(X, codes["donor"], W, U, **weights)  # noqa: E731
     assert (U > 0).any()
@@ -132,15 +132,15 @@ def test_curvature_is_the_hessian_diagonal(cells, codes, kind):
     X, C, T = torch.from_numpy(cells.X.toarray()), one_hot(codes["donor"]), one_hot(codes["cell_type"])
     W = positive(K, cells.n_vars)
     if kind == "tied":
-        objective, U = Tied(Moments(cells.X), lambda_W=0.3), None
+        objective, U = Tied(Moments.of(cells), lambda_W=0.3), None
         loss = lambda W: dense_tied(X, W, 0.3)  # noqa: E731
     elif kind == "additive":
         weights = {"lambda_W": 0.2, "lambda_U": 0.1, "gamma": 0.7, "eta": 4.0, "centred": True}
-        objective, U = Additive(Moments(cells.X, **codes), **weights), positive(3, cells.n_vars, seed=2)
+        objective, U = Additive(Moments.of(cells), **weights), positive(3, cells.n_vars, seed=2)
         loss = lambda W: dense_additive(X, C, T, W, U, **weights)  # noqa: E731
     else:
         weights = {"lambda_W": 0.2, "lambda_U": 0.1}
-        objective = Bending(Moments(cells.X, donor=codes["donor"], by_donor=True), **weights)
+        objective = Bending(Moments.of(cells, by_donor=True), **weights)
         U = positive(3, K, cells.n_vars, seed=2)
         loss = lambda W: dense_bending(X, codes["donor"], W, U, **weights)  # noqa: E731
     hessian = torch.autograd.functional.hessian(loss, W)
@@ -153,7 +153,7 @@ def test_curvature_is_the_hessian_diagonal(cells, codes, kind):
 
 def test_best_scale_is_stationary(cells):
     """No change of the lengths of the rows lowers the objective further."""
-    objective = Tied(Moments(cells.X), lambda_W=0.01)
+    objective = Tied(Moments.of(cells), lambda_W=0.01)
     W = best_scale(objective, positive(K, cells.n_vars), iterations=2000)
     length_gradient = (objective.gradient(objective.evaluate(W)) * W).sum(1)
     assert float(length_gradient.abs().max()) < 1e-6 * objective.evaluate(W).loss
