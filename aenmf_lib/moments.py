@@ -38,7 +38,7 @@ _FLUSH = 64  # dense blocks summed in the precision of X before they are added u
 _PANEL = 512  # genes of a panel of S
 _TF32_ERROR = 1e-4  # relative error of a sampled part of S above which tf32 is not used
 
-# What `choose` assumes, from benchmarks/roofline.py: operations on dense blocks run this many times faster than those
+# What `choose` assumes, measured on 2 cores: operations on dense blocks run about this many times faster than those
 # on nonzeros; and a fit takes about this many products.
 DENSE_OVER_SPARSE = 5.0
 PRODUCTS = 60

@@ -41,8 +41,8 @@ model = AENMF(
 model.fit(cells_)
 
 # %% [markdown]
-# The exact objective over all cells, at the start and after each iteration. It should fall and flatten; single steps
-# may rise, as the line search allows.
+# The exact objective over all cells, at the start and after each iteration. It should fall and flatten; with `row_norm`
+# or on a GPU single steps may rise, as the line search allows.
 
 # %%
 figures.loss_curve(model.loss_history_)

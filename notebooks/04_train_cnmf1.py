@@ -52,8 +52,9 @@ model = CAENMF1(
 model.fit(cells_)
 
 # %% [markdown]
-# The exact objective over all cells, at the start and after each iteration. It should fall and flatten; single steps
-# may rise, as the line search allows. A short line is a finding: little was left to gain over AE-NMF.
+# The exact objective over all cells, at the start and after each iteration. It should fall and flatten; with `row_norm`
+# or on a GPU single steps may rise, as the line search allows. A short line is a finding: little was left to gain
+# over AE-NMF.
 
 # %%
 figures.loss_curve(model.loss_history_)
