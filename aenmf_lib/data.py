@@ -263,6 +263,16 @@ def filter_cells(
     return AnnData(X, obs=kept, var=counts.var.loc[expressed, names]), donors
 
 
+def labels(obs: pd.DataFrame, name: str) -> np.ndarray:
+    """Give a column of labels as strings. Raises ValueError where it is missing, or empty for some cells."""
+    if name not in obs:
+        there = ", ".join(map(repr, obs)) or "no columns"
+        raise ValueError(f"obs['{name}'] is needed to train this model; the cells have {there}.")
+    if missing := int(obs[name].isna().sum()):
+        raise ValueError(f"obs['{name}'] is empty for {missing} of {len(obs)} cells: it is needed for every cell.")
+    return obs[name].astype(str).to_numpy()
+
+
 def normalise(X: csr_matrix, genes: np.ndarray | None = None) -> csr_matrix:
     """Scale each cell to 10 000 counts and take log1p, float32. Cells without counts stay 0.
 

@@ -19,6 +19,7 @@ import torch
 from numba import njit, prange
 
 from aenmf_lib.moments import EXPLICIT, Moments
+from aenmf_lib.objectives import Bending, Point, Tied
 
 RELAX = 1.9  # share of the best step that is taken; 1 to below 2. Measured: 1.9 needs a fifth of the sweeps that 1 does
 _GENES = 128  # genes of a block
@@ -137,9 +138,9 @@ class TiedDescent:
     ``R = LᵀK``, of few rows: ``L = [M; U; √n P]`` and ``K = [U; M; √n P]``, with the donor sums M.
     """
 
-    def __init__(self, objective, W: torch.Tensor) -> None:
+    def __init__(self, objective: Tied, start: Point) -> None:
         self.objective, self.n = objective, objective.n
-        self.W = np.ascontiguousarray(W.numpy().T, dtype=np.float64)  # a gene a row
+        self.W = np.ascontiguousarray(start.W.numpy().T, dtype=np.float64)  # a gene a row
         self.second = _second(objective.moments, apart=False)
         self.squares = objective.gene_sq.double().sum((0, 1)).numpy()
         self.refresh()
@@ -176,13 +177,12 @@ class TiedDescent:
 class BendingDescent:
     """Model 2: W and every donor's U together, a gene at a time."""
 
-    def __init__(self, objective, W: torch.Tensor) -> None:
+    def __init__(self, objective: Bending, start: Point) -> None:
         self.objective, self.n = objective, objective.n
-        self.W = np.ascontiguousarray(W.numpy().T, dtype=np.float64)
+        self.W = np.ascontiguousarray(start.W.numpy().T, dtype=np.float64)
         self.second = _second(objective.moments, apart=True)
         self.squares = np.ascontiguousarray(objective.gene_sq[:, 0].double().numpy())
-        shape = (self.second.n_owners, *self.W.shape)
-        self.U = np.zeros(shape)
+        self.U = np.ascontiguousarray(start.U.mT.numpy(), dtype=np.float64)
         self.refresh()
 
     def refresh(self) -> None:

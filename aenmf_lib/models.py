@@ -21,8 +21,8 @@ from sklearn.decomposition import NMF
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from tqdm import tqdm
 
-from aenmf_lib import solver
-from aenmf_lib.data import CELL_TYPE, DONOR
+from aenmf_lib import data, solver
+from aenmf_lib.data import DONOR
 from aenmf_lib.moments import Moments, to_torch
 from aenmf_lib.objectives import Additive, Bending, Tied
 
@@ -125,7 +125,8 @@ class AENMF:
         return {"shared": self.transform(cells)}
 
     def _moments(self, cells: AnnData) -> Moments:
-        self._codes(cells)  # refuses what is missing
+        if self.conditional:
+            self._donor_codes(cells)  # refuses other donors than those of the fit
         uses = {"donor": self.conditional, "cell_type": self.uses_cell_type, "by_donor": isinstance(self, CAENMF2)}
         return Moments.of(cells, **uses, k=self.k, device=self.device)
 
@@ -153,11 +154,9 @@ class AENMF:
                 "%s: %d of %d programs died (W is 0): fewer programs describe these cells.", self.name, dead, self.k
             )
 
-    def _codes(self, cells: AnnData) -> dict[str, np.ndarray]:
-        """Donor and cell type of each cell as integers; the donors are kept as ``donors_``."""
-        if not self.conditional:
-            return {}
-        donor = _column(cells, DONOR, self.name)
+    def _donor_codes(self, cells: AnnData) -> np.ndarray:
+        """Row of U of each cell; the donors of the fit are kept as ``donors_``."""
+        donor = data.labels(cells.obs, DONOR)
         known = getattr(self, "donors_", None)
         if known is None:
             known = np.unique(donor)
@@ -172,10 +171,7 @@ class AENMF:
                 f"{len(strange)} donors were not in the fit (first: {strange[0]!r}); the donor part is known for "
                 f"{', '.join(map(repr, known[:5]))}{' …' if len(known) > 5 else ''} only."
             )
-        codes = {"donor": np.searchsorted(known, donor)}
-        if self.uses_cell_type:
-            codes["cell_type"] = np.unique(_column(cells, CELL_TYPE, self.name), return_inverse=True)[1]
-        return codes
+        return np.searchsorted(known, donor)
 
 
 @dataclass
@@ -236,7 +232,7 @@ class CAENMF1(_Conditional):
 
     def cond_latent(self, cells: AnnData) -> np.ndarray:
         """Give ``C U Wᵀ``, (n_cells, k): the usages of the profile of each cell's donor."""
-        return (self.U_ @ self.W_.T)[self._codes(cells)["donor"]]
+        return (self.U_ @ self.W_.T)[self._donor_codes(cells)]
 
     def _objective(self, moments: Moments) -> Additive:
         weights = {name: getattr(self, name) for name in ("lambda_W", "lambda_U", "gamma", "eta")}
@@ -259,7 +255,7 @@ class CAENMF2(_Conditional):
     def cond_latent(self, cells: AnnData) -> np.ndarray:
         """Give ``h ∘ diag(U_d Wᵀ)``, (n_cells, k)."""
         overlap = np.einsum("djp,jp->dj", self.U_, self.W_)
-        return self.transform(cells) * overlap[self._codes(cells)["donor"]]
+        return self.transform(cells) * overlap[self._donor_codes(cells)]
 
     def _objective(self, moments: Moments) -> Bending:
         return Bending(moments, lambda_W=self.lambda_W, lambda_U=self.lambda_U)
@@ -392,19 +388,6 @@ def _check_X(X: csr_matrix) -> csr_matrix:
     if X.nnz and X.data.min() < 0:
         raise ValueError(f"X holds {int((X.data < 0).sum())} negative values: log1p of counts per 10 000 is expected.")
     return X
-
-
-def _column(cells: AnnData, name: str, model: str) -> np.ndarray:
-    if name not in cells.obs:
-        raise ValueError(
-            f"{model} needs obs['{name}']; the cells have {', '.join(map(repr, cells.obs)) or 'no columns'}."
-        )
-    column = cells.obs[name]
-    if missing := int(column.isna().sum()):
-        raise ValueError(
-            f"obs['{name}'] is empty for {missing} of {cells.n_obs} cells; {model} needs it for every cell."
-        )
-    return column.astype(str).to_numpy()
 
 
 @contextlib.contextmanager

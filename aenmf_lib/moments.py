@@ -11,8 +11,6 @@ costs ``2 p²`` a program, however many the cells. `choose` weighs the two.
 
 import contextlib
 import logging
-import os
-import tempfile
 import warnings
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -25,6 +23,7 @@ import torch
 from anndata import AnnData
 from scipy.sparse import csr_matrix, vstack
 
+from aenmf_lib import data, results
 from aenmf_lib.data import CELL_TYPE, DONOR
 from aenmf_lib.stream import Cells
 
@@ -181,7 +180,7 @@ class Moments:
         genes, nnz = (cells.var_names, cells.X.nnz) if in_memory else (cells.genes, cells.nnz)
         nothing = np.full(len(obs), "")
         labels = [
-            column(obs, name) if wanted else nothing
+            data.labels(obs, name) if wanted else nothing
             for name, wanted in ((CELL_TYPE, cell_type), (DONOR, donor or by_donor))
         ]
         owner = labels[1] if by_donor else nothing
@@ -285,7 +284,8 @@ class Moments:
                 arrays[f"S{i}"] = part.cpu().numpy()
             else:
                 arrays |= {f"data{i}": part.data, f"indices{i}": part.indices, f"indptr{i}": part.indptr}
-        write_npz(path, arrays)
+        with results.atomic(path) as partial, partial.open("wb") as file:  # given a name, NumPy would add to it
+            np.savez(file, **arrays)
 
     @classmethod
     def load(cls, path: str | Path, *, device: str = "cpu") -> "Moments":
@@ -515,16 +515,6 @@ def check_device(device: str) -> str:
     return device
 
 
-def column(obs: pd.DataFrame, name: str) -> np.ndarray:
-    """Give a column of labels as strings. Raises ValueError where it is missing, or empty for some cells."""
-    if name not in obs:
-        there = ", ".join(map(repr, obs)) or "no columns"
-        raise ValueError(f"obs['{name}'] is needed for this model; the cells have {there}.")
-    if missing := int(obs[name].isna().sum()):
-        raise ValueError(f"obs['{name}'] is empty for {missing} of {len(obs)} cells: it is needed for every cell.")
-    return obs[name].astype(str).to_numpy()
-
-
 def to_torch(X: csr_matrix, device: str = "cpu") -> torch.Tensor:
     """Give a SciPy CSR matrix as a torch CSR tensor with 32-bit indices, sharing memory on the CPU."""
     with warnings.catch_warnings():
@@ -536,23 +526,8 @@ def to_torch(X: csr_matrix, device: str = "cpu") -> torch.Tensor:
         return torch.sparse_csr_tensor(*parts, torch.from_numpy(X.data), X.shape, device=device)
 
 
-def write_npz(path: str | Path, arrays: dict) -> None:
-    """Write arrays to a file, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
-
-
 def read_npz(path: str | Path, version: int, what: str) -> dict[str, np.ndarray]:
-    """Read what `write_npz` wrote; `what` names it in errors. Raises FileNotFoundError, ValueError."""
+    """Read an ``.npz`` whole; `what` names it in errors. Raises FileNotFoundError, ValueError."""
     try:
         with np.load(path, allow_pickle=False) as file:
             held = {name: file[name] for name in file.files}

@@ -187,7 +187,7 @@ def _descend(objective: Tied, W: torch.Tensor, *, tol: float, max_iter: int, nam
     start = objective.evaluate(project(W, row_norm=False))
     if not math.isfinite(start.loss):
         raise FloatingPointError(f"iteration 0: loss {start.loss}. Check the input for extreme values.")
-    descent = (BendingDescent if isinstance(objective, Bending) else TiedDescent)(objective, start.W)
+    descent = (BendingDescent if isinstance(objective, Bending) else TiedDescent)(objective, start)
     history, reason = [start.loss], f"reached max_iter = {max_iter}"
     with tqdm(total=max_iter, desc=name, unit="it", mininterval=2, disable=not name) as bar:
         for iteration in range(1, max_iter + 1):

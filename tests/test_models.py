@@ -205,7 +205,9 @@ def test_without_labels_model_1_needs_no_cell_type(tiny):
     labelled = CAENMF1(k=3, gamma=0).fit(tiny)
     del tiny.obs["cell_type"]
     np.testing.assert_array_equal(CAENMF1(k=3, gamma=0).fit(tiny).W_, labelled.W_)
-    with pytest.raises(ValueError, match=r"CAE_NMF1 needs obs\['cell_type'\]; the cells have 'donor_id'"):
+    with pytest.raises(
+        ValueError, match=r"obs\['cell_type'\] is needed to train this model; the cells have 'donor_id'"
+    ):
         CAENMF1(k=3).fit(tiny)
 
 
