@@ -115,7 +115,7 @@ notebooks := $(addprefix notebooks/,$(addsuffix .py,01_filter 02_train_base_nmf 
 
 # The modules whose code decides a stage's results; tests/test_packaging.py holds them against the imports.
 FILTER_LIB := data provenance results
-TRAIN_LIB := data descent moments models objectives provenance results solver stream
+TRAIN_LIB := checkpoint data descent forming gradient kernels models moments objectives provenance results solver start stream
 BENCHMARKS_LIB := classification clustering data provenance results
 FIGURES_LIB := data drawn figures page programs provenance results
 lib = $(patsubst %,aenmf_lib/%.py,$(1))

@@ -15,11 +15,15 @@ __version__ = version("aenmf_lib")
 
 _MODELS = ("AENMF", "CAENMF1", "CAENMF2", "BaseNMF")
 _MODULES = (
+    "checkpoint",
     "classification",
     "clustering",
     "data",
     "descent",
     "figures",
+    "forming",
+    "gradient",
+    "kernels",
     "models",
     "moments",
     "programs",
@@ -27,6 +31,7 @@ _MODULES = (
     "results",
     "run",
     "solver",
+    "start",
     "stream",
     "synthetic",
 )

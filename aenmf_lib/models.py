@@ -6,25 +6,32 @@ A model is a dataclass of hyper-parameters; `fit` sets ``W_`` (k × genes), ``U_
 """
 
 import contextlib
+import hashlib
 import logging
 import numbers
 import time
 import warnings
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import torch
 from anndata import AnnData
 from scipy.sparse import csr_matrix
-from sklearn.decomposition import NMF
+from sklearn.decomposition import NMF, non_negative_factorization
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from tqdm import tqdm
 
-from aenmf_lib import data, solver
-from aenmf_lib.data import DONOR
-from aenmf_lib.moments import Moments, to_torch
+from aenmf_lib import data, solver, start
+from aenmf_lib.checkpoint import Checkpoint
+from aenmf_lib.data import CELL_TYPE, DONOR
+from aenmf_lib.forming import to_torch
+from aenmf_lib.moments import Moments
 from aenmf_lib.objectives import Additive, Bending, Tied
+from aenmf_lib.start import INITS
+from aenmf_lib.stream import Cells
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +50,10 @@ class AENMF:
     lambda_W: float = 1e-2  # weight of ‖W‖²
     row_norm: bool = False  # hold the rows of W at length 1
     preset: str | None = None  # "published": the published choices, over the values given
-    tol: float = 1e-4  # stop at this relative decrease of the objective over 10 sweeps (30 gradient steps)
+    tol: float = 5e-4  # stop at this relative decrease of the objective over 10 sweeps (30 gradient steps)
     max_iter: int = 1000  # iterations at most
+    init: str = "cells"  # start from random cells, improved on samples; or "nndsvd"
+    mode: str = "auto"  # how XᵀX is kept: "implicit", "explicit", or the cheaper
     device: str = "cpu"  # where torch computes: "cpu", "cuda", "cuda:1" …
 
     name: ClassVar[str] = "AE_NMF"
@@ -54,6 +63,8 @@ class AENMF:
     def __post_init__(self) -> None:
         if self.preset not in (None, "published"):
             raise ValueError(f"preset={self.preset!r} is not known: give 'published' or None.")
+        if self.init not in INITS:
+            raise ValueError(f"init={self.init!r} is not known: give {' or '.join(map(repr, INITS))}.")
         _check_settings(self)
         if self.preset == "published":
             for field, value in self.published.items():
@@ -64,31 +75,37 @@ class AENMF:
         """Whether training reads ``cell_type``: a score against it is then not label-free."""
         return False
 
-    def fit(self, cells: AnnData) -> "AENMF":
+    def fit(self, cells: AnnData | Cells | Moments, *, checkpoint: str | Path | None = None) -> "AENMF":
         """Train on all cells.
 
         Parameters
         ----------
         cells : n_cells × n_genes
             ``X`` CSR, log1p of counts per 10 000; ``obs['donor_id']`` for the conditional models,
-            ``obs['cell_type']`` where a penalty uses it.
+            ``obs['cell_type']`` where a penalty uses it. Or cells on disk, or their moments, which serve many fits.
+        checkpoint
+            File that keeps the state once a minute; if it is there, the fit goes on from it. On the CPU it ends in the
+            same bits as one that was not interrupted.
 
         Raises
         ------
         ValueError
             k is larger than cells or genes, X is not sparse, negative or not finite, one donor only for a conditional
-            model, or a column is missing.
+            model, a column is missing, or the checkpoint is of another fit.
+        MemoryError
+            The second moment does not fit; told before anything is computed.
         """
         begin = time.perf_counter()
-        _check_cells(cells, self.k)
-        moments = self._moments(cells)
-        start = solver.nndsvd(moments, self.k, seed=self.seed)
-        solution = self._solve(moments, start)
-        self._keep(solution, cells)
-        self.seconds_ = time.perf_counter() - begin  # a start from another model's solution included
+        moments = cells if isinstance(cells, Moments) else self._moments(_check_cells(cells, self.k))
+        self._check_moments(moments)
+        keep = checkpoint and Checkpoint(Path(checkpoint), self._identity(moments))
+        settings = {"row_norm": self.row_norm, "tol": self.tol, "max_iter": self.max_iter, "name": self.name}
+        solution = solver.minimise(self._objective(moments), lambda: self._start(moments), **settings, checkpoint=keep)
+        self._keep(solution, moments)
+        self.seconds_ = time.perf_counter() - begin  # the start included
         return self
 
-    def transform(self, X: AnnData | csr_matrix) -> np.ndarray:
+    def transform(self, X: AnnData | csr_matrix | Cells) -> np.ndarray:
         """Give each cell its program usages, ``H = X Wᵀ``.
 
         Parameters
@@ -105,13 +122,32 @@ class AENMF:
         ValueError
             The genes are not those of the fit.
         """
-        X = _check_X(_same_genes(self, X))
-        W = torch.from_numpy(self.W_.astype(X.dtype)).to(self.device)
-        return (to_torch(X, self.device) @ W.T.contiguous()).cpu().numpy()
+        X = _same_genes(self, X)
+        blocks = X if isinstance(X, Cells) else [(_check_X(X), None)]
+        W = torch.from_numpy(self.W_.T.copy()).to(self.device)
+        return np.concatenate(
+            [
+                (to_torch(some, self.device) @ W.to(torch.from_numpy(some.data).dtype)).cpu().numpy()
+                for some, _ in blocks
+            ]
+        )
+
+    def refit(self, cells: AnnData) -> np.ndarray:
+        """Give usages that are not tied to W: H ≥ 0 that fits the cells best for this W, (n_cells, k).
+
+        By scikit-learn's non-negative least squares. `relative_error` tells what the tie costs.
+        """
+        X = _check_X(_same_genes(self, cells))
+        W = np.ascontiguousarray(self.W_, dtype=X.dtype)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return non_negative_factorization(X, H=W, n_components=self.k, update_H=False, tol=1e-3, max_iter=50)[0]
 
     def objective(self, cells: AnnData) -> float:
         """Value of the trained objective at ``W_`` and ``U_`` on these cells, exact."""
         _check_X(_same_genes(self, cells))
+        if self.conditional:
+            self._donor_codes(cells)  # refuses other donors than those of the fit
         moments = self._moments(cells)
         W, U = torch.from_numpy(self.W_).to(self.device, moments.dtype), None
         if self.U_ is not None:  # of the donors that are there
@@ -124,70 +160,70 @@ class AENMF:
         """Give what the results file holds for each cell, by role: ``shared`` is H."""
         return {"shared": self.transform(cells)}
 
-    def _moments(self, cells: AnnData) -> Moments:
-        if self.conditional:
-            self._donor_codes(cells)  # refuses other donors than those of the fit
+    def _moments(self, cells: AnnData | Cells) -> Moments:
         uses = {"donor": self.conditional, "cell_type": self.uses_cell_type, "by_donor": isinstance(self, CAENMF2)}
-        return Moments.of(cells, **uses, k=self.k, device=self.device)
+        return Moments.of(cells, **uses, k=self.k, mode=self.mode, device=self.device)
 
     # ---------------------------------------------------------------- what a model adds
+    def _check_moments(self, moments: Moments) -> None:
+        """Refuse moments that do not serve this model; those made here do."""
+        _check_rank(self.k, moments.n_cells, moments.n_genes)
+        wanted = ((DONOR, self.conditional), (CELL_TYPE, self.uses_cell_type))
+        if lacking := [name for name, needed in wanted if needed and name not in moments.sums.labels]:
+            raise ValueError(f"{self.name} needs moments that tell {lacking[0]!r} apart: make them anew with it.")
+        if moments.device != self.device:
+            raise ValueError(f"the moments are on {moments.device!r}, the model on {self.device!r}: load them there.")
+
     def _objective(self, moments: Moments) -> Tied:
         return Tied(moments, lambda_W=self.lambda_W)
 
-    def _solve(self, moments: Moments, start: torch.Tensor) -> solver.Solution:
-        warm = Tied(moments, lambda_W=self.lambda_W)
-        return self._minimise(warm, start if self.row_norm else solver.best_scale(warm, start), "AE_NMF")
+    def _start(self, moments: Moments) -> torch.Tensor:
+        settings = {"init": self.init, "seed": self.seed, "lambda_W": self.lambda_W, "row_norm": self.row_norm}
+        return start.first(moments, self.k, **settings)
 
-    def _minimise(self, objective: Tied, W: torch.Tensor, name: str) -> solver.Solution:
-        settings = {"row_norm": self.row_norm, "tol": self.tol, "max_iter": self.max_iter}
-        return solver.minimise(objective, W, **settings, name=name)
+    def _identity(self, moments: Moments) -> dict[str, str | int | float | bool | None]:
+        """Tell what a checkpoint must be of, to go on from."""
+        genes = hashlib.sha256("\n".join(map(str, moments.genes)).encode()).hexdigest()[:16]
+        data_ = {"cells": moments.n_cells, "genes": genes, "sq_norm": moments.sq_norm, "second_moment": moments.mode}
+        return {"model": self.name, **asdict(self), **data_, "version": version("aenmf_lib")}
 
-    def _keep(self, solution: solver.Solution, cells: AnnData) -> None:
-        point = solution.point
-        self.W_ = point.W.cpu().numpy()
-        self.U_ = None if point.U is None else point.U.cpu().numpy()
+    def _keep(self, solution: solver.Solution, moments: Moments) -> None:
+        self.W_ = solution.W.cpu().numpy()
+        self.U_ = None if solution.U is None else solution.U.cpu().numpy()
         self.loss_history_ = np.array(solution.loss_history)
         self.n_iter_, self.stop_ = solution.n_iter, solution.reason
-        self.genes_ = cells.var_names.copy()
+        self.genes_ = moments.genes.copy()
+        self.second_moment_ = f"{moments.mode}: {moments.reason}"
         if dead := int((self.W_.sum(axis=1) == 0).sum()):
             log.warning(
                 "%s: %d of %d programs died (W is 0): fewer programs describe these cells.", self.name, dead, self.k
             )
 
-    def _donor_codes(self, cells: AnnData) -> np.ndarray:
-        """Row of U of each cell; the donors of the fit are kept as ``donors_``."""
-        donor = data.labels(cells.obs, DONOR)
-        known = getattr(self, "donors_", None)
-        if known is None:
-            known = np.unique(donor)
-            if len(known) < 2:
-                raise ValueError(
-                    f"obs['{DONOR}'] holds one donor ({known[0]!r}); {self.name} is conditioned on the donor and needs "
-                    "at least 2. Lower min_cells to keep more donors, or train AENMF."
-                )
-            self.donors_ = known
-        if strange := sorted(set(donor) - set(known)):
-            raise ValueError(
-                f"{len(strange)} donors were not in the fit (first: {strange[0]!r}); the donor part is known for "
-                f"{', '.join(map(repr, known[:5]))}{' …' if len(known) > 5 else ''} only."
-            )
-        return np.searchsorted(known, donor)
-
 
 @dataclass
 class _Conditional(AENMF):
-    """What the two conditional models share: the donors, a start from the AE-NMF solution, the latent of the donor."""
+    """What the two conditional models share: the donors and their latent."""
 
     conditional: ClassVar[bool] = True
 
-    def fit(self, cells: AnnData) -> "_Conditional":
-        """Train on all cells; starts from the AE-NMF solution. See `AENMF.fit`."""
-        self.__dict__.pop("donors_", None)  # those of an earlier fit
-        return super().fit(cells)
+    def _check_moments(self, moments: Moments) -> None:
+        super()._check_moments(moments)
+        self.donors_ = np.array(moments.donors)
+        if len(self.donors_) < 2:
+            raise ValueError(
+                f"obs['{DONOR}'] holds one donor ({moments.donors[0]!r}); {self.name} is conditioned on the donor and "
+                "needs at least 2. Lower min_cells to keep more donors, or train AENMF."
+            )
 
-    def _solve(self, moments: Moments, start: torch.Tensor) -> solver.Solution:
-        warm = super()._solve(moments, start)
-        return self._minimise(self._objective(moments), warm.point.W, self.name)
+    def _donor_codes(self, cells: AnnData) -> np.ndarray:
+        """Row of U of each cell."""
+        donor, known = data.labels(cells.obs, DONOR), self.donors_
+        if strange := sorted(set(donor) - set(known)):
+            raise ValueError(
+                f"{len(strange)} donors were not in the fit (first: {str(strange[0])!r}); the donor part is known for "
+                f"{', '.join(map(repr, map(str, known[:5])))}{' …' if len(known) > 5 else ''} only."
+            )
+        return np.searchsorted(known, donor)
 
     def embeddings(self, cells: AnnData) -> dict[str, np.ndarray]:
         """Give what the results file holds for each cell, by role: usages, the donor's latent, both side by side."""
@@ -260,9 +296,10 @@ class CAENMF2(_Conditional):
     def _objective(self, moments: Moments) -> Bending:
         return Bending(moments, lambda_W=self.lambda_W, lambda_U=self.lambda_U)
 
-    def _solve(self, moments: Moments, start: torch.Tensor) -> solver.Solution:
-        solution = super()._solve(moments, start)
-        return replace(solution, point=self._objective(moments).polish(solution.point))
+    def _check_moments(self, moments: Moments) -> None:
+        if not moments.by_donor:
+            raise ValueError(f"{self.name} needs a second moment of every donor: make moments with by_donor=True.")
+        super()._check_moments(moments)
 
 
 @dataclass
@@ -286,7 +323,7 @@ class BaseNMF:
 
     def fit(self, cells: AnnData) -> "BaseNMF":
         """Train on all cells; sets ``H_`` as well, the usages of these cells. See `AENMF.fit`."""
-        X = _check_cells(cells, self.k)
+        X = _check_cells(cells, self.k).X
         begin = time.perf_counter()
         self._nmf = NMF(
             n_components=self.k,
@@ -340,6 +377,20 @@ def summary(model: "AENMF | BaseNMF", cells: AnnData) -> str:
     return f"{model.name}: {model.n_iter_} iterations, {model.stop_}; objective {loss:.6g}, {explained:.1%} explained"
 
 
+def cost_of_the_tie(model: AENMF, cells: AnnData) -> str:
+    """Say what error W leaves with ``H = X Wᵀ``, and with the H ≥ 0 that fits best."""
+    tied, free = (relative_error(cells, H, model.W_) for H in (model.transform(cells), model.refit(cells)))
+    return f"{model.name}: ‖X − H W‖ / ‖X‖ is {tied:.4f} with H tied to W, {free:.4f} with H by least squares"
+
+
+def relative_error(cells: AnnData, H: np.ndarray, W: np.ndarray) -> float:
+    """Give ``‖X − H W‖ / ‖X‖``, exact, without forming ``H W``."""
+    X, H, W = cells.X, H.astype(np.float64), W.astype(np.float64)
+    squares = np.square(X.data, dtype=np.float64).sum()
+    sse = squares - 2 * np.sum((X @ W.T) * H) + np.sum((H.T @ H) * (W @ W.T))
+    return float(np.sqrt(sse / squares))
+
+
 def _check_settings(model) -> None:
     """Refuse hyper-parameters that no training can use, when the model is made rather than hours later."""
     for name, value in vars(model).items():
@@ -349,30 +400,37 @@ def _check_settings(model) -> None:
             raise ValueError(f"{name}={value!r}: a number of 0 or above is expected.")
 
 
-def _check_cells(cells: AnnData, k: int) -> csr_matrix:
-    if not isinstance(cells, AnnData):
+def _check_cells(cells: AnnData | Cells, k: int) -> AnnData | Cells:
+    if not isinstance(cells, AnnData | Cells):
         raise TypeError(f"fit takes an AnnData, as data.load gives it, not a {type(cells).__name__}.")
-    X = _check_X(cells.X)
-    if not 1 <= k <= min(X.shape):
+    if isinstance(cells, AnnData):
+        _check_rank(k, *_check_X(cells.X).shape)
+    else:
+        _check_rank(k, cells.n_cells, cells.n_genes)
+    return cells
+
+
+def _check_rank(k: int, n_cells: int, n_genes: int) -> None:
+    if not 1 <= k <= min(n_cells, n_genes):
         raise ValueError(
-            f"k = {k} programs were asked of {X.shape[0]} cells × {X.shape[1]} genes: k must lie between 1 and "
-            f"{min(X.shape)}."
+            f"k = {k} programs were asked of {n_cells} cells × {n_genes} genes: k must lie between 1 and "
+            f"{min(n_cells, n_genes)}."
         )
-    return X
 
 
-def _same_genes(model: "AENMF | BaseNMF", X: AnnData | csr_matrix) -> csr_matrix:
+def _same_genes(model: "AENMF | BaseNMF", X: AnnData | csr_matrix | Cells) -> csr_matrix | Cells:
     if not hasattr(model, "genes_"):
         raise NotFittedError(f"this {model.name} has not been fitted: call fit first.")
-    if isinstance(X, AnnData):
-        if not X.var_names.equals(model.genes_):
-            shared = len(model.genes_.intersection(X.var_names))
+    if isinstance(X, AnnData | Cells):
+        genes = X.var_names if isinstance(X, AnnData) else X.genes
+        if not genes.equals(model.genes_):
+            shared = len(model.genes_.intersection(genes))
             raise ValueError(
-                f"the cells have {X.n_vars} genes, the model {len(model.genes_)}, {shared} of them shared"
-                f"{' but in another order' if shared == X.n_vars == len(model.genes_) else ''}. "
+                f"the cells have {len(genes)} genes, the model {len(model.genes_)}, {shared} of them shared"
+                f"{' but in another order' if shared == len(genes) == len(model.genes_) else ''}. "
                 "Give the genes of the fit, in its order: cells[:, model.genes_]."
             )
-        return X.X
+        return X.X if isinstance(X, AnnData) else X
     if X.shape[1] != len(model.genes_):
         raise ValueError(f"X has {X.shape[1]} genes, the model {len(model.genes_)}. Give the genes of the fit.")
     return X

@@ -9,38 +9,59 @@ S is kept in one of two ways. *Implicit*: the cells themselves, multiplied twice
 costs ``2 p²`` a program, however many the cells. `choose` weighs the two.
 """
 
-import contextlib
 import logging
-import warnings
+import operator
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psutil
 import torch
 from anndata import AnnData
 from scipy.sparse import csr_matrix, vstack
 
 from aenmf_lib import data, results
 from aenmf_lib.data import CELL_TYPE, DONOR
+from aenmf_lib.forming import EXPLICIT, IMPLICIT, Forming, check_device, choose, to_torch
 from aenmf_lib.stream import Cells
 
 log = logging.getLogger(__name__)
 
-IMPLICIT, EXPLICIT = "implicit", "explicit"
-_FORMAT = 1  # of the saved file
+_FORMAT = 2  # of the saved file
 _MAX_NNZ = 2**31 - 1  # torch's CSR kernels are twice as fast with 32-bit indices, which can count this many nonzeros
-_BLOCK = 1024  # cells made dense at a time
-_FLUSH = 64  # dense blocks summed in the precision of X before they are added up in float64
-_PANEL = 512  # genes of a panel of S
-_TF32_ERROR = 1e-4  # relative error of a sampled part of S above which tf32 is not used
+SAMPLE = 4096  # cells of the sample
+_CSR = ("data", "indices", "indptr")
 
-# What `choose` assumes, measured on 2 cores: operations on dense blocks run about this many times faster than those
-# on nonzeros; and a fit takes about this many products.
-DENSE_OVER_SPARSE = 5.0
-PRODUCTS = 60
+
+@dataclass
+class Sample:
+    """Cells taken at random: those whose names have the least hashes, so that merged samples are one of all cells."""
+
+    keys: np.ndarray  # (m,) uint64, sorted
+    X: csr_matrix  # (m, n_genes)
+
+    @classmethod
+    def of(cls, X: csr_matrix, names: pd.Index, below: np.uint64 | None = None) -> "Sample":
+        """Take a sample of one block of cells; of those only whose key is `below` one, if given."""
+        keys = pd.util.hash_array(names.to_numpy(object))
+        order = np.argsort(keys, kind="stable")[:SAMPLE]
+        if below is not None:
+            order = order[keys[order] < below]
+        return cls(keys[order], X[order])
+
+    def __add__(self, other: "Sample") -> "Sample":
+        if not len(other.keys):
+            return self
+        keys = np.concatenate([self.keys, other.keys])
+        order = np.argsort(keys, kind="stable")[:SAMPLE]
+        return Sample(keys[order], vstack([self.X, other.X], format="csr")[order])
+
+    @property
+    def limit(self) -> np.uint64 | None:
+        """Key that a cell must be below to enter; None while there is room."""
+        return self.keys[-1] if len(self.keys) == SAMPLE else None
 
 
 @dataclass
@@ -101,6 +122,8 @@ class Moments:
         Number and sum of the cells of each (cell type, donor) pair that has any.
     group_type : (n_groups,) int
         Which cell type a group is of.
+    sample : (at most 4096, n_genes) csr_matrix
+        Cells taken at random, in an order that does not depend on that of the cells.
     mode, reason : str
         'implicit' or 'explicit', and why.
     dtype : torch.dtype
@@ -114,13 +137,14 @@ class Moments:
         genes: pd.Index,
         sums: Sums,
         second: dict[str, csr_matrix | torch.Tensor],
+        sample: Sample,
         *,
         mode: str,
         reason: str,
         dtype: torch.dtype,
         device: str,
     ) -> None:
-        self.genes, self.sums, self._second = pd.Index(genes), sums, second
+        self.genes, self.sums, self._second, self._sample = pd.Index(genes), sums, second, sample
         self.mode, self.reason, self.dtype, self.device = mode, reason, dtype, check_device(device)
         self.n_cells, self.n_genes, self.sq_norm = sums.n_cells, len(self.genes), sums.sq_norm
         self.owners = sorted(sums.gene_sq)
@@ -188,23 +212,25 @@ class Moments:
         mode, reason = choose(**sizes, k=k, mode=mode, device=device)
         log.info("second moment %s: %s", mode, reason)
 
-        sums, second, dtype = Sums(), {}, torch.float32
+        sums, second, sample, dtype = Sums(), {}, None, torch.float32
         for X, rows in [(cells.X, slice(0, cells.n_obs))] if in_memory else cells:
             dtype = torch.float64 if X.dtype == np.float64 else torch.float32
             sums += Sums.of(X, *(label[rows] for label in labels), owner[rows])
+            more = Sample.of(X, obs.index[rows], None if sample is None else sample.limit)
+            sample = more if sample is None else sample + more
             for name in np.unique(owner[rows]):
                 X_d = _rows(X, owner[rows] == name)
                 if mode == IMPLICIT:
                     second.setdefault(name, []).append(X_d)
                 else:
                     if name not in second:
-                        second[name] = _Forming(len(genes), dtype, device)
+                        second[name] = Forming(len(genes), dtype, device)
                     second[name].add(X_d)
         done = {
             name: part.finish() if mode == EXPLICIT else part[0] if len(part) == 1 else vstack(part, format="csr")
             for name, part in second.items()
         }
-        return cls(genes, sums, done, mode=mode, reason=reason, dtype=dtype, device=device)
+        return cls(genes, sums, done, sample, mode=mode, reason=reason, dtype=dtype, device=device)
 
     # ---------------------------------------------------------------- merge, save, load
     def __add__(self, other: "Moments") -> "Moments":
@@ -231,7 +257,7 @@ class Moments:
                 second[name] = second[name] + more.to(self.device)
             else:
                 second[name] = vstack([second[name], more], format="csr")
-        return self._with(self.sums + other.sums, second)
+        return self._with(self.sums + other.sums, second, self._sample + other._sample)
 
     def all_reduce(self) -> "Moments":
         """Sum over the processes of ``torch.distributed``: each gets the moments of all cells.
@@ -243,20 +269,21 @@ class Moments:
         if self.mode != EXPLICIT:
             raise ValueError("implicit moments hold the cells: only explicit ones can be summed over processes.")
         tables = [None] * dist.get_world_size()
-        dist.all_gather_object(tables, (list(self.genes), self.sums))
-        if any(genes != tables[0][0] or sums.labels != tables[0][1].labels for genes, sums in tables):
+        dist.all_gather_object(tables, (list(self.genes), self.sums, self._sample))
+        if any(genes != tables[0][0] or sums.labels != tables[0][1].labels for genes, sums, _ in tables):
             raise ValueError("the processes hold moments of other genes or labels: they cannot be summed.")
-        total = sum((sums for _, sums in tables), Sums())
+        total = sum((sums for _, sums, _ in tables), Sums())
+        sample = reduce(operator.add, (sample for *_, sample in tables))
         second = {}
         for name in sorted(total.gene_sq):
             mine = self._second.get(name)
             second[name] = self._zeros() if mine is None else mine.clone()
             dist.all_reduce(second[name])
-        return self._with(total, second)
+        return self._with(total, second, sample)
 
-    def _with(self, sums: Sums, second: dict) -> "Moments":
+    def _with(self, sums: Sums, second: dict, sample: Sample) -> "Moments":
         keep = {"mode": self.mode, "reason": self.reason, "dtype": self.dtype, "device": self.device}
-        return Moments(self.genes, sums, second, **keep)
+        return Moments(self.genes, sums, second, sample, **keep)
 
     def _zeros(self) -> torch.Tensor:
         return torch.zeros(self.n_genes, self.n_genes, dtype=torch.float64, device=self.device)
@@ -265,7 +292,6 @@ class Moments:
         """Write everything to one file (NumPy's ``.npz``), whole or not at all."""
         names = sorted(self.sums.groups)
         arrays = {
-            "format": _FORMAT,
             "genes": self.genes.to_numpy(str),
             "mode": self.mode,
             "reason": self.reason,
@@ -277,15 +303,17 @@ class Moments:
             "sums": np.stack([self.sums.groups[name][1] for name in names]),
             "owners": np.array(self.owners, dtype=str),
             "gene_sq": np.stack([self.sums.gene_sq[name] for name in self.owners]),
+            "keys": self._sample.keys,
         }
+        sparse = {"sample": self._sample.X}
         for i, name in enumerate(self.owners):
-            part = self._second[name]
             if self.mode == EXPLICIT:
-                arrays[f"S{i}"] = part.cpu().numpy()
+                arrays[f"S{i}"] = self._second[name].cpu().numpy()
             else:
-                arrays |= {f"data{i}": part.data, f"indices{i}": part.indices, f"indptr{i}": part.indptr}
-        with results.atomic(path) as partial, partial.open("wb") as file:  # given a name, NumPy would add to it
-            np.savez(file, **arrays)
+                sparse[f"cells{i}"] = self._second[name]
+        for name, X in sparse.items():
+            arrays |= {f"{name}_{part}": getattr(X, part) for part in _CSR}
+        results.write_npz(path, _FORMAT, **arrays)
 
     @classmethod
     def load(cls, path: str | Path, *, device: str = "cpu") -> "Moments":
@@ -296,7 +324,7 @@ class Moments:
         FileNotFoundError, ValueError
             There is no such file; it is not one of moments, is cut short, or of another version.
         """
-        held = read_npz(path, _FORMAT, "moments")
+        held = results.read_npz(path, _FORMAT, "moments")
         groups = [tuple(map(str, name)) for name in held["groups"]]
         owners = [str(name) for name in held["owners"]]
         sums = Sums(
@@ -305,21 +333,28 @@ class Moments:
             {name: (int(n), s) for name, n, s in zip(groups, held["counts"], held["sums"], strict=True)},
             dict(zip(owners, held["gene_sq"], strict=True)),
         )
-        second = {}
-        for i, name in enumerate(owners):
-            if str(held["mode"]) == EXPLICIT:
-                second[name] = torch.from_numpy(held[f"S{i}"]).to(device)
-            else:
-                shape = (len(held[f"indptr{i}"]) - 1, len(held["genes"]))
-                second[name] = csr_matrix(tuple(held[f"{part}{i}"] for part in ("data", "indices", "indptr")), shape)
+
+        def sparse(name: str) -> csr_matrix:
+            shape = (len(held[f"{name}_indptr"]) - 1, len(held["genes"]))
+            return csr_matrix(tuple(held[f"{name}_{part}"] for part in _CSR), shape)
+
+        second = {
+            name: torch.from_numpy(held[f"S{i}"]).to(device) if str(held["mode"]) == EXPLICIT else sparse(f"cells{i}")
+            for i, name in enumerate(owners)
+        }
         keep = {"mode": str(held["mode"]), "reason": str(held["reason"]), "dtype": getattr(torch, str(held["dtype"]))}
-        return cls(held["genes"], sums, second, **keep, device=device)
+        return cls(held["genes"], sums, second, Sample(held["keys"], sparse("sample")), **keep, device=device)
 
     # ---------------------------------------------------------------- products
     @property
     def by_donor(self) -> bool:
         """Whether every donor has a second moment of its own."""
         return self.owners != [""]
+
+    @property
+    def sample(self) -> csr_matrix:
+        """Cells taken at random, (at most 4096, n_genes)."""
+        return self._sample.X
 
     def cells(self, owner: str) -> csr_matrix:
         """Cells of one owner, (n_cells, n_genes), where S is implicit."""
@@ -369,176 +404,6 @@ class Moments:
                 for part in _split(self.cells(name))
             ]
         return self._sparse
-
-
-class _Forming:
-    """One second moment while it is formed, its lower triangle only: ``S += X_blockᵀ X_block``, blocks made dense."""
-
-    def __init__(self, p: int, dtype: torch.dtype, device: str) -> None:
-        self.S = torch.zeros(p, p, dtype=torch.float64, device=device)
-        self.recent = torch.zeros(p, p, dtype=dtype, device=device)
-        self.pending = 0
-        self.tf32: bool | None = None
-
-    def add(self, X: csr_matrix) -> None:
-        """Add cells."""
-        for lo in range(0, X.shape[0], _BLOCK):
-            block = X[lo : lo + _BLOCK]
-            dense = (
-                to_torch(block, str(self.S.device)).to_dense() if self.S.is_cuda else torch.from_numpy(block.toarray())
-            )
-            if self.tf32 is None:
-                self.tf32 = _tf32_is_safe(dense)
-            with _tf32(self.tf32):
-                # torch has no symmetric product, and SciPy's holds Python's lock, which stops the reader
-                for start in range(0, len(self.S), _PANEL):
-                    stop = start + _PANEL
-                    self.recent[start:stop, :stop].addmm_(dense[:, start:stop].T, dense[:, :stop])
-            self.pending += 1
-            if self.pending == _FLUSH:
-                self._flush()
-
-    def finish(self) -> torch.Tensor:
-        """S, (n_genes, n_genes) float64."""
-        self._flush()
-        del self.recent
-        for start in range(0, len(self.S), _PANEL):  # by panels: a transpose of all would be a second S
-            stop = start + _PANEL
-            self.S[start:stop, start:stop] = (
-                self.S[start:stop, start:stop].tril() + self.S[start:stop, start:stop].tril(-1).T
-            )
-            self.S[start:stop, stop:] = self.S[stop:, start:stop].T
-        return self.S
-
-    def _flush(self) -> None:
-        self.S += self.recent
-        self.recent.zero_()
-        self.pending = 0
-
-
-def _tf32_is_safe(X: torch.Tensor) -> bool:
-    """Whether the card has tf32 and a sample of S shows that nothing is lost by it."""
-    if not X.is_cuda or X.dtype != torch.float32 or torch.cuda.get_device_capability(X.device) < (8, 0):
-        return False
-    some = X[:, :: max(1, X.shape[1] // 256)].contiguous()
-    exact = some.double().T @ some.double()
-    with _tf32(True):
-        error = float(((some.T @ some) - exact).norm() / exact.norm())
-    log.info("tf32 inputs, relative error %.1e on a sample: %s", error, "used" if error < _TF32_ERROR else "not used")
-    return error < _TF32_ERROR
-
-
-@contextlib.contextmanager
-def _tf32(allowed: bool):
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
-
-
-def choose(
-    *, n_cells: int, n_genes: int, nnz: int, k: int, n_owners: int = 1, mode: str = "auto", device: str = "cpu"
-) -> tuple[str, str]:
-    """Choose how S is kept: the mode that takes fewer operations for one fit and fits in memory.
-
-    Operations are counted in those of a dense product: `DENSE_OVER_SPARSE` is what one on a nonzero costs.
-
-    Returns
-    -------
-    mode, reason : str
-
-    Raises
-    ------
-    MemoryError
-        The mode asked for, or both, do not fit.
-    """
-    if mode not in ("auto", IMPLICIT, EXPLICIT):
-        raise ValueError(f"mode={mode!r} is not known: give 'auto', {IMPLICIT!r} or {EXPLICIT!r}.")
-    there = available_memory(device)
-    need = {
-        IMPLICIT: 24 * nnz,  # the cells, and a copy by gene
-        EXPLICIT: n_owners * 12 * n_genes**2 + 8 * _BLOCK * n_genes,  # S in float64 and in the precision of X
-    }
-    operations = {
-        IMPLICIT: PRODUCTS * 4.0 * nnz * k * DENSE_OVER_SPARSE,
-        EXPLICIT: float(n_cells) * n_genes**2 + PRODUCTS * 2.0 * n_owners * n_genes**2 * k,
-    }
-    fits = [name for name in need if need[name] <= there]
-    sizes = ", ".join(f"{name} {need[name] / 2**30:.3g} GiB" for name in need)
-    where = "on the card" if device != "cpu" else "in memory"
-    if mode != "auto":
-        if mode not in fits:
-            instead = f"use mode={fits[0]!r}" if fits else "take fewer genes"
-            raise MemoryError(
-                f"the {mode} second moment of {n_cells} cells × {n_genes} genes"
-                f"{f', {n_owners} donors apart,' if n_owners > 1 else ''} does not fit: needed {sizes}; there is "
-                f"{there / 2**30:.3g} GiB {where}: {instead}."
-            )
-        return mode, "asked for"
-    if not fits:
-        raise MemoryError(
-            f"neither second moment of {n_cells} cells × {n_genes} genes fits: needed {sizes}; there is "
-            f"{there / 2**30:.3g} GiB {where}. Take fewer genes, or a machine with more memory."
-        )
-    best = min(fits, key=operations.get)
-    told = " against ".join(f"{name} {operations[name]:.2g}" for name in sorted(need, key=lambda name: name != best))
-    only = "" if len(fits) == 2 else f"; only {best} fits ({sizes}; there is {there / 2**30:.3g} GiB)"
-    return best, f"operations for {k} programs: {told}{only}"
-
-
-def available_memory(device: str) -> int:
-    """Bytes free on the device; on the CPU what the machine, or the job's control group, has left."""
-    if device != "cpu":
-        return torch.cuda.mem_get_info(device)[0]
-    free = psutil.virtual_memory().available
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return free if limit == "max" else min(free, int(limit) - int(used))
-    except OSError:  # no control group of this kind here
-        return free
-
-
-def check_device(device: str) -> str:
-    """Give the device back if it is there."""
-    if device.partition(":")[0] not in ("cpu", "cuda"):
-        raise ValueError(f"device={device!r} is not known: give 'cpu', 'cuda' or 'cuda:<number>'.")
-    if device.startswith("cuda"):
-        n = torch.cuda.device_count()
-        if int(device.partition(":")[2] or 0) >= n:
-            raise RuntimeError(
-                f"device={device!r} was asked for, but torch sees {n or 'no'} CUDA device{'s' * (n != 1)} here: use "
-                f"{'a smaller number or ' if n else ''}device='cpu'."
-            )
-    return device
-
-
-def to_torch(X: csr_matrix, device: str = "cpu") -> torch.Tensor:
-    """Give a SciPy CSR matrix as a torch CSR tensor with 32-bit indices, sharing memory on the CPU."""
-    with warnings.catch_warnings():
-        # torch warns once a process that its CSR support is beta and that it trusts the indices: SciPy made them
-        warnings.filterwarnings(
-            "ignore", message="Sparse (CSR tensor support is in beta|invariant checks are implicitly)"
-        )
-        parts = (torch.from_numpy(a.astype(np.int32, copy=False)) for a in (X.indptr, X.indices))
-        return torch.sparse_csr_tensor(*parts, torch.from_numpy(X.data), X.shape, device=device)
-
-
-def read_npz(path: str | Path, version: int, what: str) -> dict[str, np.ndarray]:
-    """Read an ``.npz`` whole; `what` names it in errors. Raises FileNotFoundError, ValueError."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            held = {name: file[name] for name in file.files}
-        found = int(held["format"])
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # zipfile, NumPy and zlib each have their own for a damaged file
-        raise ValueError(f"{path} is not a file of {what}, or is cut short ({error}): make it again.") from error
-    if found != version:
-        raise ValueError(f"{path} holds {what} of format {found}; this version reads {version}: make it again.")
-    return held
 
 
 def _rows(X: csr_matrix, wanted: np.ndarray) -> csr_matrix:

@@ -94,7 +94,15 @@ class Tied:
 
     def best_U(self, point: Point, U: torch.Tensor | None) -> torch.Tensor | None:
         """U ≥ 0 that minimises the objective for this W; the given U is a start."""
+        return self.profiles(point.W)
+
+    def profiles(self, W: torch.Tensor) -> torch.Tensor | None:
+        """Give the U that W alone determines, without a product with S; None if the model has no such."""
         return None
+
+    def polish(self, point: Point) -> Point:
+        """Solve for U more exactly at the same W."""
+        return point
 
 
 class Additive(Tied):
@@ -114,17 +122,14 @@ class Additive(Tied):
         ]
         self.P = torch.cat(rows) if rows else moments.donor_sums[:0]
 
-    def best_U(self, point: Point, U: torch.Tensor | None) -> torch.Tensor:
+    def profiles(self, W: torch.Tensor) -> torch.Tensor:
         """Solve in closed form: ``max(0, (M − J W) / (n_d + n λ_U))`` with ``M = CᵀX``, ``J = M Wᵀ``."""
-        return self._profiles(point.W)
-
-    def _profiles(self, W: torch.Tensor) -> torch.Tensor:
         M, weight = self.moments.donor_sums.to(W), self.moments.donor_counts.to(W) + self.n * self.lambda_U
         return (M - M @ W.T @ W).clamp(min=0) / weight[:, None]
 
     def quadratic(self, W: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
         """Cross terms of the donor part and the penalties, ``2 ⟨M Wᵀ, U Wᵀ⟩ + n ‖P Wᵀ‖²``."""
-        M, P, U = self.moments.donor_sums.to(W), self.n**0.5 * self.P.to(W), self._profiles(W)
+        M, P, U = self.moments.donor_sums.to(W), self.n**0.5 * self.P.to(W), self.profiles(W)
         weight = self.moments.donor_counts.to(W) + self.n * self.lambda_U
         constant = float(weight @ U.square().sum(1) - 2 * (M * U).sum())
         return torch.cat([M, U, P]), torch.cat([U, M, P]), constant

@@ -70,10 +70,36 @@ def write_table(table: pd.DataFrame, path: str | Path) -> None:
         table.to_csv(partial, index=False)
 
 
+def write_npz(path: str | Path, version: int, **arrays: np.ndarray) -> None:
+    """Write arrays as NumPy's ``.npz`` with the version of their format, whole or not at all."""
+    with atomic(path) as partial, partial.open("wb") as file:  # given a name, NumPy would add to it
+        np.savez(file, format=version, **arrays)
+
+
+def read_npz(path: str | Path, version: int, what: str) -> dict[str, np.ndarray]:
+    """Read an ``.npz`` whole; `what` names it in errors. Raises FileNotFoundError, ValueError."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            held = {name: file[name] for name in file.files}
+        found = int(held["format"])
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # zipfile, NumPy and zlib each have their own for a damaged file
+        raise ValueError(f"{path} is not a file of {what}, or is cut short ({error}): make it again.") from error
+    if found != version:
+        raise ValueError(f"{path} holds {what} of format {found}; this version reads {version}: make it again.")
+    return held
+
+
 def write_h5ad(cells: AnnData, path: str | Path) -> None:
     """Write an ``.h5ad``, whole or not at all."""
     with atomic(path) as partial:
         cells.write_h5ad(partial)
+
+
+def checkpoint(path: str | Path) -> Path:
+    """Where a fit keeps its state while its results are not there yet; `write` removes it."""
+    return Path(path).with_suffix(".checkpoint.npz")
 
 
 def write(path: str | Path, model, cells: AnnData, *, donor_U: bool = False) -> None:
@@ -112,11 +138,13 @@ def write(path: str | Path, model, cells: AnnData, *, donor_U: bool = False) -> 
         "sq_norm_per_cell": float(np.square(cells.X.data, dtype=np.float64).sum()) / cells.n_obs,
         "n_iter": model.n_iter_,
         "stop": model.stop_,
+        "second_moment": getattr(model, "second_moment_", ""),
         "fit_seconds": model.seconds_,
         "device": getattr(model, "device", "cpu"),
         **provenance.of_run(),
     }
     write_h5ad(out, path)
+    checkpoint(path).unlink(missing_ok=True)
     log.info("wrote %s (%.1f MB)", path, Path(path).stat().st_size / 1e6)
 
 

@@ -9,9 +9,12 @@ out: str = "results/demo/k80/ae_nmf_k80.h5ad"  # results-only file
 k: int = 80  # programs
 seed: int = 42  # everything random
 lambda_W: float = 1e-2  # weight of ‖W‖²
-tol: float = 1e-4  # stop at this relative decrease of the objective over 10 sweeps
+tol: float = 5e-4  # stop at this relative decrease of the objective over 10 sweeps
 max_iter: int = 1000  # iterations at most
 row_norm: bool = False  # hold the rows of W at length 1
+init: str = "cells"  # start from random cells, improved on samples; or 'nndsvd'
+mode: str = "auto"  # how XᵀX is kept: 'implicit', 'explicit', or the cheaper
+untied: bool = False  # also tell the error with usages that are not tied to W
 preset: str = ""  # 'published': the published choices, over the values here
 device: str = "cpu"  # 'cpu' or 'cuda'
 
@@ -25,7 +28,8 @@ cells_ = data.load(cells)
 cells_
 
 # %% [markdown]
-# The one call this notebook is about: (1/n) ‖X − X Wᵀ W‖² + λ_W ‖W‖² over W ≥ 0.
+# The one call this notebook is about: (1/n) ‖X − X Wᵀ W‖² + λ_W ‖W‖² over W ≥ 0. It starts from random cells, improved
+# on samples of them; killed, it goes on from its last minute when run again.
 
 # %%
 model = AENMF(
@@ -36,9 +40,11 @@ model = AENMF(
     preset=preset or None,
     tol=tol,
     max_iter=max_iter,
+    init=init,
+    mode=mode,
     device=device,
 )
-model.fit(cells_)
+model.fit(cells_, checkpoint=results.checkpoint(out))
 
 # %% [markdown]
 # The exact objective over all cells, at the start and after each iteration. It should fall and flatten; with `row_norm`
@@ -52,6 +58,8 @@ figures.loss_curve(model.loss_history_)
 
 # %%
 print(models.summary(model, cells_))
+if untied:
+    print(models.cost_of_the_tie(model, cells_))
 
 # %% [markdown]
 # Genes that weigh most in each program. A program is worth a name when its genes are.

@@ -13,9 +13,12 @@ lambda_U: float = 1e-1  # weight of ‖U‖²
 gamma: float = 1e-3  # weight of the invariance, which uses cell_type; 0 trains without labels
 eta: float = 0.256  # weight of the HSIC between usages and donor
 invariance: str = "published"  # or 'centred': only what differs between donors within a type
-tol: float = 1e-4  # stop at this relative decrease of the objective over 10 sweeps
+tol: float = 5e-4  # stop at this relative decrease of the objective over 10 sweeps
 max_iter: int = 1000  # iterations at most
 row_norm: bool = False  # hold the rows of W at length 1
+init: str = "cells"  # start from random cells, improved on samples; or 'nndsvd'
+mode: str = "auto"  # how XᵀX is kept: 'implicit', 'explicit', or the cheaper
+untied: bool = False  # also tell the error with usages that are not tied to W
 preset: str = ""  # 'published': the published choices, over the values here
 device: str = "cpu"  # 'cpu' or 'cuda'
 
@@ -31,7 +34,7 @@ cells_ = data.load(cells)
 cells_
 
 # %% [markdown]
-# It starts from the AE-NMF solution (the first progress line), then adds the donor profiles U and both penalties.
+# It starts from AE-NMF on samples of the cells, then takes all cells, the donor profiles U and both penalties.
 # With γ > 0 the training has seen `cell_type`, and every score against it says so.
 
 # %%
@@ -47,9 +50,11 @@ model = CAENMF1(
     preset=preset or None,
     tol=tol,
     max_iter=max_iter,
+    init=init,
+    mode=mode,
     device=device,
 )
-model.fit(cells_)
+model.fit(cells_, checkpoint=results.checkpoint(out))
 
 # %% [markdown]
 # The exact objective over all cells, at the start and after each iteration. It should fall and flatten; with `row_norm`
@@ -65,6 +70,8 @@ figures.loss_curve(model.loss_history_)
 
 # %%
 print(models.summary(model, cells_))
+if untied:
+    print(models.cost_of_the_tie(model, cells_))
 pd.Series((model.U_**2).sum(axis=1) ** 0.5, index=model.donors_, name="‖U‖ of the donor").to_frame()
 
 # %% [markdown]

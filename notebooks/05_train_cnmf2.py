@@ -11,9 +11,12 @@ seed: int = 42  # everything random
 lambda_W: float = 1e-2  # weight of ‖W‖²
 lambda_U: float = 5e-2  # weight of ‖U‖²
 donor_U: bool = False  # write U (donors × k × genes) too
-tol: float = 1e-4  # stop at this relative decrease of the objective over 10 sweeps
+tol: float = 5e-4  # stop at this relative decrease of the objective over 10 sweeps
 max_iter: int = 1000  # iterations at most
 row_norm: bool = False  # hold the rows of W at length 1
+init: str = "cells"  # start from random cells, improved on samples; or 'nndsvd'
+mode: str = "auto"  # how XᵀX is kept: 'implicit', 'explicit', or the cheaper
+untied: bool = False  # also tell the error with usages that are not tied to W
 preset: str = ""  # 'published': the published choices, over the values here
 device: str = "cpu"  # 'cpu' or 'cuda'
 
@@ -29,8 +32,8 @@ cells_ = data.load(cells)
 cells_
 
 # %% [markdown]
-# It starts from the AE-NMF solution (the first progress line). Then every donor decodes with W + U_d: usages stay H =
-# X Wᵀ. `cell_type` is not used.
+# It starts from AE-NMF on samples of the cells. Then every donor decodes with W + U_d: usages stay H = X Wᵀ.
+# `cell_type` is not used.
 
 # %%
 model = CAENMF2(
@@ -42,9 +45,11 @@ model = CAENMF2(
     preset=preset or None,
     tol=tol,
     max_iter=max_iter,
+    init=init,
+    mode=mode,
     device=device,
 )
-model.fit(cells_)
+model.fit(cells_, checkpoint=results.checkpoint(out))
 
 # %% [markdown]
 # The exact objective over all cells, at the start and after each iteration. It should fall and flatten; with `row_norm`
@@ -59,6 +64,8 @@ figures.loss_curve(model.loss_history_)
 
 # %%
 print(models.summary(model, cells_))
+if untied:
+    print(models.cost_of_the_tie(model, cells_))
 pd.Series((model.U_**2).sum(axis=(1, 2)) ** 0.5, index=model.donors_, name="‖U‖ of the donor").to_frame()
 
 # %% [markdown]

@@ -2,12 +2,17 @@
 
 import numpy as np
 import pytest
+from anndata import AnnData
 from conftest import filtered, tiny_cells
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import nnls
+from scipy.sparse import vstack
 from sklearn.exceptions import NotFittedError
 
-from aenmf_lib import AENMF, CAENMF1, CAENMF2, BaseNMF, programs, synthetic
+from aenmf_lib import AENMF, CAENMF1, CAENMF2, BaseNMF, models, moments, programs, synthetic
+from aenmf_lib.moments import Moments
+from aenmf_lib.stream import Cells
 
 K = len(synthetic.PROGRAMS)
 AUTOENCODERS = (AENMF, CAENMF1, CAENMF2)
@@ -109,10 +114,15 @@ def test_base_nmf_is_scikit_learns(planted, fitted):
 def test_row_norm_and_the_published_preset(tiny, model):
     held = model(k=4, row_norm=True).fit(tiny)
     np.testing.assert_allclose(np.linalg.norm(held.W_, axis=1), 1, rtol=1e-9)
-    assert held.loss_history_.min() >= model(k=4).fit(tiny).loss_history_.min()
     assert model(preset="published").row_norm == (model is not AENMF)
     with pytest.raises(ValueError, match="preset='paper' is not known"):
         model(preset="paper")
+
+
+def test_rows_held_at_length_1_cost_something(planted, fitted):
+    cells, _ = planted
+    held = AENMF(k=K, row_norm=True).fit(cells)
+    assert held.loss_history_.min() > fitted["AE_NMF"].loss_history_.min()
 
 
 @pytest.mark.parametrize("model", AUTOENCODERS)
@@ -142,6 +152,68 @@ def test_order_of_cells_and_names_of_donors_change_nothing(tiny, model):
     other = model(k=4).fit(shuffled)
     # float64; what is left is the order of sums, through a hundred iterations
     np.testing.assert_allclose(other.W_, plain.W_, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", AUTOENCODERS)
+def test_cells_moments_and_cells_on_disk_train_the_same(planted, tmp_path, model):
+    """One file read three ways: float32, so as low as each other to rounding."""
+    cells, _ = planted
+    kind = model(k=6, max_iter=10)
+    needs = {"donor": kind.conditional, "cell_type": kind.uses_cell_type, "by_donor": model is CAENMF2, "k": 6}
+    shards = [Moments.of(cells[i::4].copy(), **needs) for i in range(4)]
+    plain = model(k=6, max_iter=10).fit(cells)
+    merged = model(k=6, max_iter=10).fit(shards[0] + shards[1] + shards[2] + shards[3])
+    assert merged.loss_history_[-1] == pytest.approx(plain.loss_history_[-1], rel=1e-3)
+    again = model(k=6, max_iter=10).fit(Moments.of(cells, **needs))
+    np.testing.assert_array_equal(again.W_, plain.W_)
+    assert plain.second_moment_.split(":")[0] in ("implicit", "explicit")
+
+
+@pytest.mark.parametrize("mode", ["implicit", "explicit"])
+def test_cells_on_disk_train_and_are_transformed_as_in_memory(demo, tmp_path, mode):
+    demo[0].raw.to_adata().write_h5ad(tmp_path / "cells.h5ad")
+    settings = {"k": 6, "max_iter": 5, "mode": mode}
+    streamed = Cells(tmp_path / "cells.h5ad", block=500)
+    model = CAENMF1(**settings).fit(streamed)
+    in_memory = AnnData(vstack([block for block, _ in streamed], format="csr"), obs=streamed.obs)
+    in_memory.var_names = streamed.genes
+    whole = CAENMF1(**settings).fit(in_memory)
+    assert model.loss_history_[-1] == pytest.approx(whole.loss_history_[-1], rel=1e-4)
+    H = model.transform(streamed)
+    np.testing.assert_array_equal(H, model.transform(in_memory))
+    assert H.shape == (in_memory.n_obs, 6)
+
+
+def test_moments_that_do_not_serve_a_model_are_refused(tiny):
+    with pytest.raises(ValueError, match="CAE_NMF2 needs a second moment of every donor"):
+        CAENMF2(k=3).fit(Moments.of(tiny))
+    with pytest.raises(ValueError, match="CAE_NMF1 needs moments that tell 'donor_id' apart"):
+        CAENMF1(k=3, gamma=0).fit(Moments.of(tiny, donor=False))
+    with pytest.raises(ValueError, match="CAE_NMF1 needs moments that tell 'cell_type' apart"):
+        CAENMF1(k=3).fit(Moments.of(tiny, cell_type=False))
+
+
+def test_a_sample_does_not_depend_on_how_cells_are_cut_or_ordered(tiny, monkeypatch):
+    monkeypatch.setattr(moments, "SAMPLE", 20)
+    whole = Moments.of(tiny).sample
+    assert whole.shape[0] == 20
+    order = np.random.default_rng(1).permutation(tiny.n_obs)
+    for parts in ([tiny[order].copy()], [tiny[i::3].copy() for i in range(3)]):
+        made = [Moments.of(part) for part in parts]
+        total = sum(made[1:], made[0]).sample
+        np.testing.assert_array_equal(total.toarray(), whole.toarray())
+
+
+# ---- untied
+def test_untied_usages_fit_better_and_are_stationary(planted, fitted):
+    """Least squares for the same W: no worse than the tied ones, and the optimum as SciPy finds it cell by cell."""
+    cells, _ = planted
+    model = fitted["AE_NMF"]
+    H = model.refit(cells)
+    assert models.relative_error(cells, H, model.W_) < models.relative_error(cells, model.transform(cells), model.W_)
+    for i in range(0, cells.n_obs, 500):
+        residual = nnls(model.W_.T.astype(float), cells.X[i].toarray().ravel().astype(float))[1]
+        assert np.linalg.norm(cells.X[i].toarray().ravel() - H[i] @ model.W_) < residual * 1.01
 
 
 # ---- transform

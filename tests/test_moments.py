@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import tiny_cells
 
+from aenmf_lib import forming
 from aenmf_lib import moments as module
 from aenmf_lib.moments import Moments
 
@@ -108,8 +109,8 @@ def test_a_cut_file_of_moments_is_refused(cells, tmp_path):
 
 def test_the_mode_is_the_cheaper_that_fits(monkeypatch):
     sizes = {"nnz": 10_000_000, "n_genes": 2000, "k": 80}
-    assert module.choose(n_cells=14_000, **sizes | {"n_genes": 14_000})[0] == "implicit"
-    assert module.choose(n_cells=100_000, **sizes | {"nnz": 50_000_000})[0] == "explicit"
-    monkeypatch.setattr(module, "available_memory", lambda device: 10**9)
+    assert forming.choose(n_cells=14_000, **sizes | {"n_genes": 14_000})[0] == "implicit"
+    assert forming.choose(n_cells=100_000, **sizes | {"nnz": 50_000_000})[0] == "explicit"
+    monkeypatch.setattr(forming, "available_memory", lambda device: 10**9)
     with pytest.raises(MemoryError, match=r"explicit second moment of .* does not fit: needed .* use mode='implicit'"):
-        module.choose(n_cells=14_000, **sizes | {"n_genes": 60_000}, mode="explicit")
+        forming.choose(n_cells=14_000, **sizes | {"n_genes": 60_000}, mode="explicit")

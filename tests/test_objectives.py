@@ -7,7 +7,7 @@ from conftest import tiny_cells
 
 from aenmf_lib.moments import Moments
 from aenmf_lib.objectives import Additive, Bending, Tied
-from aenmf_lib.solver import best_scale
+from aenmf_lib.start import best_scale
 
 K = 5
 CLOSE = 1e-10  # float64: what is left is the rounding of sums taken in another order

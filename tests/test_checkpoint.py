@@ -1,0 +1,108 @@
+"""A fit that is killed goes on, to the same bits."""
+
+import numpy as np
+import pytest
+
+from aenmf_lib import AENMF, CAENMF1, CAENMF2, checkpoint, descent, gradient, results
+
+KINDS = {
+    "AE_NMF": lambda **more: AENMF(k=4, tol=0, max_iter=60, **more),
+    "CAE_NMF1": lambda **more: CAENMF1(k=4, tol=0, max_iter=60, **more),
+    "CAE_NMF2": lambda **more: CAENMF2(k=4, tol=0, max_iter=60, **more),
+    "row_norm": lambda **more: AENMF(k=4, tol=0, max_iter=60, row_norm=True, **more),
+}
+
+
+class Killed(Exception):
+    """Stands for a signal."""
+
+
+@pytest.fixture(autouse=True)
+def always(monkeypatch):
+    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
+
+
+def killed_at(monkeypatch, step):
+    """Let a fit die in this step of its own, counted from now."""
+    left = [step]
+    for owner in (descent._Descent, gradient.ProjectedGradient):
+        real = owner.step
+
+        def counted(self, real=real):
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            return real(self)
+
+        monkeypatch.setattr(owner, "step", counted)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_killed_again_and_again_it_ends_in_the_same_bits(tiny, tmp_path, monkeypatch, name):
+    whole, rng, path = KINDS[name]().fit(tiny), np.random.default_rng(1), tmp_path / "state.npz"
+    deaths, window = 0, 30 if name == "row_norm" else 10
+    for _ in range(50):
+        with monkeypatch.context() as patch:
+            killed_at(patch, int(rng.integers(window + 1, window + 15)))
+            try:
+                model = KINDS[name]().fit(tiny, checkpoint=path)
+                break
+            except Killed:
+                deaths += 1
+    assert deaths >= 1
+    np.testing.assert_array_equal(model.W_, whole.W_)
+    np.testing.assert_array_equal(model.loss_history_, whole.loss_history_)
+    assert whole.U_ is None or np.array_equal(model.U_, whole.U_)
+
+
+def test_killed_while_it_writes_the_state_before_holds(tiny, tmp_path, monkeypatch):
+    path, real = tmp_path / "state.npz", np.savez
+    writes = []
+
+    def half(file, **arrays):
+        writes.append(1)
+        if len(writes) == 3:
+            file.write(b"half")
+            raise Killed
+        real(file, **arrays)
+
+    monkeypatch.setattr(np, "savez", half)
+    with pytest.raises(Killed):
+        KINDS["AE_NMF"]().fit(tiny, checkpoint=path)
+    assert [file.name for file in tmp_path.iterdir()] == ["state.npz"]
+    monkeypatch.setattr(np, "savez", real)
+    np.testing.assert_array_equal(KINDS["AE_NMF"]().fit(tiny, checkpoint=path).W_, KINDS["AE_NMF"]().fit(tiny).W_)
+
+
+def test_a_state_of_another_fit_is_refused(tiny, tmp_path, monkeypatch):
+    path = tmp_path / "state.npz"
+    KINDS["AE_NMF"]().fit(tiny, checkpoint=path)
+    for other, message in (
+        (AENMF(k=5, tol=0, max_iter=60), "k is 4 there and 5 here"),
+        (AENMF(k=4, tol=0, max_iter=60, lambda_W=0.5), "lambda_W is 0.01 there and 0.5 here"),
+        (KINDS["CAE_NMF1"](), "model is 'AE_NMF' there and 'CAE_NMF1' here"),
+    ):
+        with pytest.raises(ValueError, match=f"is a checkpoint of another fit: .*{message}.*Remove it to start anew"):
+            other.fit(tiny, checkpoint=path)
+    with pytest.raises(ValueError, match="cells is 60 there and 59 here"):
+        KINDS["AE_NMF"]().fit(tiny[1:].copy(), checkpoint=path)
+    monkeypatch.setattr("aenmf_lib.models.version", lambda name: "99")
+    with pytest.raises(ValueError, match=r"version is '.*' there and '99' here"):
+        KINDS["AE_NMF"]().fit(tiny, checkpoint=path)
+
+
+def test_a_cut_state_is_refused(tiny, tmp_path):
+    path = tmp_path / "state.npz"
+    KINDS["AE_NMF"]().fit(tiny, checkpoint=path)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match="is not a file of a solver's state, or is cut short"):
+        KINDS["AE_NMF"]().fit(tiny, checkpoint=path)
+
+
+def test_once_the_results_are_written_the_state_is_gone(tiny, tmp_path):
+    tiny.uns["input"] = {}
+    out = tmp_path / "ae_nmf_k4.h5ad"
+    model = AENMF(k=4, max_iter=25, tol=0).fit(tiny, checkpoint=results.checkpoint(out))
+    assert results.checkpoint(out).exists()
+    results.write(out, model, tiny)
+    assert [file.name for file in tmp_path.iterdir()] == ["ae_nmf_k4.h5ad"]
