@@ -332,14 +332,23 @@ def follow(indptr, rows, values, owner, H, lo, D, next_lo, out):
                     moved += 1
             if moved == 0:
                 continue
-            for i in range(indptr[t, lo + a], indptr[t, lo + a + 1]):
-                h, x = H[rows[i]], values[i]
-                if 4 * moved > k:
+            first, last = indptr[t, lo + a], indptr[t, lo + a + 1]
+            if 10 * moved > k:  # whole rows, which are vectors to the processor
+                for i in range(first, last):
+                    h, x = H[rows[i]], values[i]
                     for j in range(k):
                         h[j] += x * d[j]
-                else:
-                    for c in range(moved):
-                        h[programs[c]] += x * steps[c]
+                continue
+            for c in range(0, moved - 1, 2):  # two programs at a time: a cell is found once for both
+                j0, j1, d0, d1 = programs[c], programs[c + 1], steps[c], steps[c + 1]
+                for i in range(first, last):
+                    row, x = rows[i], values[i]
+                    H[row, j0] += x * d0
+                    H[row, j1] += x * d1
+            if moved % 2:
+                j0, d0 = programs[moved - 1], steps[moved - 1]
+                for i in range(first, last):
+                    H[rows[i], j0] += values[i] * d0
         for a in range(out.shape[1]):
             total = out[t, a]
             for j in range(k):

@@ -15,7 +15,7 @@ from aenmf_lib.moments import SAMPLE, Moments
 from aenmf_lib.objectives import Tied
 
 INITS = ("cells", "nndsvd")
-_LEVELS = (1024, 2048, SAMPLE)  # cells of the samples
+_LEVELS = (1024, SAMPLE)  # cells of the samples
 _CELLS = 20  # whose mean one program starts from
 _TOL, _SWEEPS = 1e-3, 50  # when descent on a sample ends
 
