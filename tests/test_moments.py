@@ -1,8 +1,11 @@
 """Products and sums over the cells, against dense ones."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing
 from conftest import tiny_cells
 
 from aenmf_lib import forming
@@ -90,6 +93,35 @@ def test_implicit_explicit_merged_and_saved_are_the_same(cells, tmp_path, by_don
             for name in ("donor_sums", "group_sums", "group_counts", "gene_sq"):
                 torch.testing.assert_close(getattr(other, name), getattr(whole, name), rtol=1e-12, atol=0)
             assert other.sq_norm == pytest.approx(whole.sq_norm, rel=1e-12)
+
+
+def one_process(rank, folder):
+    """Sum over every other cell, and then over both processes."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    cells = tiny_cells()[rank::2]
+    if rank:  # the other process alone has cells of this donor
+        cells = cells[cells.obs["donor_id"] != "d1"]
+    for by_donor in (False, True):
+        mine = Moments.of(cells.copy(), by_donor=by_donor, mode="explicit")
+        mine.all_reduce().save(f"{folder}/{rank}{by_donor}.npz")
+    with pytest.raises(ValueError, match="moments of other genes or labels"):
+        Moments.of(cells[:, rank:].copy(), mode="explicit").all_reduce()
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_sum_to_the_moments_of_all_cells(cells, tmp_path):
+    torch.multiprocessing.spawn(one_process, (str(tmp_path),), nprocs=2)
+    there = (np.arange(60) % 2 == 0) | (cells.obs["donor_id"] != "d1").to_numpy()
+    V = torch.from_numpy(np.random.default_rng(1).normal(size=(4, cells.n_vars)))
+    for by_donor in (False, True):
+        whole = Moments.of(cells[there].copy(), by_donor=by_donor, mode="explicit")
+        for rank in range(2):
+            found = Moments.load(tmp_path / f"{rank}{by_donor}.npz")
+            torch.testing.assert_close(found.product_by_donor(V), whole.product_by_donor(V), rtol=1e-12, atol=1e-10)
+            torch.testing.assert_close(found.group_sums, whole.group_sums, rtol=1e-12, atol=0)
+            assert (found.n_cells, found.owners) == (whole.n_cells, whole.owners)
+            assert (found.sample != whole.sample).nnz == 0
 
 
 def test_moments_of_other_genes_are_not_added(cells):

@@ -1,0 +1,181 @@
+"""How fast is AE-NMF beside other ways to factorise the same cells, and how good is what they reach?
+
+    python benchmarks/peers.py results/kang2018/filtered.h5ad --k 80
+    python benchmarks/peers.py results/kang2018/filtered.h5ad --k 20 --genes 2000
+
+Each to its own stop, at its own defaults unless said here. Time is that of the fit from cells in memory, start
+included; compiled code is loaded before. A solver whose package is not installed is an error: leave it out with
+--solvers.
+"""
+
+import argparse
+import importlib
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from anndata import AnnData
+from measure import in_turn, measured
+from scipy.sparse import csr_matrix
+from sklearn.decomposition import MiniBatchNMF, non_negative_factorization
+
+from aenmf_lib import AENMF, CAENMF1, CAENMF2, BaseNMF, data, models, start
+from aenmf_lib.forming import IMPLICIT
+from aenmf_lib.moments import Moments
+from aenmf_lib.objectives import Tied
+
+Result = tuple[np.ndarray, np.ndarray, int, str]  # H, W, iterations, why it stopped
+ADAM_BATCH, ADAM_EPOCHS, ADAM_TOL = 512, 100, AENMF.tol
+
+
+def ours(model: type[AENMF], cells: AnnData, k: int, seed: int) -> Result:
+    """Fit one of our models."""
+    fitted = model(k=k, seed=seed).fit(cells)
+    return fitted.transform(cells), fitted.W_, fitted.n_iter_, fitted.stop_
+
+
+def base(cells: AnnData, k: int, seed: int) -> Result:
+    """Fit scikit-learn's NMF as published: coordinate descent, nndsvda, at most 100 iterations."""
+    fitted = BaseNMF(k=k, seed=seed).fit(cells)
+    return fitted.H_, fitted.W_, fitted.n_iter_, fitted.stop_
+
+
+def minibatch(cells: AnnData, k: int, seed: int) -> Result:
+    """Fit scikit-learn's MiniBatchNMF."""
+    fitted = MiniBatchNMF(n_components=k, random_state=seed)
+    H = fitted.fit_transform(cells.X)
+    return H, fitted.components_, int(fitted.n_iter_), ""
+
+
+def cnmf(cells: AnnData, k: int, seed: int) -> Result:
+    """Fit one replicate of consensus NMF (cnmf 1.7): scikit-learn, random start, at most 1000 iterations."""
+    settings = {"init": "random", "solver": "cd", "tol": 1e-4, "max_iter": 1000}
+    H, W, n = non_negative_factorization(cells.X, n_components=k, random_state=seed, **settings)
+    return H, W, n, ""
+
+
+def nmf_torch(cells: AnnData, k: int, seed: int) -> Result:
+    """Fit the online NMF of nmf-torch, which takes dense cells."""
+    run = importlib.import_module("nmf").run_nmf
+    H, W, _ = run(cells.X.toarray(), k, mode="online", random_state=seed, n_jobs=os.cpu_count())
+    return H, W, -1, ""
+
+
+def torchnmf(cells: AnnData, k: int, seed: int) -> Result:
+    """Fit by the multiplicative updates of torchnmf for β = 2, which takes dense cells."""
+    torch.manual_seed(seed)  # it takes no generator
+    X = torch.from_numpy(cells.X.toarray())
+    net = importlib.import_module("torchnmf.nmf").NMF(X.shape, rank=k)
+    n = net.fit(X, beta=2)
+    return net.H.detach().numpy(), net.W.detach().numpy().T, n, ""
+
+
+def adam(cells: AnnData, k: int, seed: int, *, rate: float) -> Result:
+    """Minimise the AE-NMF objective by minibatches of 512 cells, Adam and clamping, from mean cells as ours does.
+
+    It stops as ours does: when the loss fell by less than tol over 10 epochs.
+    """
+    rng, X, penalty = np.random.default_rng(seed), cells.X, AENMF.lambda_W
+    some = Moments.of(AnnData(X[:4096]), donor=False, cell_type=False, mode=IMPLICIT)
+    W = start.best_scale(Tied(some, lambda_W=penalty), start.from_cells(X, k, seed=seed)).requires_grad_()
+    optimiser = torch.optim.Adam([W], lr=rate)
+    order = rng.permutation(X.shape[0])
+    batches = [_both(X[order[lo : lo + ADAM_BATCH]]) for lo in range(0, X.shape[0], ADAM_BATCH)]
+    squares = float(np.square(X.data, dtype=np.float64).sum())
+    losses: list[float] = []
+    for epoch in range(1, ADAM_EPOCHS + 1):
+        total = squares
+        for i in rng.permutation(len(batches)):
+            B, Bt, n = batches[i]
+            with torch.no_grad():
+                H, G = B @ W.T, W @ W.T  # (cells, k), (k, k)
+                A, F = (Bt @ H).T, H.T @ H  # (k, genes), (k, k)
+                W.grad = (2 * (F @ W + G @ A) - 4 * A) / n + 2 * penalty * W
+                total += float((F * G).sum() - 2 * F.trace()) + n * penalty * float(G.trace())
+            optimiser.step()
+            with torch.no_grad():
+                W.clamp_(min=0)
+        losses.append(total)
+        if epoch > 10 and min(losses[:-10]) - min(losses) < ADAM_TOL * min(losses):
+            break
+    W = W.detach()
+    return X @ W.numpy().T, W.numpy(), epoch, "" if epoch < ADAM_EPOCHS else f"reached {ADAM_EPOCHS} epochs"
+
+
+def _both(X: csr_matrix) -> tuple[torch.Tensor, torch.Tensor, int]:
+    return models.to_torch(X), models.to_torch(X.T.tocsr()), X.shape[0]
+
+
+SOLVERS: dict[str, Callable[[AnnData, int, int], Result]] = {
+    "AE-NMF": partial(ours, AENMF),
+    "scikit-learn NMF": base,
+    "model 1": partial(ours, CAENMF1),
+    "model 2": partial(ours, CAENMF2),
+    "MiniBatchNMF": minibatch,
+    "nmf-torch": nmf_torch,
+    "torchnmf": torchnmf,
+    "cNMF's solver": cnmf,
+    "Adam, 1e-3": partial(adam, rate=1e-3),
+    "Adam, 1e-4": partial(adam, rate=1e-4),
+}
+TIED = ("AE-NMF", "model 1", "model 2", "Adam, 1e-3", "Adam, 1e-4")  # H = X Wᵀ
+
+
+def select(cells: AnnData, genes: int) -> AnnData:
+    """Keep the most variable genes, as scanpy finds them; all where 0."""
+    if not genes:
+        return cells
+    import scanpy
+
+    scanpy.pp.highly_variable_genes(cells, n_top_genes=genes)
+    return cells[:, cells.var["highly_variable"]].copy()
+
+
+def task(cells: str, genes: int, k: int, seed: int, solver: str) -> dict:
+    """One fit."""
+    loaded = select(data.load(cells), genes)
+    if solver in ("AE-NMF", "model 1", "model 2"):  # compiled once a machine; loaded here
+        warm = {"AE-NMF": AENMF, "model 1": CAENMF1, "model 2": CAENMF2}[solver]
+        warm(k=4, max_iter=2, tol=0).fit(_few(loaded))
+    with measured() as found:
+        H, W, n_iter, stop = SOLVERS[solver](loaded, k, seed)
+    error = models.relative_error(loaded, H, W)
+    found |= {"iterations": n_iter, "stop": stop, "relative_error": error}
+    if solver in TIED:  # what the tie costs: the same W, usages by least squares
+        freed = AENMF(k=k)
+        freed.W_, freed.genes_ = W, loaded.var_names
+        found["relative_error_untied"] = models.relative_error(loaded, freed.refit(loaded), W)
+    return found
+
+
+def _few(cells: AnnData) -> AnnData:
+    """Give some cells of every donor."""
+    rows = np.concatenate([np.flatnonzero(cells.obs["donor_id"] == d)[:50] for d in cells.obs["donor_id"].unique()])
+    return cells[np.sort(rows), :300].copy()
+
+
+def main() -> None:
+    """Run what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cells", type=Path, help="as notebook 01 writes them")
+    parser.add_argument("--name", help="of the table; by default that of the folder of the cells")
+    parser.add_argument("--k", type=int, default=80)
+    parser.add_argument("--genes", type=int, default=0, help="the most variable ones; 0: all")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--limit", type=float, default=900, help="seconds after which a fit is killed")
+    parser.add_argument("--solvers", nargs="+", choices=SOLVERS, default=list(SOLVERS))
+    parser.add_argument("--keep", action="store_true", help="add to the table instead of starting it anew")
+    o = parser.parse_args()
+    row = {"cells": str(o.cells), "genes": o.genes, "k": o.k, "seed": o.seed}
+    rows = [row | {"solver": solver} for solver in o.solvers]
+    name = f"peers_{o.name or o.cells.resolve().parent.name}_{o.genes or 'all'}_k{o.k}"
+    table = in_turn(name, task, rows, runs=o.runs, limit=o.limit, keep=o.keep)
+    print(table.groupby("solver", sort=False)[["seconds", "cpu_seconds", "peak_mib", "relative_error"]].median())
+
+
+if __name__ == "__main__":
+    main()

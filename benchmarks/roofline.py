@@ -1,0 +1,130 @@
+"""How close do the inner loops come to what the machine can do, measured in the same run?
+
+    python benchmarks/roofline.py
+    python benchmarks/roofline.py --device cuda --genes 20000 --cells 600000    # on a card: S by blocks, k 80 and 256
+
+Peaks are those of a square float32 product and of a copy; each row is the best of a few repeats taken in turn with
+them. On a card the cells are made block by block, so that only S has to fit.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from measure import RESULTS, machine
+from scipy.sparse import csr_matrix
+from scipy.sparse import random as sparse_random
+from tqdm import tqdm
+
+from aenmf_lib import data, descent, start
+from aenmf_lib.forming import Forming
+from aenmf_lib.gradient import ProjectedGradient
+from aenmf_lib.moments import Moments, Sample, Sums
+from aenmf_lib.objectives import Tied
+
+REPEATS = 5
+BLOCK = 8192  # cells made at once
+
+
+def simulated(n_cells: int, n_genes: int, share: float, seed: int) -> csr_matrix:
+    """Give cells of random log-normalised counts."""
+    rng = np.random.default_rng(seed)
+    X = sparse_random(n_cells, n_genes, density=share, format="csr", random_state=rng, dtype=np.float32)
+    X.data = rng.integers(1, 5, X.nnz).astype(np.float32)
+    return data.normalise(X)
+
+
+def seconds(work: Callable[[], object], device: str) -> float:
+    """Time one call, to its end also on a card."""
+    begin = time.perf_counter()
+    work()
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
+
+
+def moments_of(cells: int, genes: int, share: float, device: str) -> tuple[Moments, dict]:
+    """Form S block by block; gives it and the seconds that forming took, making cells not counted."""
+    forming, sums, sample, spent = Forming(genes, torch.float32, device), Sums(), None, 0.0
+    X = simulated(BLOCK, genes, share, 0)  # the same block again and again: what is timed is forming
+    label, names = np.full(BLOCK, ""), pd.RangeIndex(BLOCK).astype(str)
+    forming.add(X)
+    blocks = cells // BLOCK
+    for _ in tqdm(range(blocks), desc=f"S, {genes} genes"):
+        spent += seconds(lambda: forming.add(X), device)
+        sums += Sums.of(X, label, label, label)
+        sample = sample or Sample.of(X, names)
+    spent += seconds(forming.finish, device)
+    told = {"mode": "explicit", "reason": "", "dtype": torch.float32, "device": device}
+    return Moments(names[:0].append(pd.RangeIndex(genes).astype(str)), sums, {"": forming.S}, sample, **told), {
+        "seconds": spent,
+        "cells": blocks * BLOCK,
+    }
+
+
+def main() -> None:
+    """Measure, write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--genes", type=int, default=5000)
+    parser.add_argument("--cells", type=int, default=40_000)
+    parser.add_argument("--share", type=float, default=0.12, help="of entries that are not 0")
+    parser.add_argument("--k", type=int, nargs="+", default=[80, 256])
+    o = parser.parse_args()
+    device, p = o.device, o.genes
+    size = 4096 if device == "cpu" else 16384
+    A, B = (torch.rand(size, size, device=device) for _ in range(2))
+    big = torch.rand(2**27, device=device)
+
+    def peak() -> float:
+        return 2 * size**3 / min(seconds(lambda: A @ B, device) for _ in range(3)) / 1e9
+
+    def copy() -> float:
+        return 2 * 4 * len(big) / min(seconds(lambda: big.clone(), device) for _ in range(3)) / 1e9
+
+    seconds(lambda: A @ B, device)
+    rows = []
+
+    def row(what: str, k: int, flop: float, work: Callable[[], object], bytes_: float = 0.0) -> None:
+        work()
+        found = [(seconds(work, device), peak(), copy()) for _ in range(REPEATS)]  # in turn with the peaks
+        took, gemm, bandwidth = (float(np.median([f[i] for f in found])) for i in range(3))
+        rows.append({"what": what, "genes": p, "k": k, "seconds": took, "gflops": flop / took / 1e9,
+                     "sgemm_gflops": gemm, "share_of_sgemm": flop / took / 1e9 / gemm, "copy_gb_s": bandwidth,
+                     "share_of_copy": bytes_ / took / 1e9 / bandwidth, **machine(device)})  # fmt: skip
+        print(rows[-1])
+
+    moments, formed = moments_of(o.cells, p, o.share, device)
+    gemm = peak()
+    flop = float(formed["cells"]) * p**2  # half of S is enough: that of one triangle
+    rows.append({"what": "form S", "genes": p, "k": 0, "seconds": formed["seconds"],
+                 "us_per_cell": 1e6 * formed["seconds"] / formed["cells"], "gflops": flop / formed["seconds"] / 1e9,
+                 "sgemm_gflops": gemm, "share_of_sgemm": flop / formed["seconds"] / 1e9 / gemm,
+                 **machine(device)})  # fmt: skip
+    for k in o.k:
+        W = start.from_cells(moments.sample, k, seed=0).to(device)
+        objective = Tied(moments, lambda_W=1e-2)
+        W = start.best_scale(objective, W)
+        row("explicit product W S", k, 2.0 * k * p**2, lambda W=W: moments.product(W), 4.0 * p**2)
+        gradient = ProjectedGradient(objective, W, row_norm=False)
+        row("explicit gradient step", k, 2.0 * k * p**2 + 12.0 * k**2 * p, gradient.step, 4.0 * p**2)
+        if device == "cpu":
+            sweep = descent.TiedDescent(objective, W)
+            row("explicit coordinate sweep", k, 2.0 * k * p**2, sweep.step, 4.0 * p**2)
+    cells = AnnData(X := simulated(min(o.cells, 50_000), p, o.share, 0))
+    implicit = Moments.of(cells, donor=False, cell_type=False, mode="implicit", device=device)
+    for k in o.k:
+        W = start.from_cells(implicit.sample, k, seed=0).to(device)
+        row("implicit product W S", k, 4.0 * X.nnz * k, lambda W=W: implicit.product(W), 16.0 * X.nnz)
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"roofline_{device.replace(':', '')}_{p}.csv"
+    pd.DataFrame(rows).to_csv(path, index=False, float_format="%.6g")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

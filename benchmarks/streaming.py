@@ -1,0 +1,75 @@
+"""What does a pass over cells on disk cost, and what does training cost once it is done?
+
+    python benchmarks/streaming.py pass     # the sums, 2000 of 20 000 genes, 20 000 to 200 000 cells
+    python benchmarks/streaming.py train    # 5000 genes, rank 256, 100 000 and 1 000 000 cells: some minutes
+
+Cells are simulated (simulate.py) into --scratch: 4 GB for the first, 6 GB for the second. A file is read right after it
+was written: it comes from the page cache where memory holds it, from the disk where not.
+"""
+
+import argparse
+from pathlib import Path
+
+from measure import in_turn, measured
+from simulate import simulate
+
+from aenmf_lib import AENMF
+from aenmf_lib.moments import Moments
+from aenmf_lib.stream import Cells
+
+KEPT = 2000  # genes
+SIZES = {"pass": (20_000, 60_000, 200_000), "train": (100_000, 1_000_000)}
+GENES, NONZEROS = {"pass": 20_000, "train": 5000}, {"pass": 2460, "train": 600}
+RANK = 256
+
+
+def one_pass(cells: int, path: str, compression: str) -> dict:
+    """Sum over counts on disk: normalise, S and the sums of every type and donor."""
+    names = [f"gene{g}" for g in range(0, GENES["pass"], GENES["pass"] // KEPT)]
+    Moments.of(Cells(path, counts=True, genes=names, rows=slice(0, 2048)), mode="explicit")  # loads what is compiled
+    with measured() as found:
+        Moments.of(Cells(path, counts=True, genes=names), mode="explicit")
+    return found | {"us_per_cell": 1e6 * found["seconds"] / cells}
+
+
+def train(cells: int, path: str, compression: str) -> dict:
+    """Sum, then train from the sums alone."""
+    AENMF(k=4, max_iter=2).fit(Cells(path, counts=True, rows=slice(0, 1500)))
+    with measured() as found:
+        with measured() as summed:
+            moments = Moments.of(Cells(path, counts=True), donor=False, cell_type=False, mode="explicit", k=RANK)
+        with measured() as trained:
+            model = AENMF(k=RANK).fit(moments)
+    return found | {
+        "sums_seconds": summed["seconds"],
+        "training_seconds": trained["seconds"],
+        "iterations": model.n_iter_,
+        "stop": model.stop_,
+        "explained": 1 - model.loss_history_[-1] * moments.n_cells / moments.sq_norm,
+    }
+
+
+def main() -> None:
+    """Run what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=SIZES)
+    parser.add_argument("--scratch", type=Path, default=Path("data/scratch"))
+    parser.add_argument("--runs", type=int, default=0, help="0: 5 passes, or 1 training")
+    parser.add_argument("--compression", choices=("gzip", "lzf"), default="", nargs="?")
+    o = parser.parse_args()
+    o.scratch.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for cells in SIZES[o.what]:
+        path = o.scratch / f"{o.what}_{cells}_{o.compression or 'plain'}.h5ad"
+        if not path.exists():
+            sizes = {"cells": cells, "genes": GENES[o.what], "nonzeros": NONZEROS[o.what]}
+            simulate(path, **sizes, compression=o.compression or None)
+        rows.append({"cells": cells, "path": str(path), "compression": o.compression})
+    task, runs = (one_pass, 5) if o.what == "pass" else (train, 1)
+    table = in_turn(f"streaming_{o.what}{'_' + o.compression * bool(o.compression)}".rstrip("_"), task, rows,
+                    runs=o.runs or runs)  # fmt: skip
+    print(table.groupby("cells").median(numeric_only=True))
+
+
+if __name__ == "__main__":
+    main()
