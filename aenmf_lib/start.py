@@ -101,5 +101,5 @@ def best_scale(objective: Tied, W: torch.Tensor, *, iterations: int = 200) -> to
     for _ in range(iterations):
         rr = torch.outer(r, r)
         grows, shrinks = torch.diag(rr * F), (rr * F * rr * G).sum(1) + penalty * r**2
-        r = r * (grows / shrinks) ** 0.25
+        r = r * (grows / shrinks.clamp(min=torch.finfo(shrinks.dtype).tiny)) ** 0.25  # a program that dies has 0 / 0
     return W * r[:, None].to(W.dtype)

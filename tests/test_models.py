@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from anndata import AnnData
 from conftest import filtered, tiny_cells
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import nnls
-from scipy.sparse import vstack
+from scipy.sparse import csr_matrix, hstack, vstack
 from sklearn.exceptions import NotFittedError
 
 from aenmf_lib import AENMF, CAENMF1, CAENMF2, BaseNMF, models, moments, programs, synthetic
@@ -167,6 +168,52 @@ def test_cells_moments_and_cells_on_disk_train_the_same(planted, tmp_path, model
     again = model(k=6, max_iter=10).fit(Moments.of(cells, **needs))
     np.testing.assert_array_equal(again.W_, plain.W_)
     assert plain.second_moment_.split(":")[0] in ("implicit", "explicit")
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(np.float64, 1e-12), (np.float32, 1e-6)])
+@pytest.mark.parametrize("model", AUTOENCODERS)
+def test_the_objective_is_the_same_however_the_second_moment_is_kept(planted, tmp_path, model, dtype, rtol):
+    """In memory, merged from four shards, and (float32 alone) from disk; implicit and explicit."""
+    cells = planted[0].copy()
+    cells.X = cells.X.astype(dtype)
+    fitted = model(k=6, max_iter=5, tol=0).fit(cells)
+    needs = {"by_donor": model is CAENMF2}
+    made = {}
+    for mode in ("implicit", "explicit"):
+        made[mode] = Moments.of(cells, **needs, mode=mode)
+        shards = [Moments.of(cells[i::4].copy(), **needs, mode=mode) for i in range(4)]
+        made[f"{mode}, merged"] = shards[0] + shards[1] + shards[2] + shards[3]
+        if dtype == np.float32:
+            cells.write_h5ad(tmp_path / "cells.h5ad")
+            made[f"{mode}, streamed"] = Moments.of(Cells(tmp_path / "cells.h5ad", block=700), **needs, mode=mode)
+    values = {}
+    for way, sums in made.items():
+        objective = fitted._objective(sums)
+        U = None if fitted.U_ is None else torch.from_numpy(fitted.U_)
+        values[way] = objective.value(objective.point(torch.from_numpy(fitted.W_), U))
+    assert values == pytest.approx(dict.fromkeys(values, values["implicit"]), rel=rtol)
+    assert values["implicit"] == pytest.approx(fitted.objective(cells), rel=rtol)
+
+
+@pytest.mark.parametrize("model", AUTOENCODERS)
+def test_empty_genes_cells_and_donors_change_nothing(tiny, model):
+    """A gene without counts gets no weight, and a donor without cells is no donor."""
+    whole, padded = model(k=3, max_iter=5).fit(tiny), tiny.copy()
+    padded.obs["donor_id"] = padded.obs["donor_id"].cat.add_categories("d9")
+    padded = AnnData(hstack([padded.X, csr_matrix((tiny.n_obs, 2))], format="csr"), obs=padded.obs)
+    padded.var_names = [*tiny.var_names, "none1", "none2"]
+    fitted = model(k=3, max_iter=5).fit(padded)
+    assert fitted.W_[:, -2:].max() == 0
+    np.testing.assert_allclose(fitted.loss_history_, whole.loss_history_, rtol=1e-9)
+    padded.X.data[: padded.X.indptr[4]] = 0
+    padded.X.eliminate_zeros()
+    assert np.isfinite(model(k=3, max_iter=5).fit(padded).W_).all()
+
+
+def test_programs_that_die_are_counted(tiny, caplog):
+    """A penalty so heavy that no program is worth its weight."""
+    AENMF(k=3, lambda_W=1e6).fit(tiny)
+    assert "3 of 3 programs died" in caplog.text
 
 
 @pytest.mark.parametrize("mode", ["implicit", "explicit"])
