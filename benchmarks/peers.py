@@ -135,7 +135,7 @@ def select(cells: AnnData, genes: int) -> AnnData:
 
 
 def task(cells: str, genes: int, k: int, seed: int, solver: str) -> dict:
-    """One fit."""
+    """Fit once."""
     loaded = select(data.load(cells), genes)
     if solver in ("AE-NMF", "model 1", "model 2"):  # compiled once a machine; loaded here
         warm = {"AE-NMF": AENMF, "model 1": CAENMF1, "model 2": CAENMF2}[solver]

@@ -1,0 +1,186 @@
+"""What was found? Fills the tables of README.md, and draws the front page's figure, from results/*.csv.
+
+    python benchmarks/report.py
+
+Every number between two ``<!-- table -->`` marks is written here.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from measure import RESULTS
+
+HERE = Path(__file__).parent
+FIGURE = HERE.parent / "figures" / "speed.png"
+STYLE = HERE.parent / "aenmf_lib" / "aenmf.mplstyle"
+OURS, BASELINE = "AE-NMF", "scikit-learn NMF"
+
+# what the extrapolation is about
+TABULA = {"cells": 592_317, "genes": 60_606, "nonzeros": 2500}
+ATLAS = {"cells": 60_000_000, "nonzeros": 2000}
+CARD = 495e12  # flop/s: what the maker of the H100 (SXM) tells for dense products with tf32 inputs
+
+
+def read(name: str) -> pd.DataFrame:
+    """Give a table of results."""
+    return pd.read_csv(RESULTS / f"{name}.csv")
+
+
+def provenance(table: pd.DataFrame) -> str:
+    """Say on what a table was measured, and when."""
+    told = table[["machine", "date"]].drop_duplicates()
+    return "; ".join(f"{row.machine}, {row.date}" for row in told.itertuples())
+
+
+def peers(name: str) -> str:
+    """Give medians over the runs; the ratio is of times in the same round, then the median."""
+    table = read(name)
+    ours = table[table["solver"] == OURS].set_index("run")["seconds"]
+    ratio = table["seconds"] / table["run"].map(ours)
+    shown = table.assign(ratio=ratio).groupby("solver", sort=False).agg(
+        runs=("run", "count"), ratio=("ratio", "median"), seconds=("seconds", "median"), cpu=("cpu_seconds", "median"),
+        peak=("peak_mib", "median"), error=("relative_error", "median"), free=("relative_error_untied", "median"),
+        iterations=("iterations", "median"), stop=("stop", "first"),
+    )  # fmt: skip
+    rows = [
+        [
+            solver,
+            f"**{r.ratio:.1f}**" if pd.notna(r.ratio) else r.stop,
+            f"{r.seconds:.1f}", f"{r.cpu:.1f}", f"{r.peak:.0f}", f"{r.error:.4f}",
+            f"{r.free:.4f}" if pd.notna(r.free) else "", str(int(r.runs)),
+        ]
+        for solver, r in shown.iterrows()
+    ]  # fmt: skip
+    head = ["", "time / AE-NMF's", "s", "CPU s", "peak MiB", "‖X − H W‖ / ‖X‖", "with H freed", "runs"]
+    return _table(head, rows) + f"\n\n{provenance(table)}."
+
+
+def passes() -> str:
+    """Tell what a pass over cells on disk costs."""
+    table = read("streaming_pass")
+    rows = [
+        [f"{cells:,}", f"{some.us_per_cell.median():.0f}", f"{some.peak_mib.median():.0f}", str(len(some))]
+        for cells, some in table.groupby("cells")
+    ]
+    return _table(["cells", "µs a cell", "peak MiB", "runs"], rows) + f"\n\n{provenance(table)}."
+
+
+def training() -> str:
+    """Tell what training from sums costs, against the number of cells."""
+    table = read("streaming_train")
+    rows = [
+        [f"{r.cells:,}", f"{r.sums_seconds:.0f}", f"{r.training_seconds:.0f}", str(r.iterations), f"{r.seconds:.0f}",
+         f"{r.peak_mib:.0f}", f"{r.explained:.1%}"]
+        for r in table.itertuples()
+    ]  # fmt: skip
+    head = ["cells", "sums, s", "training, s", "sweeps", "in all, s", "peak MiB", "of ‖X‖² explained"]
+    return _table(head, rows) + f"\n\n{provenance(table)}."
+
+
+def roofline() -> str:
+    """Tell shares of the peaks."""
+    table = read("roofline_cpu_5000")
+    rows = [
+        [r.what, str(r.k) if r.k else "", f"{r.seconds:.3g}", f"{r.gflops:.0f}", f"{r.sgemm_gflops:.0f}",
+         f"{r.share_of_sgemm:.0%}"]
+        for r in table.itertuples()
+    ]  # fmt: skip
+    return _table(["5000 genes", "k", "s", "GF/s", "sgemm GF/s", "share"], rows) + f"\n\n{provenance(table)}."
+
+
+def seeds() -> str:
+    """Compare ten seeds at their own stop with the best of them ten times as long."""
+    table = read("seeds")
+    rows = []
+    for (genes, k), some in table.groupby(["genes", "k"], sort=False):
+        best, own = some["error_long"].min(), some.loc[some["seed"] == 42, "error"].iloc[0]
+        rows.append([genes, str(k), f"{own:.5f}", f"{some.error.median():.5f}", f"{best:.5f}", f"{own / best - 1:.2%}",
+                     f"{some.error.median() / best - 1:.2%}", f"{some.error.max() / best - 1:.2%}"])  # fmt: skip
+    head = ["genes", "k", "seed 42", "median seed", "best, ten times as long", "seed 42", "median", "worst"]
+    return _table(head, rows) + f"\n\n{provenance(table)}."
+
+
+def extrapolation() -> str:
+    """Work out arithmetic, bytes and memory of sizes that were not run."""
+    roof, read_ = read("roofline_cpu_5000"), read("streaming_pass")
+    share = float(roof.loc[roof["what"] == "form S", "share_of_sgemm"].iloc[0])
+    us = float(read_.loc[read_["cells"] == read_["cells"].max(), "us_per_cell"].median())
+    rows = []
+    for name, n, p, k, z in (
+        ("Tabula Sapiens Immune", TABULA["cells"], TABULA["genes"], 80, TABULA["nonzeros"]),
+        ("60 million cells", ATLAS["cells"], 20_000, 256, ATLAS["nonzeros"]),
+        ("60 million cells", ATLAS["cells"], 60_000, 256, ATLAS["nonzeros"]),
+    ):
+        form, step = n * p**2, 2 * k * p**2
+        seconds = form / (CARD * share)
+        rows.append([f"{name} × {p:,}, k {k}", f"{form:.1e}", f"{seconds / 3600:.2g}", f"{8 * n * z / 2**40:.2g}",
+                     f"{n * us / 3.6e9:.2g}", f"{12 * p**2 / 2**30:.3g}", f"{1e3 * step / CARD:.2g}",
+                     f"{16 * n * z / 2**40:.2g}"])  # fmt: skip
+    head = ["", "flop to form S", "card-hours for S", "TiB to read", "hours of 2 cores to read", "GiB for S",
+            "ms a product", "TiB if implicit"]  # fmt: skip
+    return _table(head, rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "peers, all genes, k 80": lambda: peers("peers_kang2018_all_k80"),
+    "peers, 2000 genes, k 20": lambda: peers("peers_kang2018_2000_k20"),
+    "seeds": seeds,
+    "passes": passes,
+    "training": training,
+    "roofline": roofline,
+    "extrapolation": extrapolation,
+}
+
+
+def filled(text: str) -> str:
+    """Put each table between its marks."""
+    for name, make in TABLES.items():
+        pattern = re.compile(f"(<!-- table: {re.escape(name)} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        if len(pattern.findall(text)) != 1:
+            raise ValueError(f"README.md has no place, or several, for the table {name!r}.")
+        before, after = pattern.search(text).groups()
+        text = pattern.sub(lambda _, new=f"{before}{make()}{after}": new, text)  # noqa: B008
+    return text
+
+
+def draw() -> plt.Figure:
+    """Plot time against the error reached, each solver a point, both sets of genes."""
+    plt.style.use(STYLE)
+    figure, axes = plt.subplots(1, 2, figsize=(183 / 25.4, 70 / 25.4), layout="constrained")
+    for axis, name, title in zip(
+        axes,
+        ("peers_kang2018_all_k80", "peers_kang2018_2000_k20"),
+        ("14 044 genes, 80 programs", "2000 genes, 20 programs"),
+        strict=True,
+    ):
+        table = read(name).dropna(subset=["seconds"]).groupby("solver", sort=False)[["seconds", "relative_error"]]
+        middle, low, high = table.median(), table.min(), table.max()
+        for solver, row in middle.iterrows():
+            ours = solver in (OURS, "model 1")
+            colour = "#0072B2" if ours else "#595959"
+            axis.plot([low.seconds[solver], high.seconds[solver]], [row.relative_error] * 2, color=colour, lw=0.8)
+            axis.plot(row.seconds, row.relative_error, "o", color=colour, ms=4)
+            axis.annotate(solver, (row.seconds, row.relative_error), xytext=(0, 4), textcoords="offset points",
+                          ha="center", color=colour, fontsize=6)  # fmt: skip
+        axis.set(xscale="log", xlabel="seconds to its own stop", ylabel="‖X − H W‖ / ‖X‖", title=title)
+        axis.margins(x=0.15, y=0.12)
+    return figure
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    """Write both."""
+    readme = HERE / "README.md"
+    readme.write_text(filled(readme.read_text()))
+    draw().savefig(FIGURE)
+
+
+if __name__ == "__main__":
+    main()
