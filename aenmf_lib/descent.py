@@ -16,10 +16,13 @@ step t of entry j changes the squared error by ``c₁ t + c₂ t² + c₃ t³ + 
 The loops are in module `kernels`.
 """
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
+import numba
 import numpy as np
 import torch
 
@@ -33,6 +36,18 @@ RELAX = 1.9  # share of the best step that is taken; 1 to below 2. Measured: 1.9
 _WORTH = 0.1  # a step is taken if it gains this share of what the mean step of the last sweep did
 _TILE = 2048  # cells of a tile at most: its usages stay in the cache of one core
 _TILES = 8  # tiles come in multiples of this: a whole number for each core
+_ALONE = 2e6  # nonzeros × programs of a block below which one core is done before a second has woken up
+
+
+@contextlib.contextmanager
+def _threads(n: int) -> Iterator[None]:
+    """Let compiled loops use n cores; cells are in tiles, so that bits do not depend on it."""
+    before = numba.get_num_threads()
+    numba.set_num_threads(n)
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)
 
 
 # -------------------------------------------------------------------- W S, kept up to date while W moves
@@ -49,7 +64,7 @@ class _Implicit:
     """Products with the second moment through the usages of the cells; `apart` keeps owners apart."""
 
     def __init__(self, moments: Moments, *, apart: bool) -> None:
-        self.n_owners = len(moments.owners) if apart else 1
+        self.n_owners, self.threads = len(moments.owners) if apart else 1, numba.get_num_threads()
         self.p, self.dtype = moments.n_genes, np.dtype(str(moments.dtype).removeprefix("torch."))
         parts = [moments.cells(name) for name in moments.owners]
         nnz, self.n_cells = sum(X.nnz for X in parts), sum(X.shape[0] for X in parts)
@@ -80,7 +95,9 @@ class _Implicit:
         """``V_d S_d`` for some genes, (n_owners, genes, k), once the usages have followed what changed."""
         owner = self.owner if len(state.D) > 1 else np.zeros_like(self.owner)
         parts = np.empty((len(owner), hi - lo, state.H.shape[1]), self.dtype)
-        kernels.follow(self.indptr, self.indices, self.data, owner, state.H, state.lo, state.D, lo, parts)
+        work = len(self.data) * GENES * state.H.shape[1] / self.p
+        with _threads(1 if work < _ALONE else self.threads):
+            kernels.follow(self.indptr, self.indices, self.data, owner, state.H, state.lo, state.D, lo, parts)
         state.D = state.D[:, :0]
         if self.n_owners == 1:
             return parts.sum(0)[None]

@@ -369,7 +369,10 @@ class Moments:
     def product(self, V: torch.Tensor) -> torch.Tensor:
         """Multiply by the second moment of all cells: V (k, n_genes) → ``V S``, (k, n_genes)."""
         if self.mode == EXPLICIT:
-            return torch.matmul(V, self.second()).sum(0)
+            S = self.second()
+            if len(S) == 1:  # S Vᵀ, for S is symmetric: a tall matrix is multiplied faster than a flat one
+                return (S[0] @ V.T).T.contiguous()
+            return torch.matmul(V, S).sum(0)
         VS = torch.zeros_like(V)
         for _, X, Xt in self._csr():
             VS += (Xt @ (X @ V.T.contiguous())).T

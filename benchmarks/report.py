@@ -36,10 +36,14 @@ def provenance(table: pd.DataFrame) -> str:
 
 
 def peers(name: str) -> str:
-    """Give medians over the runs; the ratio is of times in the same round, then the median."""
+    """Give medians over the runs; the ratio is the median of those within a round, or to the median of ours.
+
+    The latter for solvers that were timed once, after the rounds.
+    """
     table = read(name)
     ours = table[table["solver"] == OURS].set_index("run")["seconds"]
-    ratio = table["seconds"] / table["run"].map(ours)
+    in_turn = table.groupby("solver")["run"].transform("count") == len(ours)
+    ratio = table["seconds"] / table["run"].map(ours).where(in_turn, ours.median())
     shown = table.assign(ratio=ratio).groupby("solver", sort=False).agg(
         runs=("run", "count"), ratio=("ratio", "median"), seconds=("seconds", "median"), cpu=("cpu_seconds", "median"),
         peak=("peak_mib", "median"), error=("relative_error", "median"), free=("relative_error_untied", "median"),
