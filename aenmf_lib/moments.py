@@ -86,7 +86,9 @@ class Sums:
     def of(cls, X: csr_matrix, cell_type: np.ndarray, donor: np.ndarray, owner: np.ndarray) -> "Sums":
         """Sum over one block of cells."""
         sums = cls(X.shape[0], float(np.square(X.data, dtype=np.float64).sum()))
-        code, names = pd.MultiIndex.from_arrays([cell_type, donor]).factorize()
+        frame = pd.DataFrame({CELL_TYPE: cell_type, DONOR: donor})
+        code = frame.groupby([CELL_TYPE, DONOR], sort=False).ngroup().to_numpy()  # in order of appearance
+        names = list(frame.drop_duplicates().itertuples(index=False, name=None))
         one_hot = csr_matrix((np.ones(len(code)), code, np.arange(len(code) + 1)), shape=(len(code), len(names)))
         totals = (one_hot.T.tocsr() @ X.astype(np.float64)).toarray()
         sums.groups = dict(zip(names, zip(np.bincount(code).tolist(), totals, strict=True), strict=True))
