@@ -164,25 +164,18 @@ def visit(A, B, S, R, squares, W, F, G, n_lambda, relax, least, D):
 
 
 @_serial
-def visit_bending(A, B, S, squares, W, U, F, G, n_lambda_W, n_lambda_U, relax, least, D, DV):
-    """Visit the entries of W and U of one block of genes, for model 2.
+def visit_shared(A, B, S, squares, W, U, F, G, n_lambda, relax, least, D):
+    """Visit the entries of W of one block of genes, for model 2, at fixed U.
 
-    A, B : (donors, genes, k), columns of W S_d and V_d S_d; S : (donors, genes, genes), parts of S_d; W, U, F, G are
-    updated; D and DV are the changes of W and V; the rest is as in `visit`. Gives the change of Σ tr V_d S_d Wᵀ, what
-    was gained, and by how many steps.
+    A, B : (donors, genes, k), columns of W S_d and V_d S_d; S : (donors, genes, genes), parts of S_d; W, F, G are
+    updated; D is the change; the rest is as in `visit`. Gives the change of Σ tr V_d S_d Wᵀ, what was gained, and by
+    how many steps.
     """
     m, n_genes, k = A.shape
     T = W.dtype.type
     cross, gained, steps = 0.0, 0.0, 0
-    f, g, v, xv = np.empty((m, k), W.dtype), np.empty((m, k), W.dtype), np.empty((m, k), W.dtype), np.empty(m)
-    places = np.empty(k, np.int64)
-    # genes of which W, and of which V of each donor, has moved so far
-    moved_W, n_W, moved, n_moved = (
-        np.empty(n_genes, np.int64),
-        0,
-        np.empty((m, n_genes), np.int64),
-        np.zeros(m, np.int64),
-    )
+    x, y, v, f, g = np.empty((5, m, k), W.dtype)
+    xv, places, moved, n_moved = np.empty(m), np.empty(k, np.int64), np.empty(n_genes, np.int64), 0
     for a in range(n_genes):
         w, s_all = W[a], 0.0
         for d in range(m):
@@ -190,29 +183,26 @@ def visit_bending(A, B, S, squares, W, U, F, G, n_lambda_W, n_lambda_U, relax, l
         if s_all == 0:
             continue
         for d in range(m):
-            x, y = A[d, a], B[d, a]
-            _add_rows(x, D, S[d, a], moved_W, n_W)
-            _add_rows(y, DV[d], S[d, a], moved[d], n_moved[d])
-            xv[d] = 0.0
+            x[d], f[d], g[d], xv[d] = 0, 0, 0, 0
+            _add_rows(x[d], D, S[d, a], moved, n_moved)  # W alone moves: V S_d changes as W S_d does
             for j in range(k):
+                y[d, j] = x[d, j] + B[d, a, j]
+                x[d, j] += A[d, a, j]
                 v[d, j] = w[j] + U[d, a, j]
-                xv[d] += x[j] * v[d, j]
-                f[d, j] = 0
-                g[d, j] = 0
+                xv[d] += x[d, j] * v[d, j]
             _add_rows(f[d], F[d], v[d], places, _nonzero(v[d], places))
-            _add_rows(g[d], G[d], x, places, _nonzero(x, places))
+            _add_rows(g[d], G[d], x[d], places, _nonzero(x[d], places))
         before = steps
-        # ---- W, of all donors
         for j in range(k):
-            c1 = n_lambda_W * float(w[j])
+            c1 = n_lambda * float(w[j])
             for d in range(m):
-                c1 += float(f[d, j]) + float(g[d, j]) - float(A[d, a, j]) - float(B[d, a, j])
+                c1 += float(f[d, j]) + float(g[d, j]) - float(x[d, j]) - float(y[d, j])
             c1 *= 2
             if w[j] == 0 and c1 >= 0:
                 continue
-            c2, c3 = n_lambda_W, 0.0
+            c2, c3 = n_lambda, 0.0
             for d in range(m):
-                s, xj = squares[d, a], A[d, a, j]
+                s, xj = squares[d, a], x[d, j]
                 c2 += s * G[d, j, j] + F[d, j, j] + 2 * (xj * v[d, j] + xv[d]) - 2 * s
                 c3 += 2 * (xj + s * v[d, j])
             if _gain(c1, c2, w[j]) < least:
@@ -225,50 +215,68 @@ def visit_bending(A, B, S, squares, W, U, F, G, n_lambda_W, n_lambda_U, relax, l
             w[j] += step
             D[a, j] = step
             for d in range(m):
-                s, x, y = squares[d, a], A[d, a], B[d, a]
-                xj, yj, vj, sj = x[j], y[j], v[d, j], T(s)
-                Gj, Fj = _rank_two(G[d], j, step, v[d], T(t * t)), _rank_two(F[d], j, step, x, T(t * t * s))
+                s, xj, yj, vj = squares[d, a], x[d, j], y[d, j], v[d, j]
+                sj, Gj = T(s), _rank_two(G[d], j, step, v[d], T(t * t))
+                Fj = _rank_two(F[d], j, step, x[d], T(t * t * s))
                 for i in range(k):
                     g[d, i] += step * (v[d, i] * xj + sj * Gj[i])
-                    f[d, i] += step * (x[i] * vj + Fj[i])
+                    f[d, i] += step * (x[d, i] * vj + Fj[i])
                 g[d, j] += T(t * xv[d] + t * t * xj)
                 f[d, j] += T(t * xv[d] + t * t * s * vj)
                 cross += t * (xj + yj) + t * t * s
                 xv[d] += t * (xj + s * vj) + t * t * s
-                x[j] += T(t * s)
-                y[j] += T(t * s)
+                x[d, j] += T(t * s)
+                y[d, j] += T(t * s)
                 v[d, j] += step
-                DV[d, a, j] += step
-        all_moved = steps > before
-        if all_moved:
-            moved_W[n_W] = a
-            n_W += 1
-        # ---- U, of each donor: quadratic, and G is all that follows
-        for d in range(m):
-            x, u, before = A[d, a], U[d, a], steps
-            for j in range(k):
-                c1 = 2 * (f[d, j] - x[j] + n_lambda_U * u[j])
-                if u[j] == 0 and c1 >= 0:
-                    continue
-                c2 = F[d, j, j] + n_lambda_U
-                t = max(-0.5 * c1 / c2, -float(u[j]))
-                value = t * (c1 + t * c2)
-                if value >= -least:
-                    continue
-                t, value = _relaxed(t, value, relax, -float(u[j]), c1, c2, 0.0, 0.0)
-                gained, steps, step = gained - value, steps + 1, T(t)
-                _rank_two(G[d], j, step, v[d], T(t * t))
-                Fj = F[d, j]
-                for i in range(k):
-                    f[d, i] += step * Fj[i]
-                u[j] += step
-                v[d, j] += step
-                DV[d, a, j] += step
-                cross += t * x[j]
-            if all_moved or steps > before:
-                moved[d, n_moved[d]] = a
-                n_moved[d] += 1
+        if steps > before:
+            moved[n_moved] = a
+            n_moved += 1
     return cross, gained, steps
+
+
+@_parallel
+def visit_own(A, W, U, F, G, n_lambda, relax, least, visits, DV):
+    """Visit the entries of every donor's U of one block of genes, for model 2, at fixed W.
+
+    The objective is quadratic in them, and donors do not meet. A : (donors, genes, k), columns of W S_d; U and G are
+    updated, and DV, the change of V. Gives the same as `visit_shared`, of each donor.
+    """
+    m, n_genes, k = A.shape
+    T = W.dtype.type
+    told = np.zeros((m, 3))
+    for d in prange(m):
+        f, v, places = np.empty(k, W.dtype), np.empty(k, W.dtype), np.empty(k, np.int64)
+        Fd, Gd = F[d], G[d]
+        cross, gained, steps = 0.0, 0.0, 0
+        for a in range(n_genes):
+            x, u, w, dv = A[d, a], U[d, a], W[a], DV[d, a]
+            for j in range(k):
+                v[j] = w[j] + u[j]
+                f[j] = n_lambda * u[j] - x[j]
+            _add_rows(f, Fd, v, places, _nonzero(v, places))
+            for _ in range(visits):
+                for j in range(k):
+                    c1 = 2 * float(f[j])
+                    if u[j] == 0 and c1 >= 0:
+                        continue
+                    c2 = Fd[j, j] + n_lambda
+                    t = max(-0.5 * c1 / c2, -float(u[j]))
+                    value = t * (c1 + t * c2)
+                    if value >= -least:
+                        continue
+                    t, value = _relaxed(t, value, relax, -float(u[j]), c1, c2, 0.0, 0.0)
+                    gained, steps, step = gained - value, steps + 1, T(t)
+                    _rank_two(Gd, j, step, v, T(t * t))
+                    Fj = Fd[j]
+                    for i in range(k):
+                        f[i] += step * Fj[i]
+                    f[j] += n_lambda * step
+                    u[j] += step
+                    v[j] += step
+                    dv[j] += step
+                    cross += t * x[j]
+        told[d, 0], told[d, 1], told[d, 2] = cross, gained, steps
+    return told
 
 
 # -------------------------------------------------------------------- cells in tiles, a tile stored by gene
