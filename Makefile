@@ -11,7 +11,7 @@ comma := ,
 
 # ---- On which cells, with which values -------------------------------------------------------------------------------
 # Assigned here, so that a variable of the environment does nothing: it takes the command line to override.
-OVERRIDES := DATA MIN_CELLS SEED DONOR_KEY CELL_TYPE_KEY LAYER FRACTIONAL DROP_MISSING DROP_EMPTY MAX_CELLS DEVICE
+OVERRIDES := DATA MIN_CELLS SEED DONOR_KEY CELL_TYPE_KEY LAYER FRACTIONAL DROP_MISSING DROP_EMPTY MAX_CELLS FOREST DEVICE
 $(foreach name,$(OVERRIDES),$(eval $(name) :=))
 # A name that is none would be ignored without a word.
 known := DATASET K $(OVERRIDES) PYTHON SHELL UV_FIND_LINKS
@@ -116,7 +116,7 @@ notebooks := $(addprefix notebooks/,$(addsuffix .py,01_filter 02_train_base_nmf 
 # The modules whose code decides a stage's results; tests/test_packaging.py holds them against the imports.
 FILTER_LIB := data provenance results
 TRAIN_LIB := checkpoint data descent forming gradient kernels models moments objectives provenance results solver start stream
-BENCHMARKS_LIB := classification clustering data provenance results
+BENCHMARKS_LIB := classification clustering data provenance results store
 FIGURES_LIB := data drawn figures page programs provenance results
 lib = $(patsubst %,aenmf_lib/%.py,$(1))
 

@@ -7,10 +7,12 @@ plain scikit-learn pipeline gives; added here are the choice of cells, one worke
 
 from __future__ import annotations
 
+import importlib
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -29,17 +31,29 @@ from tqdm import tqdm
 
 from aenmf_lib.data import CELL_TYPE, DONOR
 from aenmf_lib.results import MODELS
+from aenmf_lib.store import OF, Store, fingerprint
 
 logger = logging.getLogger(__name__)
 
 LABELS = (CELL_TYPE, DONOR)
 SEEDS = (42, 52, 62, 72, 82)
+_KEY = ("Model", "label", "classifier", "seed", "fold")
+_SETTINGS = ("n_cells", "n_classes", "min_cells_per_class", "max_cells", "cell_type_in_training")
 METRICS = ("F1", "AUROC", "Precision", "Accuracy", "Recall")  # in the order of the published columns
+FOREST = "random_forest"  # the published one
 CLASSIFIERS: dict[str, Callable[[int], ClassifierMixin]] = {  # name -> classifier for a seed
     "logistic_regression": lambda seed: make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
     "knn": lambda seed: make_pipeline(StandardScaler(), KNeighborsClassifier(15)),
-    "random_forest": lambda seed: RandomForestClassifier(200, random_state=seed),
+    FOREST: lambda seed: RandomForestClassifier(200, random_state=seed),
 }
+
+
+def _intelex(seed: int) -> ClassifierMixin:
+    forest = importlib.import_module("sklearnex.ensemble").RandomForestClassifier
+    return forest(200, random_state=seed, n_jobs=1)
+
+
+FORESTS = {FOREST: CLASSIFIERS[FOREST], f"{FOREST}_intelex": _intelex}  # another forest has another name in every row
 
 
 def check_embeddings(H: Mapping[str, np.ndarray], obs: pd.DataFrame) -> None:
@@ -203,6 +217,8 @@ def score(
     max_cells: int = 0,
     subset_seed: int = 42,
     n_jobs: int = -1,
+    forest: str = FOREST,
+    store: str | Path | None = None,
 ) -> pd.DataFrame:
     """Fit every classifier on every fold of every embedding, against each label: a row a fit.
 
@@ -226,6 +242,12 @@ def score(
         Which cells and folds, see `choose_cells`.
     n_jobs
         Fits at once, each on one thread (-1: one a core). The scores do not depend on it.
+    forest
+        'random_forest', the published one, or 'random_forest_intelex', that of scikit-learn-intelex: far faster, but
+        its trees are others and so are its scores. It is named in every row.
+    store
+        File that keeps every fit as soon as it is made: if killed, the same call goes on, and what was fitted on the
+        same numbers before is not fitted again.
 
     Returns
     -------
@@ -235,10 +257,11 @@ def score(
     Raises
     ------
     ValueError
-        See `check_embeddings`, `check_labels` and `choose_cells`.
+        See `check_embeddings`, `check_labels` and `choose_cells`; or the forest is unknown or not installed.
     """
     check_embeddings(H, obs)
     check_labels(obs, labels, seeds)
+    classifiers = _classifiers(forest)
     in_training = {model: bool(used_cell_type[model]) for model in H}
     target = {}  # label -> (rows of obs, class of each)
     for label in labels:
@@ -252,51 +275,71 @@ def score(
         )
         target[label] = cells, np.unique(obs[label].astype(str).to_numpy()[cells], return_inverse=True)[1]
 
+    made_from = {
+        (model, label): fingerprint(usages[cells], y, n_splits, packages=("scikit-learn", "numpy"))
+        for (model, usages), (label, (cells, y)) in product(H.items(), target.items())
+    }
+    held = Store(store, [*_KEY, *METRICS, *_SETTINGS, "converged"], _KEY)
+
+    def key(model: str, label: str, classifier: str, seed: int, fold: int) -> tuple:
+        return model, label, classifier, seed, fold, made_from[model, label]
+
     # Models and classifiers alternate, so that the time left is estimated from a fair mixture of fast and slow fits.
-    fits = list(product(labels, seeds, range(n_splits), H, CLASSIFIERS))
+    order = product(labels, seeds, range(n_splits), H, classifiers)
+    fits = [(model, label, classifier, seed, fold) for label, seed, fold, model, classifier in order]
+    missing = [fit for fit in fits if key(*fit) not in held]
+    if len(missing) < len(fits):
+        logger.info("%d of %d fits are there already.", len(fits) - len(missing), len(fits))
     run = Parallel(n_jobs=n_jobs, return_as="generator_unordered")(
-        delayed(_fit)(fit, H[fit[3]], *target[fit[0]], n_splits) for fit in fits
+        delayed(_fit)(fit, classifiers[fit[2]], H[fit[0]], *target[fit[1]], n_splits) for fit in missing
     )
-    scores = dict(tqdm(run, total=len(fits), desc="classification", unit="fit"))
-    unconverged = [fit for fit in fits if not scores[fit].pop("converged")]
-    if unconverged:
-        n_logistic = sum(fit[-1] == "logistic_regression" for fit in fits)
+    for fit, scores in tqdm(run, total=len(fits), initial=len(fits) - len(missing), desc="classification", unit="fit"):
+        model, label = fit[:2]
+        settings = len(target[label][0]), int(target[label][1].max()) + 1, min_cells_per_class, max_cells
+        settings = dict(zip(_SETTINGS, (*settings, in_training[model]), strict=True))
+        held.add(dict(zip((*_KEY, OF), key(*fit), strict=True)) | settings | scores)
+
+    long = held.table(key(*fit) for fit in product(H, labels, classifiers, seeds, range(n_splits)))
+    unconverged = long[~long["converged"]]
+    if len(unconverged):
         logger.warning(
             "%d of %d logistic regressions did not converge (first: %s, seed %d, fold %d, %s); scored as they stopped.",
-            *(len(unconverged), n_logistic, *unconverged[0][:4]),
+            *(len(unconverged), (long["classifier"] == "logistic_regression").sum()),
+            *unconverged.iloc[0][["label", "seed", "fold", "Model"]],
         )
+    return long.drop(columns="converged")
 
-    rows = [
-        {
-            "Model": model,
-            "label": label,
-            "classifier": classifier,
-            "seed": seed,
-            "fold": fold,
-            **scores[label, seed, fold, model, classifier],
-            "n_cells": len(target[label][0]),
-            "n_classes": target[label][1].max() + 1,
-            "min_cells_per_class": min_cells_per_class,
-            "max_cells": max_cells,
-            "cell_type_in_training": in_training[model],
-        }
-        for model, label, classifier, seed, fold in product(H, labels, CLASSIFIERS, seeds, range(n_splits))
-    ]
-    return pd.DataFrame(rows)
+
+def _classifiers(forest: str) -> dict[str, Callable[[int], ClassifierMixin]]:
+    """Give the classifiers, with this forest."""
+    if forest not in FORESTS:
+        raise ValueError(f"forest={forest!r} is not known: give {' or '.join(map(repr, FORESTS))}.")
+    try:
+        FORESTS[forest](0)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"forest={forest!r} needs a package that is not installed ({error.name}): `pip install "
+            f"scikit-learn-intelex`, or take {FOREST!r}."
+        ) from error
+    classifiers = {**CLASSIFIERS}
+    if forest != FOREST:
+        del classifiers[FOREST]
+        classifiers[forest] = FORESTS[forest]
+    return classifiers
 
 
 def _fit(
-    fit: tuple[str, int, int, str, str], H: np.ndarray, cells: np.ndarray, y: np.ndarray, n_splits: int
-) -> tuple[tuple[str, int, int, str, str], dict[str, float]]:
+    fit: tuple, make: Callable[[int], ClassifierMixin], H: np.ndarray, cells: np.ndarray, y: np.ndarray, n_splits: int
+) -> tuple[tuple, dict]:
     """Fit and score one classifier on one fold; runs in a worker, on one thread."""
-    _, seed, fold, _, classifier = fit
+    *_, seed, fold = fit
     folds = StratifiedKFold(n_splits, shuffle=True, random_state=seed).split(cells, y)
     train, test = list(folds)[fold]
     with threadpool_limits(1), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
-        fitted = CLASSIFIERS[classifier](seed).fit(H[cells[train]], y[train])
-        predicted = fitted.predict(H[cells[test]])
+        fitted = make(seed).fit(H[cells[train]], y[train])
         probability = fitted.predict_proba(H[cells[test]])  # (n_test, n_classes)
+    predicted = fitted.classes_[probability.argmax(axis=1)]  # as `predict` does, which would compute all this again
     converged = True
     for warning in caught:  # counted by `score`; any other warning goes on to the reader
         if issubclass(warning.category, ConvergenceWarning):

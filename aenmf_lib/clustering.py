@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from itertools import product
+from pathlib import Path
 
 import igraph
 import numpy as np
@@ -23,8 +24,10 @@ from tqdm import tqdm
 
 from aenmf_lib.classification import LABELS, check_embeddings, check_labels, select_label
 from aenmf_lib.results import MODELS
+from aenmf_lib.store import OF, Store, fingerprint
 
 SEEDS = tuple(range(10))
+_SETTINGS = ("n_clusters", "n_cells", "n_classes", "n_neighbors", "resolution")
 
 
 def neighbours(H: np.ndarray, *, n_neighbors: int = 25) -> AnnData:
@@ -158,6 +161,7 @@ def score(
     labels: Sequence[str] = LABELS,
     seeds: Sequence[int] = SEEDS,
     resolution: float = 0.8,
+    store: str | Path | None = None,
 ) -> pd.DataFrame:
     """Cluster every embedding under every seed and compare the clusters with each label: a row a model, label and seed.
 
@@ -175,6 +179,8 @@ def score(
         One clustering each, compared with all labels.
     resolution
         Of `leiden`.
+    store
+        File that keeps every seed as soon as it is done, see `aenmf_lib.classification.score`.
 
     Returns
     -------
@@ -190,31 +196,39 @@ def score(
     check_labels(obs, labels, seeds)
     classes = {label: obs[label].astype(str).to_numpy() for label in labels}
     in_training = {model: bool(used_cell_type[model]) for model in graphs}
-    rows = []
+    key = ("Model", "label", "seed")
+    held = Store(store, [*key, "ARI", "NMI", *_SETTINGS, "cell_type_in_training"], key)
+    wanted = []
     with tqdm(total=len(graphs) * len(seeds), desc="Leiden", unit="seed") as bar:
         for model, cells in graphs.items():
-            graph = leiden_graph(cells.obsp["connectivities"])
-            clusters = {}  # seed -> (n_cells,)
+            connectivities = cells.obsp["connectivities"]
+            parts = connectivities.indptr, connectivities.indices, resolution
+            made_from = {label: fingerprint(*parts, classes[label], packages=("igraph",)) for label in labels}
+            wanted += [(model, label, seed, made_from[label]) for label, seed in product(labels, seeds)]
+            graph = None
             for seed in seeds:
-                clusters[seed] = leiden(graph, seed, resolution=resolution)
+                missing = [label for label in labels if (model, label, seed, made_from[label]) not in held]
+                if missing:
+                    graph = graph or leiden_graph(connectivities)
+                    clusters = leiden(graph, seed, resolution=resolution)  # (n_cells,)
+                for label in missing:
+                    found = {
+                        "Model": model,
+                        "label": label,
+                        "seed": seed,
+                        "ARI": adjusted_rand_score(classes[label], clusters),
+                        "NMI": normalized_mutual_info_score(classes[label], clusters, average_method="arithmetic"),
+                        "n_clusters": len(np.unique(clusters)),
+                        "n_cells": len(obs),
+                        "n_classes": len(np.unique(classes[label])),
+                        "n_neighbors": cells.uns["neighbors"]["params"]["n_neighbors"],
+                        "resolution": resolution,
+                        "cell_type_in_training": in_training[model],
+                        OF: made_from[label],
+                    }
+                    held.add(found)
                 bar.update()
-            rows += [
-                {
-                    "Model": model,
-                    "label": label,
-                    "seed": seed,
-                    "ARI": adjusted_rand_score(classes[label], clusters[seed]),
-                    "NMI": normalized_mutual_info_score(classes[label], clusters[seed], average_method="arithmetic"),
-                    "n_clusters": len(np.unique(clusters[seed])),
-                    "n_cells": len(obs),
-                    "n_classes": len(np.unique(classes[label])),
-                    "n_neighbors": cells.uns["neighbors"]["params"]["n_neighbors"],
-                    "resolution": resolution,
-                    "cell_type_in_training": in_training[model],
-                }
-                for label, seed in product(labels, seeds)
-            ]
-    return pd.DataFrame(rows)
+    return held.table(wanted)
 
 
 def summarise(long: pd.DataFrame, label: str) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from aenmf_lib.data import CELL_TYPE, DONOR
 
 CLUSTERING_METRICS = ("ARI", "NMI")
 CLASSIFICATION_METRICS = ("F1", "AUROC", "Accuracy")
-CLASSIFIERS = ("logistic_regression", "knn", "random_forest")
+CLASSIFIERS = ("logistic_regression", "knn", "random_forest", "random_forest_intelex")
 LABELS = (CELL_TYPE, DONOR)
 MAX_POINTS = 50_000  # cells in a UMAP panel; of more, a sample is drawn
 SEED = 0  # of that sample, and of the order in which cells are drawn

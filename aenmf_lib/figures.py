@@ -30,6 +30,7 @@ _KINDS = {
     "logistic_regression": ("logistic regression", "o"),
     "knn": ("k nearest neighbours", "s"),
     "random_forest": ("random forest", "^"),
+    "random_forest_intelex": ("random forest of scikit-learn-intelex", "^"),
 }
 _LABELS = {CELL_TYPE: ("Cell type", "higher is better →"), DONOR: ("Donor", "← lower is better")}
 _METRICS = {"F1": "macro F1", "AUROC": "macro AUROC", "Accuracy": "accuracy"}

@@ -2,7 +2,8 @@
 # # 06 · Two benchmarks
 # **Question.** Do cells that lie together in an embedding share a cell type, rather than a donor?  **Reads** the
 # embeddings and labels in the results files of 02 to 05.  **Writes** the four published tables, two long tables with a
-# row for each seed or fit, and the UMAP coordinates that 07 draws.
+# row for each seed or fit, and the UMAP coordinates that 07 draws.  Every score is kept in `*_scores.csv` as soon as it
+# is made: a run that was killed goes on, and a model that is added is scored alone.
 #
 # A good embedding scores high against `cell_type` and low against `donor_id`.
 
@@ -13,6 +14,7 @@ clustering_seeds: list[int] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]  # a Leiden cluster
 classification_seeds: list[int] = [42, 52, 62, 72, 82]  # five folds each
 max_cells: int = 0  # cells in the classification, a stratified subset; 0 takes all
 n_jobs: int = -1  # classifiers fitted at once; -1 is one a core
+forest: str = "random_forest"  # the published one; "random_forest_intelex" is another forest, much faster
 seed: int = 42  # of the subset and of UMAP
 
 # %% [markdown]
@@ -54,7 +56,13 @@ pd.DataFrame(
 
 # %%
 graphs = clustering.neighbours_of_all(embeddings.H, embeddings.obs)
-agreement = clustering.score(graphs, embeddings.obs, used_cell_type=embeddings.used_cell_type, seeds=clustering_seeds)
+agreement = clustering.score(
+    graphs,
+    embeddings.obs,
+    used_cell_type=embeddings.used_cell_type,
+    seeds=clustering_seeds,
+    store=f"{out_dir}/clustering_scores.csv",
+)
 results.write_table(agreement, f"{out_dir}/clustering_long.csv")
 agreement.pivot_table(index="Model", columns="label", values=["n_clusters", "n_classes"], sort=False)
 
@@ -99,6 +107,8 @@ fits = classification.score(
     max_cells=max_cells,
     subset_seed=seed,
     n_jobs=n_jobs,
+    forest=forest,
+    store=f"{out_dir}/classification_scores.csv",
 )
 results.write_table(fits, f"{out_dir}/classification_long.csv")
 fits.pivot_table(index=["label", "Model"], columns="classifier", values=["F1", "AUROC"], sort=False)

@@ -1,6 +1,7 @@
 """Benchmark 2 against the plain scikit-learn pipeline, worked examples and what must not matter."""
 
 import logging
+import sys
 import warnings
 
 import numpy as np
@@ -275,6 +276,18 @@ def test_fits_that_did_not_converge_are_counted_once(monkeypatch, caplog):
         run(*simulate(), labels=["donor_id"])
     assert [r.levelname for r in caplog.records if "converge" in r.message] == ["WARNING"]
     assert "5 of 5 logistic regressions did not converge (first: donor_id, seed 42, fold 0, AE_NMF)" in caplog.text
+
+
+def test_another_forest_is_named_in_every_row(monkeypatch):
+    H, obs = simulate()
+    with pytest.raises(ValueError, match="forest='oak' is not known: give 'random_forest' or 'random_forest_intelex'"):
+        run(H, obs, forest="oak")
+    monkeypatch.setitem(sys.modules, "sklearnex", None)
+    with pytest.raises(ValueError, match=r"needs a package that is not installed .*scikit-learn-intelex"):
+        run(H, obs, forest="random_forest_intelex")
+    monkeypatch.setitem(classification.FORESTS, "random_forest_intelex", lambda seed: RandomForestClassifier(5))
+    long = run(H, obs, forest="random_forest_intelex", labels=["donor_id"])
+    assert set(long["classifier"]) == {"logistic_regression", "knn", "random_forest_intelex"}
 
 
 def test_other_warnings_of_a_fit_reach_the_reader(monkeypatch):

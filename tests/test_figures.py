@@ -19,7 +19,7 @@ from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from aenmf_lib import drawn, figures, page, programs, results
+from aenmf_lib import classification, drawn, figures, page, programs, results
 
 LONG_NAMES = [
     "CD16-negative, CD56-bright natural killer cell, human",
@@ -50,8 +50,8 @@ def simulate(case: str) -> dict:
                 ari, nmi = level + rng.normal(0, 0.004, 2)
                 graph = {"n_clusters": 12, "n_neighbors": 25, "resolution": 0.8}
                 scores.append({**about, **graph, "seed": seed, "ARI": ari, "NMI": nmi + 0.1})
-            for kind, seed, fold in itertools.product(drawn.CLASSIFIERS, (42, 52), range(5)):
-                value = 0.3 + level / 2 + 0.05 * drawn.CLASSIFIERS.index(kind) + rng.normal(0, 0.01)
+            for kind, seed, fold in itertools.product(classification.CLASSIFIERS, (42, 52), range(5)):
+                value = 0.3 + level / 2 + 0.05 * list(classification.CLASSIFIERS).index(kind) + rng.normal(0, 0.01)
                 values = dict(
                     zip(("F1", "AUROC", "Precision", "Accuracy", "Recall"), value + rng.normal(0, 0.01, 5), strict=True)
                 )
@@ -327,6 +327,14 @@ def test_lines_drawn_are_those_of_the_csv(small, points):
     for model, rows in table.groupby("Model"):
         last = rows.iloc[-1]
         assert ends[f"{model} {last['relative_loss']:.3f}"] == (last["iteration"], last["relative_loss"])
+
+
+def test_another_forest_has_another_name(small):
+    long = small["classification"].replace({"classifier": {"random_forest": "random_forest_intelex"}})
+    fig = draw("classification", {**small, "classification": long})
+    names = [text.get_text() for text in fig.findobj(Text)]
+    assert "random forest of scikit-learn-intelex" in names and "random forest" not in names
+    assert not faults(fig)
 
 
 def test_a_model_has_one_colour_in_all_figures(small):
