@@ -106,8 +106,16 @@ def seeds() -> str:
         best, own = some["error_long"].min(), some.loc[some["seed"] == 42, "error"].iloc[0]
         reached = [own, some["error"].median(), best]
         short = [error / best - 1 for error in (*reached[:2], some["error"].max())]
-        rows.append([str(genes), str(k), *(f"{error:.5f}" for error in reached), *(f"{share:.2%}" for share in short)])
-    head = ["genes", "k", "seed 42", "median seed", "best, ten times as long", "seed 42", "median", "worst"]
+        rows.append(
+            [
+                str(genes),
+                str(k),
+                str(len(some)),
+                *(f"{error:.5f}" for error in reached),
+                *(f"{share:.2%}" for share in short),
+            ]
+        )
+    head = ["genes", "k", "seeds", "seed 42", "median seed", "best, ten times as long", "seed 42", "median", "worst"]
     return _table(head, rows) + f"\n\n{provenance(table)}."
 
 
