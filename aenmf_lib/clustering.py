@@ -202,7 +202,9 @@ def score(
     with tqdm(total=len(graphs) * len(seeds), desc="Leiden", unit="seed") as bar:
         for model, cells in graphs.items():
             connectivities = cells.obsp["connectivities"]
-            parts = connectivities.indptr, connectivities.indices, resolution
+            n_neighbors = cells.uns["neighbors"]["params"]["n_neighbors"]
+            of = in_training[model], n_neighbors, resolution, Path(__file__).read_bytes()  # as in `classification`
+            parts = connectivities.indptr, connectivities.indices, *of
             made_from = {label: fingerprint(*parts, classes[label], packages=("igraph",)) for label in labels}
             wanted += [(model, label, seed, made_from[label]) for label, seed in product(labels, seeds)]
             graph = None
@@ -221,7 +223,7 @@ def score(
                         "n_clusters": len(np.unique(clusters)),
                         "n_cells": len(obs),
                         "n_classes": len(np.unique(classes[label])),
-                        "n_neighbors": cells.uns["neighbors"]["params"]["n_neighbors"],
+                        "n_neighbors": n_neighbors,
                         "resolution": resolution,
                         "cell_type_in_training": in_training[model],
                         OF: made_from[label],

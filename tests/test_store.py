@@ -70,10 +70,12 @@ def test_what_is_there_is_not_made_again(benchmark, each, tmp_path):
 
 def test_settings_count(tmp_path):
     H, obs = simulate()
-    for max_cells, n_made in ((0, 10), (60, 20), (0, 20)):
+    for max_cells, n_made in ((0, 10), (60, 20), (0, 20), (1000, 30)):  # 1000: the same cells, told otherwise
         found = classify(tmp_path / "scores.csv", {"AE_NMF": H}, obs, max_cells=max_cells)
         assert len(MADE) == n_made
         assert set(found["max_cells"]) == {max_cells}
+    seen = {"used_cell_type": {"AE_NMF": True}, "seeds": [42], "n_jobs": 1, "store": tmp_path / "scores.csv"}
+    assert classification.score({"AE_NMF": H}, obs, **seen)["cell_type_in_training"].all()
     MADE.clear()
     for resolution, n_made in ((0.8, 3), (0.5, 6), (0.8, 6)):
         found = cluster(tmp_path / "clusters.csv", {"AE_NMF": H}, obs, resolution=resolution)
