@@ -15,10 +15,12 @@ _CHUNKS = 4  # shares of a Gram matrix: fixed, so that bits do not depend on the
 _FAST = {"contract", "reassoc", "arcp", "nsz"}
 _parallel = njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
 _serial = njit(fastmath=_FAST, cache=True, nogil=True)
+# Within its caller. Were it called, code just compiled and code from the cache could meet copies with other roundings.
+_part = njit(fastmath=_FAST, nogil=True, forceinline=True)
 
 
 # -------------------------------------------------------------------- one entry
-@_serial
+@_part
 def best_step(c1, c2, c3, c4, low):
     """Give the step t ≥ low to the least value of c₁t + c₂t² + c₃t³ + c₄t⁴ (c₄ > 0), and that value.
 
@@ -48,7 +50,7 @@ def best_step(c1, c2, c3, c4, low):
     return best, least
 
 
-@_serial
+@_part
 def _gain(c1, c2, w):
     """Estimate what the best step from w ≥ 0 gains, by the parabola."""
     if c2 <= 0:
@@ -57,7 +59,7 @@ def _gain(c1, c2, w):
     return -t * (c1 + t * c2)
 
 
-@_serial
+@_part
 def _relaxed(t, least, relax, low, c1, c2, c3, c4):
     """Go further than the best step, unless that would raise the value; the step and the value."""
     far = max(relax * t, low)
@@ -66,7 +68,7 @@ def _relaxed(t, least, relax, low, c1, c2, c3, c4):
 
 
 # -------------------------------------------------------------------- small dense algebra
-@_serial
+@_part
 def _add_rows(out, M, weights, rows, n):
     """``out += Σ weights[r] M[r]`` over the first n of `rows`, four at a time: a sum is stored once for four."""
     q, k = 0, len(out)
@@ -84,7 +86,7 @@ def _add_rows(out, M, weights, rows, n):
         q += 1
 
 
-@_serial
+@_part
 def _nonzero(x, places):
     """Write where x is not 0; gives how many there are."""
     n = 0
@@ -95,7 +97,7 @@ def _nonzero(x, places):
     return n
 
 
-@_serial
+@_part
 def _rank_two(M, j, t, x, extra):
     """``M += t (e_j xᵀ + x e_jᵀ) + extra e_j e_jᵀ`` for a symmetric M; gives row j."""
     row = M[j]

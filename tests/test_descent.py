@@ -1,5 +1,10 @@
 """Coordinate descent: every model and way to keep S, against the exact objective and the projected gradient."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -85,6 +90,26 @@ def test_the_projected_gradient_finds_nothing_lower(name):
         if gradient.step() is None:
             break
     assert gradient.best.loss > solution.loss_history[-1] * (1 - 1e-4)
+
+
+def test_code_just_compiled_and_code_from_the_cache_give_the_same_bits(tmp_path):
+    """Numba links the two in different ways."""
+    program = """if True:
+        import hashlib
+        from conftest import tiny_cells
+        from aenmf_lib import AENMF, CAENMF1, CAENMF2
+        cells = tiny_cells(n_cells=200, n_genes=100)
+        for model in (AENMF, CAENMF1, CAENMF2):
+            fit = model(k=20, tol=0, max_iter=20).fit(cells)
+            print(model.name, hashlib.sha256(fit.W_.tobytes()).hexdigest(), *fit.loss_history_)
+    """
+    env = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent)}
+    told = [
+        subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert told[0].splitlines() == told[1].splitlines()
+    assert len(told[0].splitlines()) == 3
 
 
 def test_the_best_step_is_the_minimum_of_the_quartic():
