@@ -7,22 +7,21 @@ graph of a model is made once for all seeds, both labels and the UMAP, and a clu
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
-import igraph
 import numpy as np
 import pandas as pd
 import scanpy as sc
 from anndata import AnnData
-from scipy.sparse import csr_matrix
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from joblib import Parallel, delayed
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from aenmf_lib.classification import LABELS, check_embeddings, check_labels, select_label
+from aenmf_lib import communities
+from aenmf_lib.classification import select_label
+from aenmf_lib.folds import LABELS, check_embeddings, check_labels
 from aenmf_lib.results import MODELS
 from aenmf_lib.store import OF, Store, fingerprint
 
@@ -85,72 +84,13 @@ def neighbours_of_all(H: Mapping[str, np.ndarray], obs: pd.DataFrame, *, n_neigh
     Raises
     ------
     ValueError
-        See `aenmf_lib.classification.check_embeddings` and `neighbours`.
+        See `aenmf_lib.folds.check_embeddings` and `neighbours`.
     """
     check_embeddings(H, obs)
     return {
         model: neighbours(usages, n_neighbors=n_neighbors)
         for model, usages in tqdm(H.items(), desc="neighbours", unit="model")
     }
-
-
-class _ScanpyRandom:
-    """What igraph asks of a random generator, answered as scanpy does: a seed gives the partition scanpy gives."""
-
-    def __init__(self, seed: int) -> None:
-        self._rng = np.random.RandomState(seed)
-        self.random, self.gauss = self._rng.random_sample, self._rng.normal
-
-    def getrandbits(self, n: int) -> int:
-        return self._rng.tomaxint() & ((1 << n) - 1)
-
-    def randint(self, low: int, high: int) -> int:
-        return self._rng.randint(low, high + 1)
-
-
-def leiden_graph(connectivities: csr_matrix) -> igraph.Graph:
-    """Make the unweighted graph that `leiden` divides, once for all seeds.
-
-    Parameters
-    ----------
-    connectivities : (n_cells, n_cells)
-        Symmetric, from `neighbours`.
-
-    Returns
-    -------
-    Graph with an edge for each stored entry, so each pair of neighbours twice, in the order scanpy has them: modularity
-    is the same as with single edges, and the path of the random search is scanpy's.
-    """
-    cells, others = connectivities.nonzero()
-    return igraph.Graph(n=connectivities.shape[0], edges=list(zip(cells.tolist(), others.tolist(), strict=True)))
-
-
-def leiden(graph: igraph.Graph, seed: int, *, resolution: float = 0.8, n_iterations: int = 2) -> np.ndarray:
-    """Divide the cells into clusters of high modularity (Leiden, Traag et al. 2019, doi:10.1038/s41598-019-41695-z).
-
-    Gives the partition of `scanpy.tl.leiden(flavor="igraph", directed=False, use_weights=False, random_state=seed)`.
-
-    Parameters
-    ----------
-    graph
-        From `leiden_graph`.
-    seed
-        Decides the order of the random moves.
-    resolution
-        Higher gives more clusters.
-    n_iterations
-        Passes of the algorithm.
-
-    Returns
-    -------
-    clusters : (n_cells,), int
-    """
-    igraph.set_random_number_generator(_ScanpyRandom(seed))
-    try:
-        found = graph.community_leiden("modularity", resolution=resolution, n_iterations=n_iterations)
-    finally:
-        igraph.set_random_number_generator(random)  # igraph's default
-    return np.array(found.membership)
 
 
 def score(
@@ -161,6 +101,7 @@ def score(
     labels: Sequence[str] = LABELS,
     seeds: Sequence[int] = SEEDS,
     resolution: float = 0.8,
+    n_jobs: int = -1,
     store: str | Path | None = None,
 ) -> pd.DataFrame:
     """Cluster every embedding under every seed and compare the clusters with each label: a row a model, label and seed.
@@ -178,7 +119,9 @@ def score(
     seeds
         One clustering each, compared with all labels.
     resolution
-        Of `leiden`.
+        Of `communities.leiden`.
+    n_jobs
+        Clusterings at once (-1: one a core). The scores do not depend on it.
     store
         File that keeps every seed as soon as it is done, see `aenmf_lib.classification.score`.
 
@@ -190,47 +133,55 @@ def score(
     Raises
     ------
     ValueError
-        See `check_embeddings` and `check_labels` in `aenmf_lib.classification`.
+        See `check_embeddings` and `check_labels` in `aenmf_lib.folds`.
     """
     check_embeddings({model: cells.X for model, cells in graphs.items()}, obs)
     check_labels(obs, labels, seeds)
-    classes = {label: obs[label].astype(str).to_numpy() for label in labels}
+    classes = {label: np.unique(obs[label].astype(str), return_inverse=True)[1] for label in labels}
     in_training = {model: bool(used_cell_type[model]) for model in graphs}
     key = ("Model", "label", "seed")
     held = Store(store, [*key, "ARI", "NMI", *_SETTINGS, "cell_type_in_training"], key)
-    wanted = []
-    with tqdm(total=len(graphs) * len(seeds), desc="Leiden", unit="seed") as bar:
-        for model, cells in graphs.items():
-            connectivities = cells.obsp["connectivities"]
-            n_neighbors = cells.uns["neighbors"]["params"]["n_neighbors"]
-            of = in_training[model], n_neighbors, resolution, Path(__file__).read_bytes()  # as in `classification`
-            parts = connectivities.indptr, connectivities.indices, *of
-            made_from = {label: fingerprint(*parts, classes[label], packages=("igraph",)) for label in labels}
-            wanted += [(model, label, seed, made_from[label]) for label, seed in product(labels, seeds)]
-            graph = None
-            for seed in seeds:
-                missing = [label for label in labels if (model, label, seed, made_from[label]) not in held]
-                if missing:
-                    graph = graph or leiden_graph(connectivities)
-                    clusters = leiden(graph, seed, resolution=resolution)  # (n_cells,)
-                for label in missing:
-                    found = {
-                        "Model": model,
-                        "label": label,
-                        "seed": seed,
-                        "ARI": adjusted_rand_score(classes[label], clusters),
-                        "NMI": normalized_mutual_info_score(classes[label], clusters, average_method="arithmetic"),
-                        "n_clusters": len(np.unique(clusters)),
-                        "n_cells": len(obs),
-                        "n_classes": len(np.unique(classes[label])),
-                        "n_neighbors": n_neighbors,
-                        "resolution": resolution,
+
+    code = Path(communities.__file__).read_bytes()  # as in `classification`
+    made_from, settings, tasks = {}, {}, []
+    for model, cells in graphs.items():
+        n_neighbors = cells.uns["neighbors"]["params"]["n_neighbors"]
+        settings[model] = {"n_cells": len(obs), "n_neighbors": n_neighbors, "resolution": resolution}
+        links = cells.obsp["connectivities"].indptr, cells.obsp["connectivities"].indices
+        of = fingerprint(*links, n_neighbors, resolution, in_training[model], code, packages=("igraph", "scikit-learn"))
+        made_from |= {(model, label): fingerprint(of, y, packages=()) for label, y in classes.items()}
+        for seed in seeds:
+            missing = {
+                label: y for label, y in classes.items() if (model, label, seed, made_from[model, label]) not in held
+            }
+            if missing:
+                tasks.append(((model, seed), of, *links, missing))
+    run = Parallel(n_jobs=n_jobs, return_as="generator_unordered")(
+        delayed(communities.agreement)(*task, resolution=resolution) for task in tasks
+    )
+    n_all = len(graphs) * len(seeds)
+    with tqdm(run, total=n_all, initial=n_all - len(tasks), desc="Leiden", unit="seed") as bar:
+        for (model, seed), n_clusters, found in bar:
+            for label, (ari, nmi) in found.items():
+                held.add(
+                    {
+                        **{"Model": model, "label": label, "seed": seed, OF: made_from[model, label]},
+                        **{"ARI": ari, "NMI": nmi, "n_clusters": n_clusters, "n_classes": classes[label].max() + 1},
+                        **settings[model],
                         "cell_type_in_training": in_training[model],
-                        OF: made_from[label],
                     }
-                    held.add(found)
-                bar.update()
-    return held.table(wanted)
+                )
+    return held.table((*row, made_from[row[:2]]) for row in product(graphs, labels, seeds))
+
+
+def resolution_curve(
+    graphs: Mapping[str, AnnData], obs: pd.DataFrame, resolutions: Sequence[float], **options
+) -> pd.DataFrame:
+    """Give the rows of `score` for each of several resolutions; takes its options."""
+    if not resolutions or min(resolutions) <= 0 or len(set(resolutions)) < len(resolutions):
+        raise ValueError(f"The resolutions are {list(resolutions)}. Expected one or more above 0, and none twice.")
+    tables = [score(graphs, obs, resolution=resolution, **options) for resolution in sorted(resolutions)]
+    return pd.concat(tables, ignore_index=True)
 
 
 def summarise(long: pd.DataFrame, label: str) -> pd.DataFrame:

@@ -28,8 +28,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from aenmf_lib import classification, clustering, results
-from aenmf_lib.classification import FOREST, LABELS
+from aenmf_lib import classification, clustering, folds, results
+from aenmf_lib.fits import CLASSIFIERS, FOREST, FORESTS
+from aenmf_lib.folds import LABELS
 
 CLUSTERING = "neighbours and Leiden"
 PLAIN = {
@@ -75,16 +76,16 @@ def task(files: str, part: str, way: str, max_cells: int, n_seeds: int) -> dict:
         clustering.neighbours(np.random.default_rng(0).random((100, 5)))  # compiled code is loaded before
     seeds = list(clustering.SEEDS if part == CLUSTERING else classification.SEEDS)[:n_seeds]
     if way == "ours":  # workers are there before: a stage starts them once
-        Parallel(n_jobs=-1)(delayed(classification.choose_cells)(held.obs, LABELS[0]) for _ in range(os.cpu_count()))
+        Parallel(n_jobs=-1)(delayed(folds.choose_cells)(held.obs, LABELS[0]) for _ in range(os.cpu_count()))
     begin, before = perf_counter(), psutil.cpu_times()
     if way == "ours":
         if part == CLUSTERING:
             graphs = clustering.neighbours_of_all(held.H, held.obs)
             long, names = clustering.score(graphs, held.obs, seeds=seeds, **of), ["ARI", "NMI"]
         else:
-            forest = part if part in classification.FORESTS else FOREST
-            published = FOREST if part in classification.FORESTS else part
-            classification.CLASSIFIERS = {published: classification.CLASSIFIERS[published]}
+            forest = part if part in FORESTS else FOREST
+            published = FOREST if part in FORESTS else part
+            classification.CLASSIFIERS = {published: CLASSIFIERS[published]}
             options = {"seeds": seeds, "max_cells": max_cells, "forest": forest}
             long, names = classification.score(held.H, held.obs, **options, **of), ["F1", "AUROC"]
         means = long.groupby("label")[names].mean()
@@ -95,7 +96,7 @@ def task(files: str, part: str, way: str, max_cells: int, n_seeds: int) -> dict:
                 scores += plain_clustering(H, held.obs, seeds)
                 continue
             for label in LABELS:
-                cells = classification.choose_cells(held.obs, label, max_cells=max_cells)
+                cells = folds.choose_cells(held.obs, label, max_cells=max_cells)
                 y = held.obs[label].astype(str).to_numpy()[cells]
                 scores += [(label, *score) for score in plain_classification(H[cells], y, part, seeds)]
         means = pd.DataFrame(scores, columns=["label", *names]).groupby("label").mean()

@@ -1,6 +1,7 @@
 """Benchmark 2 against the plain scikit-learn pipeline, worked examples and what must not matter."""
 
 import logging
+import re
 import sys
 import warnings
 
@@ -9,15 +10,23 @@ import pandas as pd
 import pytest
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score, roc_auc_score
-from sklearn.model_selection import StratifiedKFold
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    f1_score,
+    precision_recall_fscore_support,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_info
 
-from aenmf_lib import classification
-from aenmf_lib.classification import METRICS
+from aenmf_lib import classification, folds, nearest
+from aenmf_lib.fits import CLASSIFIERS, KNN, METRICS
 
 
 def simulate(n_cells: int = 240, k: int = 8, distance: float = 0.5) -> tuple[np.ndarray, pd.DataFrame]:
@@ -46,7 +55,7 @@ def run(H: np.ndarray, obs: pd.DataFrame, **options) -> pd.DataFrame:
 @pytest.fixture
 def only_neighbours(monkeypatch):
     """Leave the fast classifier only, where the test is not about classifiers; needs n_jobs=1."""
-    monkeypatch.setattr(classification, "CLASSIFIERS", {"knn": classification.CLASSIFIERS["knn"]})
+    monkeypatch.setattr(classification, "CLASSIFIERS", {KNN: CLASSIFIERS[KNN]})
 
 
 def plain(H: np.ndarray, y: np.ndarray, seeds: list[int]) -> pd.DataFrame:
@@ -95,6 +104,130 @@ def test_every_number_is_that_of_plain_scikit_learn():
             assert table[f"{metric}_std"] == pytest.approx(np.std(expected[metric], ddof=1), abs=1e-12)
 
 
+def awkward(kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Draw an embedding that is hard on a search for neighbours, and classes."""
+    rng = np.random.default_rng(1)
+    n_cells = 35 if kind == "few cells" else 1000
+    H = rng.gamma(0.3, size=(n_cells, 12)).astype(np.float64 if kind == "double" else np.float32)
+    if kind == "duplicates":
+        H[500:] = H[:500]
+    if kind == "constant columns":
+        H[:, 3], H[:, 4] = 0, 7.5
+    if kind == "rare and large":  # deviations that differ much from fold to fold
+        H[:, 5] = 0
+        H[rng.choice(n_cells, 4, replace=False), 5] = 1000
+    if kind == "near ties":
+        H = np.round(H)
+    return H, rng.integers(3, size=n_cells)
+
+
+@pytest.mark.parametrize(
+    "kind", ["single", "double", "duplicates", "constant columns", "rare and large", "near ties", "few cells"]
+)
+def test_neighbours_searched_once_are_those_of_each_fold(kind):
+    H, y = awkward(kind)
+    fold_of = folds.divide(y, [42, 52], n_splits=5)
+    wanted = [(division, fold) for division in range(2) for fold in range(5)]
+    found = nearest.probabilities(CLASSIFIERS[KNN], H, y, fold_of, wanted, n_neighbors=15, n_jobs=1)
+    for (division, fold), classes, probability in found:
+        test = fold_of[division] == fold
+        pipeline = make_pipeline(StandardScaler(), KNeighborsClassifier(15)).fit(H[~test], y[~test])
+        np.testing.assert_array_equal(classes, pipeline.classes_)
+        np.testing.assert_array_equal(probability, pipeline.predict_proba(H[test]))
+    _, undecided = nearest.in_training(H, fold_of, 15, n_jobs=1)
+    if kind in ("single", "double", "constant columns"):  # the search decides, not the pipeline
+        assert undecided.mean() < 0.1
+    if kind in ("duplicates", "near ties"):
+        assert undecided.any()
+
+
+def donors(n_donors: int = 6) -> tuple[np.ndarray, pd.DataFrame]:
+    """Draw cells of several donors; only one has 'B cell' of its own kind."""
+    H, obs = simulate(n_cells=400)
+    obs = obs.assign(donor_id=[f"d{i % n_donors}" for i in range(len(obs))])
+    obs["cell_type"] = obs["cell_type"].astype(str).where(obs["cell_type"] != "pDC", "T cell")
+    obs.loc[(obs["donor_id"] == "d3") & (obs["cell_type"] == "monocyte"), "cell_type"] = "mast cell"
+    return H, obs
+
+
+def test_unseen_donors_are_those_of_plain_scikit_learn(caplog):
+    H, obs = donors()
+    with caplog.at_level(logging.INFO):
+        long = run(H, obs, labels=["cell_type"], unseen="donor_id")
+    y, groups = obs["cell_type"].to_numpy(), obs["donor_id"].to_numpy()
+    splits = StratifiedGroupKFold(5, shuffle=True, random_state=42).split(H, y, groups)
+    for fold, (train, test) in enumerate(splits):
+        assert not set(groups[train]) & set(groups[test])
+        test = test[np.isin(y[test], y[train])]
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(H[train], y[train])
+        there = np.unique(y[test])
+        expected = f1_score(y[test], classifier.predict(H[test]), labels=there, average="macro")
+        area = np.mean(
+            [
+                roc_auc_score(y[test] == c, classifier.predict_proba(H[test])[:, list(classifier.classes_).index(c)])
+                for c in there
+            ]
+        )
+        ours = long[(long["fold"] == fold) & (long["classifier"] == "logistic_regression")].iloc[0]
+        assert ours["F1"] == pytest.approx(expected, abs=1e-12)
+        assert ours["AUROC"] == pytest.approx(area, abs=1e-12)
+        assert ours["n_scored"] == len(test)
+    assert re.search(
+        r"cell_type, seed 42, fold \d: in no donor_id that is learnt from, so \d+ of \d+ .*: mast", caplog.text
+    )
+    assert np.isfinite(long[list(METRICS)]).all(axis=None)
+
+
+def test_unseen_donors_that_cannot_be():
+    H, obs = donors(n_donors=4)
+    with pytest.raises(ValueError, match=r"obs\['donor_id'\] has 4 groups .* fewer than the 5 folds.* n_splits to 4"):
+        run(H, obs, labels=["cell_type"], unseen="donor_id")
+
+
+@pytest.mark.usefixtures("only_neighbours")
+def test_a_fold_of_donors_that_cannot_be_scored_is_left_out_and_named(caplog):
+    H, obs = donors(n_donors=4)
+    obs.loc[obs["donor_id"] == "d2", "cell_type"] = "B cell"  # nothing to tell apart in this donor
+    options = {"labels": ["cell_type"], "unseen": "donor_id", "n_splits": 4}
+    long = run(H, obs, **options)
+    assert len(long) == 3
+    assert np.isfinite(long[list(METRICS)]).all(axis=None)
+    assert re.search(r"cell_type, seed 42, fold \d is left out: its 1 donor_id hold fewer .* \(B cell\)", caplog.text)
+    obs["cell_type"] = obs["donor_id"]
+    long = run(H, obs, **options)
+    assert len(long) == 0
+    assert len(classification.by_class(long)) == 0
+
+
+def test_scores_of_classes_are_those_of_scikit_learn():
+    H, obs = simulate()
+    obs = obs[(obs["cell_type"] != "pDC").to_numpy()]
+    H = H[: len(obs)]
+    long = run(H, obs, labels=["cell_type"])
+    y = obs["cell_type"].astype(str).to_numpy()
+    expected, counts = [], 0
+    for train, test in StratifiedKFold(5, shuffle=True, random_state=42).split(H, y):
+        classifier = RandomForestClassifier(200, random_state=42).fit(H[train], y[train])
+        found, probability = classifier.predict(H[test]), classifier.predict_proba(H[test])
+        counts += confusion_matrix(y[test], found)
+        area = roc_auc_score(y[test], probability, multi_class="ovr", average=None)
+        expected.append([*precision_recall_fscore_support(y[test], found, zero_division=0)[:3], area])
+    table = classification.by_class(long)
+    table = table[table["classifier"] == "random_forest"].sort_values("class")
+    assert table["class"].tolist() == sorted(np.unique(y))
+    assert table["n_cells"].tolist() == [(y == c).sum() for c in sorted(np.unique(y))]
+    for column, mean, std in zip(
+        ("Precision", "Recall", "F1", "AUROC"), np.mean(expected, 0), np.std(expected, 0, ddof=1), strict=True
+    ):
+        np.testing.assert_allclose(table[column], mean, atol=1e-12)
+        np.testing.assert_allclose(table[f"{column}_std"], std, atol=1e-12)
+    assert table["F1"].mean() == pytest.approx(long.loc[long["classifier"] == "random_forest", "F1"].mean())
+    confused = classification.confusion(long)
+    confused = confused[confused["classifier"] == "random_forest"]
+    confused = confused.pivot_table(index="class", columns="predicted", values="n_cells", fill_value=0)
+    np.testing.assert_array_equal(confused, counts)
+
+
 @pytest.mark.usefixtures("only_neighbours")
 def test_defaults_are_the_published_five_seeds_and_folds():
     H, obs = simulate()
@@ -118,7 +251,7 @@ def test_each_fit_uses_one_thread(monkeypatch):
             threads.extend(pool["num_threads"] for pool in threadpool_info())
             return super().fit(X, y)
 
-    monkeypatch.setattr(classification, "CLASSIFIERS", {"knn": lambda seed: Spy()})
+    monkeypatch.setattr(classification, "CLASSIFIERS", {"logistic_regression": lambda seed: Spy()})
     run(*simulate())
     assert threads
     assert set(threads) == {1}
@@ -128,7 +261,7 @@ def test_each_fit_uses_one_thread(monkeypatch):
 def test_names_of_donors_do_not_matter():
     H, obs = simulate(distance=2)  # an odd number of neighbours and two donors: no tie that a name could break
     renamed = obs.assign(donor_id=obs["donor_id"].map({"d1": "z", "d2": "a"}))
-    before, after = (run(H, o, labels=["donor_id"]) for o in (obs, renamed))
+    before, after = (run(H, o, labels=["donor_id"])[classification.LONG] for o in (obs, renamed))
     pd.testing.assert_frame_equal(before, after, rtol=1e-12)
 
 
@@ -154,7 +287,7 @@ def test_score_copies_settings_and_orders_rows():
     )
     assert long.columns.tolist() == (
         "Model label classifier seed fold F1 AUROC Precision Accuracy Recall "
-        "n_cells n_classes min_cells_per_class max_cells cell_type_in_training".split()
+        "n_cells n_classes min_cells_per_class max_cells cell_type_in_training n_scored by_class".split()
     )
     assert long[["Model", "label", "seed", "fold", "cell_type_in_training"]].to_numpy().tolist() == [
         [model, label, seed, fold, model == "CAE_NMF1"]
@@ -197,7 +330,7 @@ def labelled(**sizes: int) -> pd.DataFrame:
 def test_small_classes_are_left_out_and_counted(caplog):
     obs = labelled(a=30, b=10, c=9, d=1)
     with caplog.at_level(logging.INFO):
-        cells = classification.choose_cells(obs, "cell_type")
+        cells = folds.choose_cells(obs, "cell_type")
     np.testing.assert_array_equal(cells, np.flatnonzero(obs["cell_type"].isin(["a", "b"])))
     assert "2 classes with fewer than 10 cells are left out, 10 of 50 cells: c (9), d (1)" in caplog.text
 
@@ -205,18 +338,18 @@ def test_small_classes_are_left_out_and_counted(caplog):
 def test_subset_of_a_worked_example():
     # 10 each leaves 32 of 62 cells for 90 + 50 + 2 others: 20.28, 11.27 and 0.45, the largest remainder rounds up
     obs = labelled(a=100, b=60, c=12, rare=5)
-    cells = classification.choose_cells(obs, "cell_type", max_cells=62)
+    cells = folds.choose_cells(obs, "cell_type", max_cells=62)
     assert obs["cell_type"].iloc[cells].value_counts().to_dict() == {"a": 30, "b": 21, "c": 11, "rare": 0}
     assert (np.diff(cells) > 0).all()
 
 
 def test_subset_is_drawn_by_its_seed_alone():
     obs = labelled(a=100, b=60, c=12)
-    cells = classification.choose_cells(obs, "cell_type", max_cells=62)
-    np.testing.assert_array_equal(classification.choose_cells(obs, "cell_type", max_cells=62), cells)
+    cells = folds.choose_cells(obs, "cell_type", max_cells=62)
+    np.testing.assert_array_equal(folds.choose_cells(obs, "cell_type", max_cells=62), cells)
     renamed = obs.assign(cell_type=obs["cell_type"].map({"a": "z", "b": "y", "c": "x"}))
-    np.testing.assert_array_equal(classification.choose_cells(renamed, "cell_type", max_cells=62), cells)
-    assert not np.array_equal(classification.choose_cells(obs, "cell_type", max_cells=62, subset_seed=1), cells)
+    np.testing.assert_array_equal(folds.choose_cells(renamed, "cell_type", max_cells=62), cells)
+    assert not np.array_equal(folds.choose_cells(obs, "cell_type", max_cells=62, subset_seed=1), cells)
     assert cells.max() > 120  # not the first of each class
 
 
@@ -224,14 +357,14 @@ def test_subset_is_drawn_by_its_seed_alone():
 def test_no_subset_when_all_cells_fit(max_cells, caplog):
     obs = labelled(a=100, b=60, c=12)
     with caplog.at_level(logging.INFO):
-        cells = classification.choose_cells(obs, "cell_type", max_cells=max_cells)
+        cells = folds.choose_cells(obs, "cell_type", max_cells=max_cells)
     np.testing.assert_array_equal(cells, np.arange(172))
     assert "subset" not in caplog.text
 
 
 def test_smallest_subset_still_fills_the_folds():
     obs = labelled(a=5000, b=10)
-    cells = classification.choose_cells(obs, "cell_type", max_cells=20)
+    cells = folds.choose_cells(obs, "cell_type", max_cells=20)
     assert obs["cell_type"].iloc[cells].value_counts().to_dict() == {"a": 10, "b": 10}
 
 
@@ -268,7 +401,7 @@ def test_summary_of_a_worked_example():
 def test_fits_that_did_not_converge_are_counted_once(monkeypatch, caplog):
     hurried = {
         "logistic_regression": lambda seed: make_pipeline(StandardScaler(), LogisticRegression(max_iter=1)),
-        "knn": classification.CLASSIFIERS["knn"],
+        KNN: CLASSIFIERS[KNN],
     }
     monkeypatch.setattr(classification, "CLASSIFIERS", hurried)
     with warnings.catch_warnings():
@@ -296,7 +429,7 @@ def test_other_warnings_of_a_fit_reach_the_reader(monkeypatch):
             warnings.warn("listen", UserWarning, stacklevel=2)
             return super().fit(X, y)
 
-    monkeypatch.setattr(classification, "CLASSIFIERS", {"knn": lambda seed: Loud()})
+    monkeypatch.setattr(classification, "CLASSIFIERS", {"logistic_regression": lambda seed: Loud()})
     with pytest.warns(UserWarning, match="listen"):
         run(*simulate())
 

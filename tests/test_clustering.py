@@ -11,7 +11,7 @@ from anndata import AnnData
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.preprocessing import StandardScaler
 
-from aenmf_lib import clustering
+from aenmf_lib import clustering, communities
 
 SEEDS = [0, 1, 2, 3]
 
@@ -39,7 +39,7 @@ def simulate(n_cells: int = 400, k: int = 60, distance: float = 1.0) -> tuple[np
 def run(H: np.ndarray, obs: pd.DataFrame, **options) -> pd.DataFrame:
     """Score one embedding."""
     graphs = clustering.neighbours_of_all({"AE_NMF": H}, obs)
-    return clustering.score(graphs, obs, used_cell_type={"AE_NMF": False}, **{"seeds": SEEDS, **options})
+    return clustering.score(graphs, obs, used_cell_type={"AE_NMF": False}, **{"seeds": SEEDS, "n_jobs": 1, **options})
 
 
 def test_every_number_is_that_of_plain_scanpy_and_scikit_learn():
@@ -83,6 +83,28 @@ def test_every_number_is_that_of_plain_scanpy_and_scikit_learn():
     assert set(zip(long["n_neighbors"], long["resolution"], strict=True)) == {(25, 0.8)}
 
 
+def test_the_curve_has_a_score_for_each_resolution_and_more_clusters_for_higher_ones():
+    H, obs = simulate(distance=0.3)
+    graphs, options = clustering.neighbours_of_all({"AE_NMF": H}, obs), {"used_cell_type": {"AE_NMF": False}}
+    options |= {"seeds": [1], "n_jobs": 1}
+    curve = clustering.resolution_curve(graphs, obs, [2.0, 0.1, 0.8], **options)
+    assert curve["resolution"].tolist() == [0.1, 0.1, 0.8, 0.8, 2.0, 2.0]
+    assert curve["n_clusters"].is_monotonic_increasing
+    assert curve["n_clusters"].iloc[0] < curve["n_clusters"].iloc[-1]
+    at = curve[curve["resolution"] == 0.8].reset_index(drop=True)
+    pd.testing.assert_frame_equal(at, clustering.score(graphs, obs, **options), check_exact=True)
+    for wrong in ([], [0.8, 0.8], [0.8, -1]):
+        with pytest.raises(ValueError, match=r"Expected one or more above 0, and none twice"):
+            clustering.resolution_curve(graphs, obs, wrong, **options)
+
+
+def test_workers_keep_no_graph_of_another_embedding():
+    H, obs = simulate(n_cells=150)
+    for usages in (H, H[:, ::2], H):
+        alone, shared = (run(usages, obs, n_jobs=n) for n in (1, 2))
+        pd.testing.assert_frame_equal(alone, shared, check_exact=True)
+
+
 def test_neighbours_are_the_24_nearest_other_cells_in_z_scores():
     H, _ = simulate()
     graph = clustering.neighbours(H).obsp["connectivities"].toarray()
@@ -115,12 +137,13 @@ def test_order_of_cells_only_reorders_the_graph():
 
 def test_partition_depends_on_its_seed_alone():
     H, _ = simulate(distance=0.3)
-    graph = clustering.leiden_graph(clustering.neighbours(H).obsp["connectivities"])
+    links = clustering.neighbours(H).obsp["connectivities"]
+    graph = communities.graph(links.indptr, links.indices)
     random.seed(5)
     state = random.getstate()
-    first = clustering.leiden(graph, 3)
-    clustering.leiden(graph, 4)
-    np.testing.assert_array_equal(clustering.leiden(graph, 3), first)
+    first = communities.leiden(graph, 3)
+    communities.leiden(graph, 4)
+    np.testing.assert_array_equal(communities.leiden(graph, 3), first)
     assert random.getstate() == state  # nothing else that is random was moved
 
     random.seed(5)  # and igraph asks Python's generator again

@@ -19,7 +19,8 @@ from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from aenmf_lib import classification, drawn, figures, page, programs, results
+from aenmf_lib import drawn, figures, page, programs, results
+from aenmf_lib.fits import CLASSIFIERS
 
 LONG_NAMES = [
     "CD16-negative, CD56-bright natural killer cell, human",
@@ -50,8 +51,8 @@ def simulate(case: str) -> dict:
                 ari, nmi = level + rng.normal(0, 0.004, 2)
                 graph = {"n_clusters": 12, "n_neighbors": 25, "resolution": 0.8}
                 scores.append({**about, **graph, "seed": seed, "ARI": ari, "NMI": nmi + 0.1})
-            for kind, seed, fold in itertools.product(classification.CLASSIFIERS, (42, 52), range(5)):
-                value = 0.3 + level / 2 + 0.05 * list(classification.CLASSIFIERS).index(kind) + rng.normal(0, 0.01)
+            for kind, seed, fold in itertools.product(CLASSIFIERS, (42, 52), range(5)):
+                value = 0.3 + level / 2 + 0.05 * list(CLASSIFIERS).index(kind) + rng.normal(0, 0.01)
                 values = dict(
                     zip(("F1", "AUROC", "Precision", "Accuracy", "Recall"), value + rng.normal(0, 0.01, 5), strict=True)
                 )

@@ -13,7 +13,7 @@ import pytest
 from sklearn.ensemble import RandomForestClassifier
 from test_classification import simulate
 
-from aenmf_lib import classification, clustering, store
+from aenmf_lib import classification, clustering, communities, fits, store
 
 MADE = []  # fits and clusterings that were computed
 
@@ -21,10 +21,10 @@ MADE = []  # fits and clusterings that were computed
 @pytest.fixture(autouse=True)
 def counted(monkeypatch):
     """Note what is computed; needs n_jobs=1. Fast classifiers only."""
-    fit, leiden = classification._fit, clustering.leiden
-    monkeypatch.setattr(classification, "_fit", lambda *args: MADE.append(args[0]) or fit(*args))
-    monkeypatch.setattr(clustering, "leiden", lambda *args, **more: MADE.append(args[1]) or leiden(*args, **more))
-    monkeypatch.setattr(classification, "CLASSIFIERS", {"knn": classification.CLASSIFIERS["knn"]})
+    named, leiden = fits.named, communities.leiden
+    monkeypatch.setattr(fits, "named", lambda *args: MADE.append(args[0]) or named(*args))
+    monkeypatch.setattr(communities, "leiden", lambda *args, **more: MADE.append(args[1]) or leiden(*args, **more))
+    monkeypatch.setattr(classification, "CLASSIFIERS", {"logistic_regression": fits.CLASSIFIERS["logistic_regression"]})
     MADE.clear()
 
 
@@ -37,7 +37,7 @@ def classify(path, H: dict, obs, **options) -> pd.DataFrame:
 def cluster(path, H: dict, obs, **options) -> pd.DataFrame:
     """Score three Leiden seeds."""
     graphs = clustering.neighbours_of_all(H, obs)
-    options = {"seeds": [0, 1, 2], **options}
+    options = {"seeds": [0, 1, 2], "n_jobs": 1, **options}
     return clustering.score(graphs, obs, used_cell_type=dict.fromkeys(H, False), store=path, **options)
 
 
