@@ -106,7 +106,8 @@ FIGURES := clustering classification umap programs training
 filtered := $(DIR)/filtered.h5ad
 models := $(foreach name,base_nmf ae_nmf cae_nmf1 cae_nmf2,$(RUN)/$(name)_k$(K).h5ad)
 tables := $(addprefix $(RUN)/,clustering_cell_type.csv clustering_donor_id.csv classification_cell_type.csv \
-    classification_donor_id.csv clustering_long.csv classification_long.csv)
+    classification_donor_id.csv clustering_long.csv classification_long.csv clustering_resolution.csv \
+    classification_by_class.csv classification_confusion.csv unseen_donors_long.csv unseen_donors_by_class.csv)
 umap := $(RUN)/umap.h5ad
 drawn := $(foreach name,$(FIGURES),$(addprefix $(RUN)/figures/$(name).,pdf png csv))
 
@@ -116,7 +117,7 @@ notebooks := $(addprefix notebooks/,$(addsuffix .py,01_filter 02_train_base_nmf 
 # The modules whose code decides a stage's results; tests/test_packaging.py holds them against the imports.
 FILTER_LIB := data provenance results
 TRAIN_LIB := checkpoint data descent forming gradient kernels models moments objectives provenance results solver start stream
-BENCHMARKS_LIB := classification clustering data provenance results store
+BENCHMARKS_LIB := classification clustering communities data fits folds nearest provenance results store
 FIGURES_LIB := data drawn figures page programs provenance results
 lib = $(patsubst %,aenmf_lib/%.py,$(1))
 

@@ -38,7 +38,9 @@ FIGURES = [
     for kind in ("pdf", "png", "csv")
 ]
 TABLES = [
-    f"{what}_{label}.csv" for what in ("clustering", "classification") for label in ("cell_type", "donor_id", "long")
+    *(f"{what}_{name}.csv" for what in ("clustering", "classification") for name in ("cell_type", "donor_id", "long")),
+    *("clustering_resolution.csv", "classification_by_class.csv", "classification_confusion.csv"),
+    *("unseen_donors_long.csv", "unseen_donors_by_class.csv"),
 ]
 MODELS = {
     "02_train_base_nmf": "base_nmf",
