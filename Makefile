@@ -101,7 +101,7 @@ endif
 # ---- What there is ---------------------------------------------------------------------------------------------------
 DIR := results/$(DATASET)
 RUN := $(DIR)/k$(K)
-FIGURES := clustering classification umap programs training
+FIGURES := clustering resolution classification classes umap programs training
 
 filtered := $(DIR)/filtered.h5ad
 models := $(foreach name,base_nmf ae_nmf cae_nmf1 cae_nmf2,$(RUN)/$(name)_k$(K).h5ad)
@@ -118,7 +118,7 @@ notebooks := $(addprefix notebooks/,$(addsuffix .py,01_filter 02_train_base_nmf 
 FILTER_LIB := data provenance results
 TRAIN_LIB := checkpoint data descent forming gradient kernels models moments objectives provenance results solver start stream
 BENCHMARKS_LIB := classification clustering communities data fits folds nearest provenance results store
-FIGURES_LIB := data drawn figures page programs provenance results
+FIGURES_LIB := data drawn figures page programs provenance results scored words
 lib = $(patsubst %,aenmf_lib/%.py,$(1))
 
 all: filter train benchmarks figures  ## all of the following four: cells to figures, in results/<data set>/

@@ -34,10 +34,12 @@ _MODULES = (
     "provenance",
     "results",
     "run",
+    "scored",
     "solver",
     "start",
     "stream",
     "synthetic",
+    "words",
 )
 __all__ = [*_MODELS, *_MODULES]
 

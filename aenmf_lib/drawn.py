@@ -92,6 +92,59 @@ def classification(long: pd.DataFrame) -> pd.DataFrame:
     return points.assign(mean_all=points.groupby(["Model", "label", "metric"])["value"].transform("mean"))
 
 
+def resolution(curve: pd.DataFrame) -> pd.DataFrame:
+    """Give a row per (Model, label, seed, resolution, metric).
+
+    Parameters
+    ----------
+    curve
+        ``clustering_resolution.csv``.
+
+    Raises
+    ------
+    ValueError
+        As `clustering`.
+    """
+    needed = [*_LONG, *CLUSTERING_METRICS, "n_clusters", "n_neighbors", "resolution"]
+    check(curve, needed, [*CLUSTERING_METRICS, "resolution"], "clustering_resolution.csv")
+    keep = ["Model", "label", "seed", "resolution", "n_clusters", "n_cells", "n_classes", "cell_type_in_training"]
+    return curve.melt(id_vars=keep, value_vars=list(CLUSTERING_METRICS), var_name="metric", value_name="value")
+
+
+def classes(by_class: pd.DataFrame, confusion: pd.DataFrame) -> pd.DataFrame:
+    """Give a row per (Model, class, predicted): ``n_cells`` and ``F1`` of the cell type, and ``share`` of its cells.
+
+    F1 is the mean over classifiers; the share is of the cells of all of them.
+
+    Parameters
+    ----------
+    by_class, confusion
+        ``classification_by_class.csv`` and ``classification_confusion.csv``.
+
+    Raises
+    ------
+    ValueError
+        As `clustering`; or the tables are not of the same cell types.
+    """
+    keys = ["Model", "label", "classifier", "class"]
+    check(by_class, [*keys, "n_cells", "F1"], ["n_cells", "F1"], "classification_by_class.csv")
+    check(confusion, [*keys, "predicted", "n_cells"], ["n_cells"], "classification_confusion.csv")
+    by_class, confusion = (table[table["label"] == CELL_TYPE] for table in (by_class, confusion))
+    told = [set(zip(table["Model"], table["class"].astype(str), strict=True)) for table in (by_class, confusion)]
+    if told[0] != told[1] or not told[0]:
+        raise ValueError(
+            f"the tables by class and of confusion hold {len(told[0])} and {len(told[1])} pairs of a model and a cell "
+            f"type, {len(told[0] & told[1])} in both: run the notebook that writes them again."
+        )
+    means = by_class.groupby(["Model", "class"], as_index=False).agg(n_cells=("n_cells", "max"), F1=("F1", "mean"))
+    counts = confusion.groupby(["Model", "class", "predicted"])["n_cells"].sum()
+    names = sorted(means["class"].unique())
+    every = pd.MultiIndex.from_product([means["Model"].unique(), names, names], names=counts.index.names)
+    share = counts.reindex(every, fill_value=0)
+    share = (share / share.groupby(["Model", "class"]).transform("sum")).rename("share").reset_index()
+    return means.merge(share, on=["Model", "class"], validate="one_to_many")
+
+
 def umap(coords: AnnData) -> pd.DataFrame:
     """Give the cells in the order drawn: ``cell, cell_type, donor_id, <Model>_x, <Model>_y``.
 

@@ -5,7 +5,7 @@ and the png. Nothing in a caption is typed by hand: it comes from the table, or 
 """
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,93 +15,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from aenmf_lib import drawn, page, results
+from aenmf_lib import drawn, page, results, words
 from aenmf_lib.data import CELL_TYPE, DONOR
 from aenmf_lib.page import DOUBLE, EDGE, LINE, SINGLE
 
 log = logging.getLogger(__name__)
 
-NAMES = ("clustering", "classification", "umap", "programs", "training")
-COLOURS = {"CAE_NMF1": "#0072B2", "CAE_NMF2": "#009E73", "AE_NMF": "#E69F00", "Base_NMF": "#000000"}  # Okabe & Ito
+NAMES = ("clustering", "resolution", "classification", "classes", "umap", "programs", "training")
 RASTER = 10_000  # more marks than this are drawn as pixels, also in the pdf
 CUT = 3  # z-scores beyond have the last colour
-
-_KINDS = {
-    "logistic_regression": ("logistic regression", "o"),
-    "knn": ("k nearest neighbours", "s"),
-    "random_forest": ("random forest", "^"),
-    "random_forest_intelex": ("random forest of scikit-learn-intelex", "^"),
-}
-_LABELS = {CELL_TYPE: ("Cell type", "higher is better →"), DONOR: ("Donor", "← lower is better")}
-_METRICS = {"F1": "macro F1", "AUROC": "macro AUROC", "Accuracy": "accuracy"}
-_STEPS = [1, 2, 5, 10]
-
-
-@page.STYLE
-def clustering(long: pd.DataFrame, *, k: int | None = None) -> Figure:
-    """Draw how well Leiden clusters of each embedding agree with cell types and with donors.
-
-    Parameters
-    ----------
-    long
-        ``clustering_long.csv``: a row per (Model, label, seed).
-    k
-        Rank of the models, for the caption.
-
-    Returns
-    -------
-    Figure, 89 mm wide: a row a label, a column a score, a point a seed, mean ± s.d. of the seeds.
-
-    Raises
-    ------
-    ValueError
-        From `drawn.clustering`.
-    """
-    points = drawn.clustering(long)
-    seeds = points.groupby(["Model", "label", "metric"]).size()
-    note = [
-        f"n = {_span(long['n_cells'])} cells",
-        _rank(k),
-        f"Leiden seeds: {_span(seeds)}, neighbours: {_span(long['n_neighbors'])}, "
-        f"resolution: {_span(long['resolution'])}",
-        f"points: seeds; bars: mean{_spread(points)}",
-    ]
-    return _scores(points, note, width=SINGLE, band=5.5)
-
-
-@page.STYLE
-def classification(long: pd.DataFrame, *, k: int | None = None) -> Figure:
-    """Draw how well classifiers read cell types and donors from each embedding.
-
-    Parameters
-    ----------
-    long
-        ``classification_long.csv``: a row per fit (Model, label, classifier, seed, fold).
-    k
-        Rank of the models, for the caption.
-
-    Returns
-    -------
-    Figure, 183 mm wide: a row a label, a column a score, a line a classifier, a point a fit, mean ± s.d. of its fits;
-    the upright line of a model is the mean of all its fits, the number in the published table.
-
-    Raises
-    ------
-    ValueError
-        From `drawn.classification`.
-    """
-    points = drawn.classification(long)
-    fits = points.groupby(["Model", "label", "classifier", "metric"]).size()
-    cap = int(long["max_cells"].max())
-    by = f"{_count(long['seed'].nunique(), 'seed')} × {_count(long['fold'].nunique(), 'fold')}"
-    note = [
-        f"n = {_span(long['n_cells'])} cells" + (f" (max_cells = {cap:,})" if cap else ""),
-        _rank(k),
-        f"classes of at least {_span(long['min_cells_per_class'])} cells",
-        f"fits a model and classifier: {_span(fits)} ({by})",
-        f"points: fits; bars: mean{_spread(points)} of a classifier; upright line: mean of all fits of a model",
-    ]
-    return _scores(points, note, width=DOUBLE, band=10.5)
 
 
 @page.STYLE
@@ -128,7 +50,7 @@ def umap(coords: AnnData, *, k: int | None = None, used_cell_type: Mapping[str, 
     """
     points = drawn.umap(coords)
     models = [model for model in results.MODELS if f"{model}_x" in points]
-    used = _used(models, used_cell_type)
+    used = words.used(models, used_cell_type)
     gap, left = 3, EDGE + LINE + 1
     side, top = (DOUBLE - EDGE - left - 3 * gap) / 4, EDGE + LINE + 1
     keys = {}
@@ -138,7 +60,7 @@ def umap(coords: AnnData, *, k: int | None = None, used_cell_type: Mapping[str, 
     sample = f", of which {len(points):,} drawn at random (seed {drawn.SEED}) are shown"
     note = [
         f"n = {coords.n_obs:,} cells" + (sample if len(points) < coords.n_obs else ""),
-        _rank(k),
+        words.rank(k),
         "UMAP 1 to the right, UMAP 2 up, no unit; distances compare within a column only",
         "colours repeat" if any(len(set(key.colours)) < len(key.names) for key in keys.values()) else "",
     ]
@@ -156,8 +78,8 @@ def umap(coords: AnnData, *, k: int | None = None, used_cell_type: Mapping[str, 
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
             if row == 0:
-                page.text(fig, x + side / 2, EDGE, _dagger(model, used), ha="center")
-        name = _LABELS[label][0]
+                page.text(fig, x + side / 2, EDGE, words.dagger(model, used), ha="center")
+        name = words.LABELS[label][0]
         page.text(fig, EDGE, y + side / 2, name, rotation=90, va="center")
         page.text(fig, EDGE, below, f"{name} ({len(key.names)})", weight="bold")
         key.draw(fig, EDGE, below + LINE + 0.5)
@@ -187,8 +109,8 @@ def programs(table: pd.DataFrame, *, used_cell_type: Mapping[str, bool] | None =
         From `drawn.programs`.
     """
     points = drawn.programs(table)
-    models, ranks = _models(points), points.groupby("Model")["program"].nunique()
-    used = _used(models, used_cell_type)
+    models, ranks = words.models(points), points.groupby("Model")["program"].nunique()
+    used = words.used(models, used_cell_type)
     cells = points.drop_duplicates(CELL_TYPE).set_index(CELL_TYPE)["n_cells"].sort_index()
     names, counts = page.short(cells.index, 55), [f"{n:,}" for n in cells]
     left = EDGE + 1.5 + max(map(page.breadth, names))
@@ -208,7 +130,7 @@ def programs(table: pd.DataFrame, *, used_cell_type: Mapping[str, bool] | None =
     scale = top + -(-len(models) // across) * pitch - LINE
     note = [
         f"n = {cells.sum():,} cells",
-        f"rank k = {_span(ranks)}",
+        f"rank k = {words.span(ranks)}",
         f"colour: mean usage of a program by the cells of a type, as z-score over the types, cut at ±{CUT}",
         "programs in the order of the type they peak in",
     ]
@@ -225,7 +147,7 @@ def programs(table: pd.DataFrame, *, used_cell_type: Mapping[str, bool] | None =
         ax.set_yticks(np.arange(len(cells)) + 0.5, names if column == 0 else [""] * len(cells))
         order = of.drop_duplicates("position").sort_values("position")["program"] if numbered else []
         ax.set_xticks(np.arange(len(order)) + 0.5, order, rotation=90)
-        page.text(fig, x, y - LINE - 1, _dagger(model, used))
+        page.text(fig, x, y - LINE - 1, words.dagger(model, used))
         page.text(fig, x + wide / 2, y + high + foot - LINE + 1, f"{grid.shape[1]} programs", ha="center")
         if model == models[-1] or column == across - 1:
             page.column(fig, x + wide + right - EDGE, y, ["cells", *counts])
@@ -262,7 +184,7 @@ def training(history: pd.DataFrame, *, k: int | None = None, n_cells: int | None
     names = {model: f"{model} {loss:.3f}" for model, (_, loss) in ends.items()}
     note = [
         "" if n_cells is None else f"n = {n_cells:,} cells",
-        _rank(k),
+        words.rank(k),
         "relative loss: what was minimised, penalties included, over the mean squared norm of a cell",
         "numbers: last values",
         "marker: only the end is known" if min(map(len, lines.values())) == 1 else "",
@@ -273,7 +195,9 @@ def training(history: pd.DataFrame, *, k: int | None = None, n_cells: int | None
     ax = page.axes(fig, left, top, wide, high, "training")
     for model, line in lines.items():
         marker = "o" if len(line) == 1 else None
-        ax.plot(line["iteration"], line["relative_loss"], color=COLOURS[model], marker=marker, ms=3.5, label=model)
+        ax.plot(
+            line["iteration"], line["relative_loss"], color=words.COLOURS[model], marker=marker, ms=3.5, label=model
+        )
     ax.set(xlabel="iteration", ylabel="relative loss")
     _few_ticks(ax, 4, 7)
     low, upp = ax.get_ylim()
@@ -281,7 +205,7 @@ def training(history: pd.DataFrame, *, k: int | None = None, n_cells: int | None
     places = page.apart([(ends[model][1] - low) / (upp - low) * high for model in lines], LINE, 0, high)
     look = {"arrowstyle": "-", "lw": 0.6, "ls": ":", "shrinkA": 1, "shrinkB": 0, "relpos": (0, 0.5)}
     for model, place in zip(lines, places, strict=True):
-        thread = {**look, "color": COLOURS[model]}
+        thread = {**look, "color": words.COLOURS[model]}
         at = (1 + lead / wide, place / high)
         ax.annotate(names[model], ends[model], at, textcoords="axes fraction", va="center", arrowprops=thread, zorder=1)
     return fig
@@ -311,7 +235,7 @@ def loss_curve(loss_history: Sequence[float]) -> Figure:
             f"loss_history has shape {loss.shape} and {(~np.isfinite(loss)).sum()} values that are NaN or infinite: "
             "expected one finite number an iteration."
         )
-    fig = page.sheet(SINGLE, EDGE + 38, [f"{_count(len(loss), 'value')}, the last {loss[-1]:.6g}"])
+    fig = page.sheet(SINGLE, EDGE + 38, [f"{words.count(len(loss), 'value')}, the last {loss[-1]:.6g}"])
     ax = page.axes(fig, EDGE + 15, EDGE, SINGLE - 2 * EDGE - 17, 30, "loss")
     ax.plot(np.arange(len(loss)), loss, color="0.2", marker="o" if len(loss) == 1 else None, ms=3)
     ax.set(xlabel="iteration", ylabel="loss")
@@ -355,7 +279,7 @@ def donors(table: pd.DataFrame, *, min_cells: int) -> Figure:
     ax.set(ylim=(len(table) - 0.5, -0.5), xlim=(0, max(table["n_cells"].max(), min_cells)), xlabel="cells")
     ax.set_yticks(np.arange(len(table)), names)
     ax.tick_params(axis="y", length=0)
-    ax.xaxis.set_major_locator(MaxNLocator(3, integer=True, steps=_STEPS))
+    ax.xaxis.set_major_locator(MaxNLocator(3, integer=True, steps=words.STEPS))
     ax.xaxis.set_major_formatter("{x:,.0f}")
     share = min_cells / ax.get_xlim()[1]
     align = "left" if share < 0.25 else "right" if share > 0.75 else "center"
@@ -392,102 +316,6 @@ def save(fig: Figure, path_stem: str | Path, table: pd.DataFrame) -> None:
     log.info("wrote %s as pdf, png and csv (%d rows)", path_stem, len(table))
 
 
-def _scores(points: pd.DataFrame, note: list[str], *, width: float, band: float) -> Figure:
-    """Draw a row of panels a label, a panel a metric, in it a band a model, in that a line a classifier."""
-    models, metrics = _models(points), list(dict.fromkeys(points["metric"]))
-    labels = [label for label in _LABELS if label in set(points["label"])]
-    kinds = [kind for kind in _KINDS if kind in set(points["classifier"])] if "classifier" in points else []
-    used = set(points["Model"][(points["label"] == CELL_TYPE) & points["cell_type_in_training"]])
-    left, gap, high = EDGE + 2 + max(page.breadth(f"{model}†") for model in models), 7.5, len(models) * band
-    wide = (width - left - 2 * EDGE - (len(metrics) - 1) * gap) / len(metrics)
-    pitch = LINE + 1 + high + 9.5
-    foot = EDGE + len(labels) * pitch - 1.5
-    fig = page.sheet(width, foot + (LINE if kinds else 0), note, used)
-    for row, label in enumerate(labels):
-        of, y, (name, direction) = points[points["label"] == label], EDGE + row * pitch, _LABELS[label]
-        page.text(fig, left, y, f"{name} ({_span(of['n_classes'])} classes): {direction}", weight="bold")
-        for column, metric in enumerate(metrics):
-            ax = page.axes(fig, left + column * (wide + gap), y + LINE + 1, wide, high, f"{label} {metric}")
-            _panel(ax, of[of["metric"] == metric], models, kinds)
-            ax.set_xlabel(_METRICS.get(metric, metric))
-            marked = used if label == CELL_TYPE else ()
-            ax.set_yticks(range(len(models)), [_dagger(m, marked) if column == 0 else "" for m in models])
-    if kinds:
-        names, markers = zip(*[_KINDS[kind] for kind in kinds], strict=True)
-        key = page.Key(names, ["0.3"] * len(kinds), markers, width - left - EDGE)
-        key.draw(fig, left, foot)
-    return fig
-
-
-def _panel(ax: Axes, points: pd.DataFrame, models: list[str], kinds: list[str]) -> None:
-    """Draw the scores of one label and metric."""
-    for i, model in enumerate(models):
-        of = points[points["Model"] == model]
-        if i:
-            ax.axhline(i - 0.5, color="0.85", lw=0.4, zorder=0)
-        if of.empty:
-            continue
-        if not kinds:
-            _strip(ax, of, i, 0.8, "o", COLOURS[model])
-            continue
-        ax.vlines(of["mean_all"].iloc[0], i - 0.42, i + 0.42, color=COLOURS[model], lw=0.7, zorder=1)
-        for j, kind in enumerate(kinds):
-            fits = of[of["classifier"] == kind]
-            _strip(ax, fits, i + (j - (len(kinds) - 1) / 2) * 0.3, 0.27, _KINDS[kind][1], COLOURS[model])
-    low, upp = ax.get_xlim()
-    half = max(upp - low, 0.01 if kinds else 0.04) / 2  # differences that mean nothing do not fill an axis
-    ax.set(xlim=((low + upp) / 2 - half, (low + upp) / 2 + half), ylim=(len(models) - 0.5, -0.5))
-    ax.xaxis.set_major_locator(MaxNLocator(5 if kinds else 3, steps=_STEPS))
-    ax.tick_params(axis="y", length=0)
-
-
-def _strip(ax: Axes, points: pd.DataFrame, y: float, height: float, marker: str, colour: str) -> None:
-    """Draw runs in the order of their seeds, and below them mean ± s.d., within ``height`` about y."""
-    if points.empty:
-        return
-    points = points.sort_values([column for column in ("seed", "fold") if column in points])
-    n, mean, sd = len(points), points["mean"].iloc[0], points["sd"].iloc[0]
-    away = np.linspace(-0.45, 0.05, n) if n > 1 else np.array([-0.2])
-    ax.scatter(points["value"], y + height * away, s=6, c=colour, marker=marker, alpha=0.4, lw=0, zorder=2)
-    bar = y + 0.36 * height  # apart from the points, so that it hides none
-    ax.vlines(mean, bar - 0.16 * height, bar + 0.16 * height, color=colour, lw=1.2, zorder=3)
-    if n > 1:
-        ax.hlines(bar, mean - sd, mean + sd, color=colour, lw=0.8, zorder=3)
-
-
 def _few_ticks(ax: Axes, x: int, y: int) -> None:
-    ax.xaxis.set_major_locator(MaxNLocator(x, integer=True, steps=_STEPS))
-    ax.yaxis.set_major_locator(MaxNLocator(y, steps=_STEPS))
-
-
-def _models(table: pd.DataFrame) -> list[str]:
-    """Give the models of a table in the order of every table and figure."""
-    return [model for model in results.MODELS if model in set(table["Model"])]
-
-
-def _used(models: Collection[str], used_cell_type: Mapping[str, bool] | None) -> list[str]:
-    return [model for model in models if (used_cell_type or {}).get(model, False)]
-
-
-def _dagger(model: str, used: Collection[str]) -> str:
-    """Mark a model whose training saw the labels that it is held against."""
-    return f"{model}†" if model in used else model
-
-
-def _span(values: pd.Series) -> str:
-    """Say the value that all share, or the range."""
-    low, high = values.min(), values.max()
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}" + ("s" if n != 1 else "")
-
-
-def _rank(k: int | None) -> str:
-    return "" if k is None else f"rank k = {k}"
-
-
-def _spread(points: pd.DataFrame) -> str:
-    """Say what the error bars are; a single run has none."""
-    return " ±\u00a0s.d. (ddof\u00a01)" if points["sd"].notna().any() else " (a single run: no s.d.)"
+    ax.xaxis.set_major_locator(MaxNLocator(x, integer=True, steps=words.STEPS))
+    ax.yaxis.set_major_locator(MaxNLocator(y, steps=words.STEPS))

@@ -8,10 +8,9 @@ own, the two ways in turn.
 """
 
 import argparse
-import importlib
 import os
 from pathlib import Path
-from time import perf_counter, sleep
+from time import perf_counter
 
 import numpy as np
 import pandas as pd
@@ -77,8 +76,8 @@ def task(files: str, part: str, way: str, max_cells: int, n_seeds: int) -> dict:
         clustering.neighbours(np.random.default_rng(0).random((100, 5)))  # compiled code is loaded before
     seeds = list(clustering.SEEDS if part == CLUSTERING else classification.SEEDS)[:n_seeds]
     if way == "ours":  # workers are there before: a stage starts them once
-        modules = ["aenmf_lib.fits", "aenmf_lib.communities"] * os.cpu_count()
-        Parallel(n_jobs=-1)(delayed(_load)(name) for name in modules)
+        load = "import time, aenmf_lib.fits, aenmf_lib.communities; time.sleep(1)"  # so that each worker gets one
+        Parallel(n_jobs=-1)(delayed(exec)(load) for _ in range(os.cpu_count()))
     begin, before = perf_counter(), psutil.cpu_times()
     if way == "ours":
         if part == CLUSTERING:
@@ -107,11 +106,6 @@ def task(files: str, part: str, way: str, max_cells: int, n_seeds: int) -> dict:
     idle, total = after.idle - before.idle, sum(after[:8]) - sum(before[:8])
     told = {f"{name} {label}": means.loc[label, name] for label in LABELS for name in means}
     return {"seconds": seconds, "cores_busy": 1 - idle / total, **told}  # busy: of the whole machine
-
-
-def _load(name: str) -> None:
-    importlib.import_module(name)
-    sleep(0.5)  # so that each worker gets one
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ tables: str = "results/demo/k12"  # folder of a run: what 02 to 06 wrote
 out_dir: str = "results/demo/k12/figures"  # where the figures go
 
 # %%
-from aenmf_lib import data, drawn, figures, programs, results
+from aenmf_lib import data, drawn, figures, programs, results, scored
 
 files = drawn.model_files(tables)
 embeddings = results.read_embeddings(files)
@@ -35,8 +35,19 @@ embeddings.obs.groupby("cell_type", observed=True)["donor_id"].agg(cells="size",
 
 # %%
 clustering = drawn.read_table(f"{tables}/clustering_long.csv")
-fig = figures.clustering(clustering, k=embeddings.k)
+fig = scored.clustering(clustering, k=embeddings.k)
 figures.save(fig, f"{out_dir}/clustering", drawn.clustering(clustering))
+fig
+
+# %% [markdown]
+# ## Resolution
+# The same agreement at other resolutions of Leiden; the published one is 0.8. A model that is ahead at every
+# resolution is ahead; where lines cross, the order is one of the resolution.
+
+# %%
+curve = drawn.read_table(f"{tables}/clustering_resolution.csv")
+fig = scored.resolution(curve, k=embeddings.k)
+figures.save(fig, f"{out_dir}/resolution", drawn.resolution(curve))
 fig
 
 # %% [markdown]
@@ -47,8 +58,20 @@ fig
 
 # %%
 classification = drawn.read_table(f"{tables}/classification_long.csv")
-fig = figures.classification(classification, k=embeddings.k)
+fig = scored.classification(classification, k=embeddings.k)
 figures.save(fig, f"{out_dir}/classification", drawn.classification(classification))
+fig
+
+# %% [markdown]
+# ## Classes
+# Which cell types are read well, and what the others are taken for. Dark fields off the diagonal are pairs of types
+# that an embedding does not keep apart; look whether they are neighbours in biology.
+
+# %%
+by_class = drawn.read_table(f"{tables}/classification_by_class.csv")
+confusion = drawn.read_table(f"{tables}/classification_confusion.csv")
+fig = scored.classes(by_class, confusion, k=embeddings.k, used_cell_type=embeddings.used_cell_type)
+figures.save(fig, f"{out_dir}/classes", drawn.classes(by_class, confusion))
 fig
 
 # %% [markdown]

@@ -19,8 +19,9 @@ from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from aenmf_lib import drawn, figures, page, programs, results
+from aenmf_lib import drawn, figures, page, programs, results, scored
 from aenmf_lib.fits import CLASSIFIERS
+from aenmf_lib.words import COLOURS
 
 LONG_NAMES = [
     "CD16-negative, CD56-bright natural killer cell, human",
@@ -41,7 +42,7 @@ def simulate(case: str) -> dict:
     """Draw tables in the shape that the benchmarks write them."""
     n_types, n_donors, n_cells, k = CASES[case]
     rng = np.random.default_rng(0)
-    scores, fits, lines = [], [], []
+    scores, fits, lines, curve, by_class, confusion = [], [], [], [], [], []
     shared = {"n_cells": n_cells}
     for i, model in enumerate(results.MODELS):
         used = {"cell_type_in_training": model == "CAE_NMF1"}
@@ -51,6 +52,9 @@ def simulate(case: str) -> dict:
                 ari, nmi = level + rng.normal(0, 0.004, 2)
                 graph = {"n_clusters": 12, "n_neighbors": 25, "resolution": 0.8}
                 scores.append({**about, **graph, "seed": seed, "ARI": ari, "NMI": nmi + 0.1})
+            for at in (0.2, 0.8, 1.6):
+                graph = {"n_clusters": int(10 * at), "n_neighbors": 25, "resolution": at, "seed": 0}
+                curve.append({**about, **graph, "ARI": level * at / 2, "NMI": level})
             for kind, seed, fold in itertools.product(CLASSIFIERS, (42, 52), range(5)):
                 value = 0.3 + level / 2 + 0.05 * list(CLASSIFIERS).index(kind) + rng.normal(0, 0.01)
                 values = dict(
@@ -73,6 +77,16 @@ def simulate(case: str) -> dict:
         },
         index=[f"cell{i}" for i in range(n_cells)],
     )
+    sizes = obs["cell_type"].value_counts().sort_index()
+    for model, kind in itertools.product(results.MODELS, CLASSIFIERS):
+        of = {"Model": model, "label": "cell_type", "classifier": kind}
+        for i, (name, n) in enumerate(sizes.items()):
+            by_class.append({**of, "class": name, "n_cells": n, "F1": rng.random()})
+            other = sizes.index[(i + 1) % n_types]
+            confusion += [
+                {**of, "class": name, "predicted": name, "n_cells": 4 * n},
+                {**of, "class": name, "predicted": other, "n_cells": n},
+            ]
     coords = AnnData(obs=obs)
     H = {}
     for model in results.MODELS:
@@ -82,11 +96,24 @@ def simulate(case: str) -> dict:
     return {
         "clustering": pd.DataFrame(scores),
         "classification": pd.DataFrame(fits),
+        "resolution": pd.DataFrame(curve),
+        "by_class": pd.DataFrame(by_class),
+        "confusion": pd.DataFrame(confusion),
         "umap": coords,
         "programs": programs.usage_by_type(H, obs["cell_type"]),
         "training": pd.concat(lines, ignore_index=True),
         "k": k,
     }
+
+
+def function(name: str):
+    """Find what draws a figure."""
+    return getattr(scored if hasattr(scored, name) else figures, name)
+
+
+def inputs(name: str, tables: dict) -> tuple:
+    """Find what it is drawn from."""
+    return tuple(tables[table] for table in (("by_class", "confusion") if name == "classes" else (name,)))
 
 
 def draw(name: str, tables: dict) -> Figure:
@@ -95,18 +122,20 @@ def draw(name: str, tables: dict) -> Figure:
     more = {
         "clustering": {"k": tables["k"]},
         "classification": {"k": tables["k"]},
+        "resolution": {"k": tables["k"]},
+        "classes": {"k": tables["k"], **used},
         "umap": {"k": tables["k"], **used},
         "programs": used,
         "training": {"k": tables["k"], "n_cells": tables["umap"].n_obs},
     }
-    return getattr(figures, name)(tables[name], **more[name])
+    return function(name)(*inputs(name, tables), **more[name])
 
 
 def save_all(folder: str | Path, case: str = "small") -> None:
-    """Save the five figures of a case."""
+    """Save the figures of a case."""
     tables = simulate(case)
     for name in figures.NAMES:
-        figures.save(draw(name, tables), f"{folder}/{name}", getattr(drawn, name)(tables[name]))
+        figures.save(draw(name, tables), f"{folder}/{name}", getattr(drawn, name)(*inputs(name, tables)))
 
 
 def axes(fig: Figure) -> dict:
@@ -330,6 +359,35 @@ def test_lines_drawn_are_those_of_the_csv(small, points):
         assert ends[f"{model} {last['relative_loss']:.3f}"] == (last["iteration"], last["relative_loss"])
 
 
+def test_the_curve_is_that_of_the_csv(small, points):
+    panels, table = axes(draw("resolution", small)), points("resolution")
+    for (label, metric), group in table.groupby(["label", "metric"]):
+        for model, line in zip(results.MODELS, panels[f"{label} {metric}"].lines, strict=True):
+            expected = group[group["Model"] == model].sort_values("resolution")[["resolution", "value"]]
+            np.testing.assert_array_equal(line.get_xydata(), expected)
+            assert to_hex(line.get_color()).upper() == COLOURS[model]
+
+
+def test_classes_are_those_of_the_csv(small, points):
+    fig, table = draw("classes", small), points("classes")
+    panels, names = axes(fig), sorted(table["class"].unique())
+    f1 = table.drop_duplicates(["Model", "class"])
+    for model, dots in zip(results.MODELS, panels["F1"].collections, strict=False):
+        expected = f1[f1["Model"] == model].sort_values("class")["F1"]
+        np.testing.assert_allclose(dots.get_offsets()[:, 0], expected)
+        assert to_hex(dots.get_facecolor()[0]).upper() == COLOURS[model]
+        (mesh,) = marks(panels[model], QuadMesh)
+        share = np.asarray(mesh.get_array()).reshape(len(names), len(names))
+        np.testing.assert_allclose(share.sum(axis=1), 1)
+        np.testing.assert_allclose(np.diag(share), 0.8)
+        np.testing.assert_allclose(share[np.arange(len(names)), np.roll(np.arange(len(names)), -1)], 0.2)
+    one = small["by_class"].query("Model == 'AE_NMF' and `class` == 'type 3'")
+    assert f1.query("Model == 'AE_NMF' and `class` == 'type 3'")["F1"].item() == pytest.approx(one["F1"].mean())
+    with pytest.raises(ValueError, match="hold 32 and 31 pairs of a model and a cell type, 31 in both"):
+        drop = ~((small["confusion"]["class"] == "type 3") & (small["confusion"]["Model"] == "AE_NMF"))
+        scored.classes(small["by_class"], small["confusion"][drop])
+
+
 def test_another_forest_has_another_name(small):
     long = small["classification"].replace({"classifier": {"random_forest": "random_forest_intelex"}})
     fig = draw("classification", {**small, "classification": long})
@@ -340,10 +398,10 @@ def test_another_forest_has_another_name(small):
 
 def test_a_model_has_one_colour_in_all_figures(small):
     okabe_ito = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
-    assert tuple(figures.COLOURS) == results.MODELS
-    assert set(figures.COLOURS.values()) < okabe_ito and len(set(figures.COLOURS.values())) == len(results.MODELS)
+    assert tuple(COLOURS) == results.MODELS
+    assert set(COLOURS.values()) < okabe_ito and len(set(COLOURS.values())) == len(results.MODELS)
     lines = axes(draw("training", small))["training"].lines
-    assert {line.get_label(): to_hex(line.get_color()).upper() for line in lines} == figures.COLOURS
+    assert {line.get_label(): to_hex(line.get_color()).upper() for line in lines} == COLOURS
     for name in ("clustering", "classification"):
         for label, ax in axes(draw(name, small)).items():
             if label == "key":
@@ -357,7 +415,7 @@ def test_a_model_has_one_colour_in_all_figures(small):
                 model = results.MODELS[round(float(np.mean(y)))]
                 assert to_hex(
                     mark.get_edgecolor()[0] if isinstance(mark, LineCollection) else mark.get_facecolor()[0]
-                ) == (to_hex(to_rgba(figures.COLOURS[model])))
+                ) == (to_hex(to_rgba(COLOURS[model])))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -372,7 +430,7 @@ def test_every_word_is_on_the_page_and_none_over_another(case, name):
 @pytest.mark.parametrize("name", figures.NAMES)
 def test_fewer_models_also_fit(small, name, models):
     part = dict(small)
-    for key in ("clustering", "classification", "programs", "training"):
+    for key in ("clustering", "resolution", "classification", "by_class", "confusion", "programs", "training"):
         part[key] = small[key][small[key]["Model"].isin(models)]
     part["umap"] = AnnData(
         obs=small["umap"].obs, obsm={f"X_umap_{m}": small["umap"].obsm[f"X_umap_{m}"] for m in models}
@@ -417,7 +475,7 @@ def test_captions_come_from_the_tables(small):
     assert "5 (1 seed × 5 folds)" in caption(draw("classification", one))
     uncapped = {**small, "classification": small["classification"].assign(max_cells=0)}
     assert "max_cells" not in caption(draw("classification", uncapped))
-    for name in ("umap", "programs", "training"):
+    for name in ("resolution", "classes", "umap", "programs", "training"):
         assert caption(draw(name, small)).startswith("n = 400 cells; rank k = 12; ")
 
 
@@ -431,11 +489,11 @@ def test_the_dagger_marks_who_saw_the_cell_types(small):
         assert caption(fig).endswith("† trained with cell_type.")
         unseen = {**small, name: small[name].assign(cell_type_in_training=False)}
         assert not any("†" in word for word, _ in words(draw(name, unseen)))
-    for name in ("umap", "programs"):
+    for name in ("classes", "umap", "programs"):
         marked = [word for word, _ in words(draw(name, small)) if "†" in word]
         assert marked[0] == "CAE_NMF1†" or marked[-1] == "CAE_NMF1†"
         assert "† trained with cell_type" in caption(draw(name, small))
-        assert not any("†" in word for word, _ in words(getattr(figures, name)(small[name])))
+        assert not any("†" in word for word, _ in words(function(name)(*inputs(name, small))))
 
 
 def test_loss_curve_and_donors():
@@ -490,7 +548,7 @@ def test_a_table_with_a_fault_is_refused_by_its_name(small, name, tmp_path):
     def refused(table: pd.DataFrame, words: str) -> None:
         table.to_csv(path, index=False)
         with pytest.raises(ValueError, match=words) as error:
-            getattr(figures, name)(drawn.read_table(path))
+            function(name)(drawn.read_table(path))
         assert str(path) in str(error.value)
 
     refused(without(small[name], column), f"has no column '{column}'")
@@ -506,11 +564,11 @@ def test_other_faults_are_refused_too(small, tmp_path):
     with pytest.raises(
         ValueError, match=r"classification_long\.csv holds the classifier 'svm': expected one of logistic"
     ):
-        figures.classification(table.assign(classifier="svm"))
+        scored.classification(table.assign(classifier="svm"))
     with pytest.raises(ValueError, match="the label 'tissue': expected one of cell_type, donor_id"):
-        figures.clustering(small["clustering"].assign(label="tissue"))
+        scored.clustering(small["clustering"].assign(label="tissue"))
     with pytest.raises(ValueError, match="'cell_type_in_training' holds 'no': expected True or False"):
-        figures.clustering(small["clustering"].assign(cell_type_in_training="no"))
+        scored.clustering(small["clustering"].assign(cell_type_in_training="no"))
     with pytest.raises(ValueError, match="has 383 rows: expected 384"):
         figures.programs(small["programs"].iloc[1:])
     with pytest.raises(ValueError, match=r"obs \['donor_id'\] .*expected cells with obs 'cell_type'"):

@@ -34,7 +34,7 @@ STAGES = [
 ]
 FIGURES = [
     f"figures/{name}.{kind}"
-    for name in ("clustering", "classification", "umap", "programs", "training")
+    for name in ("clustering", "resolution", "classification", "classes", "umap", "programs", "training")
     for kind in ("pdf", "png", "csv")
 ]
 TABLES = [
