@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: all filter train benchmarks figures test lint format lab setup clean help resolved FORCE
+.PHONY: all filter train scores benchmarks figures test lint format lab setup clean help resolved FORCE
 
 empty :=
 space := $(empty) $(empty)
@@ -11,7 +11,7 @@ comma := ,
 
 # ---- On which cells, with which values -------------------------------------------------------------------------------
 # Assigned here, so that a variable of the environment does nothing: it takes the command line to override.
-OVERRIDES := DATA MIN_CELLS SEED DONOR_KEY CELL_TYPE_KEY LAYER FRACTIONAL DROP_MISSING DROP_EMPTY MAX_CELLS FOREST DEVICE
+OVERRIDES := DATA MIN_CELLS SEED DONOR_KEY CELL_TYPE_KEY LAYER FRACTIONAL DROP_MISSING DROP_EMPTY MAX_CELLS FOREST N_JOBS DEVICE
 $(foreach name,$(OVERRIDES),$(eval $(name) :=))
 # A name that is none would be ignored without a word.
 known := DATASET K $(OVERRIDES) PYTHON SHELL UV_FIND_LINKS
@@ -48,7 +48,7 @@ $(error $(params) has no line 'data: cells.h5ad': write one, or give DATA=cells.
 endif
 # Results of other cells are not overwritten because a file happens to bear the same name.
 before := $(shell sed -n 's/^data: *//p' results/$(DATASET)/params/01_filter.yaml 2>/dev/null)
-ifneq ($(if $(filter all filter train benchmarks figures results/%,$(MAKECMDGOALS)),$(filter-out $(data),$(before))),)
+ifneq ($(if $(filter all filter train scores benchmarks figures results/%,$(MAKECMDGOALS)),$(filter-out $(data),$(before))),)
 $(error results/$(DATASET)/ was made from $(before), not from $(data): give DATASET=other to keep both, or first type \
     make clean DATASET=$(DATASET))
 endif
@@ -109,6 +109,8 @@ tables := $(addprefix $(RUN)/,clustering_cell_type.csv clustering_donor_id.csv c
     classification_donor_id.csv clustering_long.csv classification_long.csv clustering_resolution.csv \
     classification_by_class.csv classification_confusion.csv unseen_donors_long.csv unseen_donors_by_class.csv)
 umap := $(RUN)/umap.h5ad
+# a job for each model and label, if they are asked for: `make scores`
+parts := $(foreach label,cell_type donor_id,$(patsubst $(RUN)/%_k$(K).h5ad,$(RUN)/classification_scores/%.$(label).done,$(models)))
 drawn := $(foreach name,$(FIGURES),$(addprefix $(RUN)/figures/$(name).,pdf png csv))
 
 notebooks := $(addprefix notebooks/,$(addsuffix .py,01_filter 02_train_base_nmf 03_train_ae_nmf 04_train_cnmf1 \
@@ -124,6 +126,7 @@ lib = $(patsubst %,aenmf_lib/%.py,$(1))
 all: filter train benchmarks figures  ## all of the following four: cells to figures, in results/<data set>/
 filter: $(filtered) $(DIR)/01_filter.ipynb  ## read, check, filter and normalise the cells
 train: $(models) $(patsubst notebooks/%.py,$(RUN)/%.ipynb,$(wordlist 2,5,$(notebooks)))  ## train the four models
+scores: $(parts)  ## the classification by itself, a job for each model and label: make -j2 scores N_JOBS=1
 benchmarks: $(tables) $(umap) $(RUN)/06_benchmarks.ipynb  ## clustering and classification tables, UMAP
 figures: $(drawn) $(RUN)/07_figures.ipynb  ## draw the figures; trains nothing
 
@@ -161,8 +164,20 @@ $(eval $(call train,03_train_ae_nmf,ae_nmf))
 $(eval $(call train,04_train_cnmf1,cae_nmf1))
 $(eval $(call train,05_train_cnmf2,cae_nmf2))
 
+# $(call part,MODEL,LABEL)
+define part
+$(RUN)/classification_scores/$(1).$(2).done: $(RUN)/$(1)_k$(K).h5ad $(RUN)/params/06_benchmarks.yaml \
+    $(call lib,$(BENCHMARKS_LIB)) | $(setup)
+	@mkdir -p $$(@D)
+	exec "$(PYTHON)" -m aenmf_lib.part $$< --label $(2) --params $$(word 2,$$^) --notebook notebooks/06_benchmarks.py \
+	    --store $$(@:.done=.csv) --done $$@
+endef
+$(foreach label,cell_type donor_id,$(foreach model,base_nmf ae_nmf cae_nmf1 cae_nmf2,$(eval $(call part,$(model),$(label)))))
+
+# With `scores` on the same command line it waits for them; by itself it makes what they have not.
 $(tables:.csv=%csv) $(umap:.h5ad=%h5ad) $(RUN)/06_benchmarks%ipynb: \
-    notebooks/06_benchmarks.py $(RUN)/params/06_benchmarks.yaml $(models) $(call lib,$(BENCHMARKS_LIB)) | $(setup)
+    notebooks/06_benchmarks.py $(RUN)/params/06_benchmarks.yaml $(models) $(call lib,$(BENCHMARKS_LIB)) \
+    | $(setup) $(if $(filter scores,$(MAKECMDGOALS)),$(parts))
 	$(execute) --report $(RUN)/06_benchmarks.ipynb -p models $(subst $(space),$(comma),$(models)) -p out_dir $(RUN)
 
 # The date makes the same input give the same bytes.

@@ -30,6 +30,7 @@ _MODULES = (
     "models",
     "moments",
     "nearest",
+    "part",
     "programs",
     "provenance",
     "results",

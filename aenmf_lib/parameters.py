@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 SCALARS = {"str": str, "int": int, "float": float, "bool": bool}
-TYPES = (*SCALARS, "list[int]", "list[str]")
+TYPES = (*SCALARS, *(f"list[{kind}]" for kind in SCALARS))
 PARAMETERS_CELL = re.compile(r'^# %%[^\n]*\btags=\[[^\]\n]*"parameters"[^\n]*\n(.*?)(?=^# %%|\Z)', re.M | re.S)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,6 +39,9 @@ class Store:
 
     Rows are known by their `key` and by what they were made from, so the same numbers are scored once: a model that is
     added, a label that is mended or another subset is scored alone. Without a path nothing is kept.
+
+    A folder beside it, of its name without the ending, may hold such files of other processes, one each (jobs of an
+    array): their rows count as its own and are never written to.
     """
 
     def __init__(self, path: str | Path | None, columns: Sequence[str], key: Sequence[str]) -> None:
@@ -46,8 +50,10 @@ class Store:
         if not self.path:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        for part in sorted(self.path.with_suffix("").glob("*.csv")):
+            self._read(part)
         self._cut()
-        if self.path.stat().st_size and self._read():
+        if self.path.stat().st_size and self._read(self.path):
             return
         results.write_table(pd.DataFrame(columns=self.columns), self.path)
 
@@ -57,18 +63,20 @@ class Store:
             file.seek(0)
             file.truncate(file.read().rfind(b"\n") + 1)
 
-    def _read(self) -> bool:
-        """Take the rows, if they are of this version."""
+    def _read(self, path: Path) -> bool:
+        """Take the rows, if they are of this version; another process may be writing the last line."""
+        text = path.read_bytes()
+        lines = io.BytesIO(text[: text.rfind(b"\n") + 1])
         try:
-            table = pd.read_csv(self.path, float_precision="round_trip", keep_default_na=False, dtype={OF: str})
-        except (pd.errors.ParserError, UnicodeDecodeError) as error:
+            table = pd.read_csv(lines, float_precision="round_trip", keep_default_na=False, dtype={OF: str})
+        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
             raise ValueError(
-                f"{self.path} is no table of scores ({str(error).strip()}). Remove it: what it held is made again."
+                f"{path} is no table of scores ({str(error).strip()}). Remove it: what it held is made again."
             ) from error
         if list(table) != self.columns:
-            log.info("%s is of another version: its scores are made again.", self.path)
+            log.info("%s is of another version: its scores are made again.", path)
             return False
-        self.rows = {tuple(row[name] for name in self.key): row for row in table.to_dict("records")}
+        self.rows |= {tuple(row[name] for name in self.key): row for row in table.to_dict("records")}
         return True
 
     def __contains__(self, key: tuple) -> bool:

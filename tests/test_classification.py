@@ -26,7 +26,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_info
 
 from aenmf_lib import classification, folds, nearest
-from aenmf_lib.fits import CLASSIFIERS, KNN, METRICS
+from aenmf_lib.fits import CLASSIFIERS, KNN, METRICS, Forest
 
 
 def simulate(n_cells: int = 240, k: int = 8, distance: float = 0.5) -> tuple[np.ndarray, pd.DataFrame]:
@@ -148,6 +148,17 @@ def donors(n_donors: int = 6) -> tuple[np.ndarray, pd.DataFrame]:
     obs["cell_type"] = obs["cell_type"].astype(str).where(obs["cell_type"] != "pDC", "T cell")
     obs.loc[(obs["donor_id"] == "d3") & (obs["cell_type"] == "monocyte"), "cell_type"] = "mast cell"
     return H, obs
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_forest_grown_in_parts_is_the_published_one_to_the_bit(dtype):
+    rng = np.random.default_rng(0)
+    X, y = rng.gamma(0.5, size=(300, 8)).astype(dtype), 2 * rng.integers(4, size=300)
+    whole = RandomForestClassifier(50, random_state=42).fit(X[:200], y[:200])
+    for at_once in (1, 20, 50, 99):
+        parts = Forest(50, 42, at_once=at_once).fit(X[:200], y[:200])
+        np.testing.assert_array_equal(parts.predict_proba(X[200:]), whole.predict_proba(X[200:]))
+        np.testing.assert_array_equal(parts.classes_, whole.classes_)
 
 
 def test_unseen_donors_are_those_of_plain_scikit_learn(caplog):

@@ -1,6 +1,7 @@
 """A benchmark that is killed goes on; what changed is scored again, and nothing else."""
 
 import contextlib
+import inspect
 import os
 import signal
 import subprocess
@@ -12,8 +13,11 @@ import pandas as pd
 import pytest
 from sklearn.ensemble import RandomForestClassifier
 from test_classification import simulate
+from test_notebooks import ROOT, parameters
 
-from aenmf_lib import classification, clustering, communities, fits, store
+from aenmf_lib import AENMF, classification, clustering, communities, fits, part, results, store
+
+NOTEBOOK = ROOT / "notebooks/06_benchmarks.py"
 
 MADE = []  # fits and clusterings that were computed
 
@@ -145,6 +149,46 @@ def test_a_damaged_table_is_told(tmp_path):
     MADE.clear()
     classify(path, {"AE_NMF": H}, obs)
     assert len(MADE) == 10
+
+
+def test_jobs_of_an_array_leave_their_scores_to_the_notebook(tiny, tmp_path, capsys):
+    tiny.uns["input"] = {}
+    file, params = tmp_path / "ae_nmf_k4.h5ad", tmp_path / "06.yaml"
+    results.write(file, AENMF(k=4, max_iter=5).fit(tiny), tiny)
+    params.write_text("n_jobs: 1\nclassification_seeds: [42]\n")
+    stores = tmp_path / "classification_scores"
+    stores.mkdir()
+
+    def job(label: str) -> None:
+        given = ["--label", label, "--notebook", str(NOTEBOOK), "--params", str(params)]
+        part.main([str(file), *given, "--store", str(stores / f"{label}.csv"), "--done", str(stores / f"{label}.done")])
+
+    job("donor_id")
+    assert len(MADE) == 5
+    assert (stores / "donor_id.done").exists()
+    job("donor_id")
+    assert len(MADE) == 5
+    held = results.read_embeddings([file])
+    first = classify(tmp_path / "classification_scores.csv", held.H, held.obs)
+    assert len(MADE) == 10  # the other label
+    job("cell_type")
+    (tmp_path / "classification_scores.csv").unlink()
+    MADE.clear()
+    before = {path.name: path.read_bytes() for path in stores.iterdir()}
+    (stores / "cell_type.csv").write_bytes(before["cell_type.csv"][:-5])  # while its last line is being written
+    second = classify(tmp_path / "classification_scores.csv", held.H, held.obs)
+    pd.testing.assert_frame_equal(first, second, check_exact=True)
+    assert len(MADE) == 1
+    assert (stores / "cell_type.csv").read_bytes() == before["cell_type.csv"][:-5]  # left to whom it belongs
+    with pytest.raises(SystemExit, match=r"error: .*nowhere\.h5ad"):
+        file = tmp_path / "nowhere.h5ad"
+        job("cell_type")
+
+
+def test_a_job_and_the_notebook_have_the_same_defaults():
+    given, defaults = parameters(NOTEBOOK), inspect.signature(classification.score).parameters
+    for name, option in part.OPTIONS.items():
+        assert np.array_equal(given[name], defaults[option].default), name
 
 
 if __name__ == "__main__":  # what is killed above
