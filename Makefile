@@ -11,7 +11,7 @@ comma := ,
 
 # ---- On which cells, with which values -------------------------------------------------------------------------------
 # Assigned here, so that a variable of the environment does nothing: it takes the command line to override.
-OVERRIDES := DATA MIN_CELLS SEED DONOR_KEY CELL_TYPE_KEY LAYER FRACTIONAL DROP_MISSING DROP_EMPTY MAX_CELLS FOREST N_JOBS DEVICE
+OVERRIDES := DATA MIN_CELLS SEED DONOR_KEY CELL_TYPE_KEY LAYER FRACTIONAL DROP_MISSING DROP_EMPTY MAX_CELLS FOREST LISI N_JOBS DEVICE
 $(foreach name,$(OVERRIDES),$(eval $(name) :=))
 # A name that is none would be ignored without a word.
 known := DATASET K $(OVERRIDES) PYTHON SHELL UV_FIND_LINKS
@@ -107,7 +107,7 @@ filtered := $(DIR)/filtered.h5ad
 models := $(foreach name,base_nmf ae_nmf cae_nmf1 cae_nmf2,$(RUN)/$(name)_k$(K).h5ad)
 tables := $(addprefix $(RUN)/,clustering_cell_type.csv clustering_donor_id.csv classification_cell_type.csv \
     classification_donor_id.csv clustering_long.csv classification_long.csv clustering_resolution.csv \
-    classification_by_class.csv classification_confusion.csv unseen_donors_long.csv unseen_donors_by_class.csv)
+    classification_by_class.csv classification_confusion.csv integration.csv unseen_donors_long.csv unseen_donors_by_class.csv)
 umap := $(RUN)/umap.h5ad
 # a job for each model and label, if they are asked for: `make scores`
 parts := $(foreach label,cell_type donor_id,$(patsubst $(RUN)/%_k$(K).h5ad,$(RUN)/classification_scores/%.$(label).done,$(models)))
@@ -119,7 +119,7 @@ notebooks := $(addprefix notebooks/,$(addsuffix .py,01_filter 02_train_base_nmf 
 # The modules whose code decides a stage's results; tests/test_packaging.py holds them against the imports.
 FILTER_LIB := data provenance results
 TRAIN_LIB := checkpoint data descent forming gradient kernels models moments objectives provenance results solver start stream
-BENCHMARKS_LIB := classification clustering communities data fits folds nearest provenance results store
+BENCHMARKS_LIB := classification clustering communities data fits folds integration nearest provenance results store
 FIGURES_LIB := data drawn figures page programs provenance results scored words
 lib = $(patsubst %,aenmf_lib/%.py,$(1))
 

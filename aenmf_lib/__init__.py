@@ -26,6 +26,7 @@ _MODULES = (
     "folds",
     "forming",
     "gradient",
+    "integration",
     "kernels",
     "models",
     "moments",

@@ -18,7 +18,8 @@ unseen_seeds: list[int] = [42]  # as classification_seeds, for cell types of don
 max_cells: int = 0  # cells in the classification, a stratified subset; 0 takes all
 n_jobs: int = -1  # classifiers fitted at once; -1 is one a core
 forest: str = "random_forest"  # the published one; "random_forest_intelex" is another forest, much faster
-seed: int = 42  # of the subset and of UMAP
+lisi: bool = False  # measure LISI too; needs the package scib-metrics
+seed: int = 42  # of the subset, of UMAP and of the sample for silhouettes
 
 # %% [markdown]
 # All models must have been trained on the same cells in the same order; anything else stops here. A model that used
@@ -30,7 +31,7 @@ import warnings
 
 import pandas as pd
 
-from aenmf_lib import classification, clustering, results
+from aenmf_lib import classification, clustering, integration, results
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 warnings.filterwarnings("ignore", message="IProgress not found")  # umap asks for widgets; the bars here are text
@@ -104,6 +105,16 @@ curve = clustering.resolution_curve(
 )
 results.write_table(curve, f"{out_dir}/clustering_resolution.csv")
 curve.pivot_table(index=["label", "Model"], columns="resolution", values="NMI", sort=False).round(3)
+
+# %% [markdown]
+# ## How mixed are the labels among neighbours?
+# Measures that need no clusters. Purity is the share of a cell's neighbours that have its label. For donors, look at it
+# beside the share that chance would give: with m donors of equal size, 1/m.
+
+# %%
+mixing = integration.score(graphs, embeddings.obs, used_cell_type=embeddings.used_cell_type, lisi=lisi, seed=seed)
+results.write_table(mixing, f"{out_dir}/integration.csv")
+mixing.drop(columns=["n_neighbors", "silhouette_cells", "cell_type_in_training"]).round(3)
 
 # %% [markdown]
 # ## What do the graphs look like?

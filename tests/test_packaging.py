@@ -39,7 +39,7 @@ FIGURES = [
 ]
 TABLES = [
     *(f"{what}_{name}.csv" for what in ("clustering", "classification") for name in ("cell_type", "donor_id", "long")),
-    *("clustering_resolution.csv", "classification_by_class.csv", "classification_confusion.csv"),
+    *("clustering_resolution.csv", "classification_by_class.csv", "classification_confusion.csv", "integration.csv"),
     *("unseen_donors_long.csv", "unseen_donors_by_class.csv"),
 ]
 MODELS = {
