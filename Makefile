@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: all filter train scores benchmarks figures test lint format lab setup clean help resolved FORCE
+.PHONY: all filter train scores benchmarks figures status watch cancel test lint format lab setup clean help resolved FORCE
 
 empty :=
 space := $(empty) $(empty)
@@ -14,7 +14,7 @@ comma := ,
 OVERRIDES := DATA MIN_CELLS SEED DONOR_KEY CELL_TYPE_KEY LAYER FRACTIONAL DROP_MISSING DROP_EMPTY MAX_CELLS FOREST LISI N_JOBS DEVICE
 $(foreach name,$(OVERRIDES),$(eval $(name) :=))
 # A name that is none would be ignored without a word.
-known := DATASET K $(OVERRIDES) PYTHON SHELL UV_FIND_LINKS
+known := DATASET K $(OVERRIDES) EXECUTOR PYTHON SHELL UV_FIND_LINKS
 strange := $(strip $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(filter-out $(known) -%,$(name)))))
 ifneq ($(strange),)
 $(error $(strange): no variable of this Makefile. There are: DATASET K $(OVERRIDES). \
@@ -123,12 +123,37 @@ BENCHMARKS_LIB := classification clustering communities data fits folds integrat
 FIGURES_LIB := data drawn figures page programs provenance results scored words
 lib = $(patsubst %,aenmf_lib/%.py,$(1))
 
+ifneq ($(origin EXECUTOR),command line)
+EXECUTOR := $(shell timeout 5 scontrol ping 2>/dev/null | grep -q ' UP' && echo slurm || echo local)
+endif
+ifeq ($(filter local slurm,$(EXECUTOR)),)
+$(error EXECUTOR='$(EXECUTOR)': expected local or slurm)
+endif
+ifeq ($(EXECUTOR),slurm)
+# On a cluster these send jobs, each of which is this make with EXECUTOR=local, and return at once.
+all filter train benchmarks figures: | $(setup)
+	@$(call cluster,submit) --goals $@
+else
 all: filter train benchmarks figures  ## all of the following four: cells to figures, in results/<data set>/
 filter: $(filtered) $(DIR)/01_filter.ipynb  ## read, check, filter and normalise the cells
 train: $(models) $(patsubst notebooks/%.py,$(RUN)/%.ipynb,$(wordlist 2,5,$(notebooks)))  ## train the four models
 scores: $(parts)  ## the classification by itself, a job for each model and label: make -j2 scores N_JOBS=1
 benchmarks: $(tables) $(umap) $(RUN)/06_benchmarks.ipynb  ## clustering and classification tables, UMAP
 figures: $(drawn) $(RUN)/07_figures.ipynb  ## draw the figures; trains nothing
+endif
+
+-include slurm/cluster.mk
+given_again = $(foreach name,DATASET K $(OVERRIDES) PYTHON,$(if $(filter command,$(origin $(name))),$(name)='$($(name))'))
+cluster = exec "$(PYTHON)" slurm/submit.py $(1) --run $(RUN) --make "make EXECUTOR=local $(given_again)" \
+    --again "$(given_again)" --cpu-partition '$(CPU_PARTITION)' --gpu-partition '$(GPU_PARTITION)' \
+    --account '$(ACCOUNT)' --gpu-type '$(GPU_TYPE)' --memory-share $(or $(MEMORY_SHARE),1) --cpus $(or $(MOST_CPUS),0) \
+    --prelude '$(PRELUDE)' --sbatch='$(SBATCH)'
+status: | $(setup)  ## on a cluster: what is made, queued, running, failed
+	@$(call cluster,status)
+watch: | $(setup)  ## on a cluster: the same again and again, until no job is left
+	@$(call cluster,watch)
+cancel: | $(setup)  ## on a cluster: take back this run's jobs, and no others
+	@$(call cluster,cancel)
 
 # ---- How it is made --------------------------------------------------------------------------------------------------
 # In the targets below '%' stands for the '.' of the ending. That makes them pattern rules, and of those make knows that

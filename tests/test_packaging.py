@@ -101,10 +101,12 @@ def test_the_version_is_told_once():
 PYTHON = f"""\
 import os, sys
 from pathlib import Path
-if sys.argv[1:4] == ["-m", "aenmf_lib.run", "resolve"]:
+if sys.argv[1:4] == ["-m", "aenmf_lib.run", "resolve"] or sys.argv[1] == "slurm/submit.py":
     os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 if sys.argv[1:3] == ["-m", "aenmf_lib.synthetic"]:
     made = [sys.argv[3]]
+elif sys.argv[1:3] == ["-m", "aenmf_lib.part"]:
+    made = [sys.argv[sys.argv.index("--done") + 1]]
 else:
     notebook, *options = sys.argv[4:]
     given = {{options[i + 1]: options[i + 2] for i, option in enumerate(options) if option == "-p"}}
@@ -217,7 +219,7 @@ def test_make_alone_lists_the_public_targets(make):
     listed = re.findall(r"^  make (\w+) +\S", make().stdout, re.M)
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
     assert sorted(listed) == sorted(set(phony) - {"resolved", "FORCE"})
-    assert listed[:5] == ["all", "filter", "train", "benchmarks", "figures"]
+    assert listed[:6] == ["all", "filter", "train", "scores", "benchmarks", "figures"]
 
 
 def test_all_makes_every_result_and_a_second_time_nothing(done):
@@ -231,6 +233,14 @@ def test_all_makes_every_result_and_a_second_time_nothing(done):
     }
     assert done.ran("all") == []
     assert done.would_run("all") == []
+
+
+def test_jobs_of_the_classification_come_before_the_notebook_if_they_are_asked_for(make):
+    ran = make.ran("-j4", "scores", "benchmarks")
+    assert (ran[0], sorted(ran[1:5]), ran[5:]) == (STAGES[0], STAGES[1:5], STAGES[5:6])
+    jobs = make.files("results/demo/k20/classification_scores")
+    assert jobs == {f"{model}.{label}.done" for model in MODELS.values() for label in ("cell_type", "donor_id")}
+    assert make.ran("scores", "benchmarks") == []
 
 
 @pytest.mark.parametrize("jobs", ["-j1", "-j8"])

@@ -1,0 +1,143 @@
+"""A Slurm of two nodes on this machine, for tests and to try things by hand.
+
+    python tests/cluster.py start     # prints what to type to use it
+    python tests/cluster.py stop
+
+Needs the Debian packages slurmctld, slurmd, slurm-client and munge; root only to install them. Nodes are daemons of
+this user with ports of their own, and a GPU each that is none.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+PACKAGES = ("slurmctld", "slurmd", "sbatch", "munged")
+NODES, CPUS, MEMORY = 2, 4, 4000
+CONF = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SwitchType=switch/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerType=sched/backfill
+SchedulerParameters=bf_interval=1,sched_interval=2
+SlurmdParameters=config_overrides
+GresTypes=gpu
+JobRequeue=1
+ReturnToService=2
+KillWait=5
+SlurmdTimeout=20
+NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs={cpus} {more}
+PartitionName=cpu Nodes=ALL Default=YES MaxTime=INFINITE
+PartitionName=gpu Nodes=ALL MaxTime=INFINITE
+"""
+
+
+def available() -> bool:
+    """Whether its programs are installed."""
+    return all(shutil.which(name, path=_path()) for name in PACKAGES)
+
+
+def start(folder: Path) -> Path:
+    """Start it with its state in an empty folder; gives its slurm.conf, for the variable SLURM_CONF."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o755)
+    key, conf = folder / "munge.key", folder / "slurm.conf"
+    key.write_bytes(os.urandom(1024))
+    key.chmod(0o400)
+    port = _free_ports(NODES + 1)
+    user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
+    size = {"nodes": NODES, "cpus": CPUS}
+    where = {"host": socket.gethostname().partition(".")[0], "port": port, "first": port + 1, "last": port + NODES}
+    conf.write_text(CONF.format(folder=folder, user=user, more=f"RealMemory={MEMORY} Gres=gpu:1", **size, **where))
+    (folder / "gres.conf").write_text(f"NodeName=n[1-{NODES}] Name=gpu File=/dev/null\n")
+    (folder / "state").mkdir()
+    _run(
+        "munged", f"--key-file={key}", f"--socket={folder}/munge.socket", f"--pid-file={folder}/munged.pid",
+        f"--log-file={folder}/munged.log", f"--seed-file={folder}/munge.seed", conf=conf,
+    )  # fmt: skip
+    _run("slurmctld", "-c", "-f", str(conf), conf=conf)
+    for node in range(1, NODES + 1):
+        _run("slurmd", "-N", f"n{node}", "-f", str(conf), conf=conf)
+    for _ in range(150):
+        idle = subprocess.run(
+            ["sinfo", "-h", "-N", "-p", "cpu", "-t", "idle", "-o", "%N"], env=_env(conf), capture_output=True, text=True
+        )
+        if len(idle.stdout.split()) == NODES:
+            return conf
+        time.sleep(0.2)
+    logs = "\n".join(path.read_text()[-600:] for path in sorted(folder.glob("*.log")))
+    stop(folder)
+    raise RuntimeError(f"the nodes did not come up:\n{logs}")
+
+
+def stop(folder: Path) -> None:
+    """Stop it: its daemons and what jobs they have."""
+    conf = folder / "slurm.conf"
+    subprocess.run(["scancel", "--user", str(os.getuid())], env=_env(conf), capture_output=True, timeout=30)
+    for pid in [*folder.glob("n*.pid"), folder / "slurmctld.pid", folder / "munged.pid"]:
+        try:
+            os.kill(int(pid.read_text()), signal.SIGTERM)
+        except (FileNotFoundError, ProcessLookupError, ValueError):
+            continue
+
+
+def _run(*words: str, conf: Path) -> None:
+    done = subprocess.run(words, env=_env(conf), capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{words[0]}: {done.stderr or done.stdout}")
+
+
+def _path() -> str:
+    return os.environ["PATH"] + ":/usr/sbin:/sbin"
+
+
+def _env(conf: Path) -> dict[str, str]:
+    return os.environ | {"SLURM_CONF": str(conf), "PATH": _path()}
+
+
+def _free_ports(n: int) -> int:
+    """Find so many free ports in a row."""
+    for port in range(23_000 + os.getpid() % 5000, 60_000, n):
+        try:
+            for p in range(port, port + n):
+                with socket.socket() as s:
+                    s.bind(("127.0.0.1", p))
+        except OSError:
+            continue
+        return port
+    raise RuntimeError("no free ports")
+
+
+if __name__ == "__main__":
+    folder = Path(tempfile.gettempdir()) / f"aenmf-slurm-{os.getuid()}"
+    if sys.argv[1:] == ["start"]:
+        shutil.rmtree(folder, ignore_errors=True)
+        print(f"export SLURM_CONF={start(folder)}")
+    elif sys.argv[1:] == ["stop"]:
+        stop(folder)
+    else:
+        sys.exit(__doc__)
