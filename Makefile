@@ -137,17 +137,18 @@ else
 all: filter train benchmarks figures  ## all of the following four: cells to figures, in results/<data set>/
 filter: $(filtered) $(DIR)/01_filter.ipynb  ## read, check, filter and normalise the cells
 train: $(models) $(patsubst notebooks/%.py,$(RUN)/%.ipynb,$(wordlist 2,5,$(notebooks)))  ## train the four models
-scores: $(parts)  ## the classification by itself, a job for each model and label: make -j2 scores N_JOBS=1
 benchmarks: $(tables) $(umap) $(RUN)/06_benchmarks.ipynb  ## clustering and classification tables, UMAP
 figures: $(drawn) $(RUN)/07_figures.ipynb  ## draw the figures; trains nothing
 endif
+scores: $(parts)  ## the classification by itself, a job for each model and label: make -j2 scores N_JOBS=1
 
 -include slurm/cluster.mk
 given_again = $(foreach name,DATASET K $(OVERRIDES) PYTHON,$(if $(filter command,$(origin $(name))),$(name)='$($(name))'))
+quoted = $(subst ','\'',$(1))
 cluster = exec "$(PYTHON)" slurm/submit.py $(1) --run $(RUN) --make "make EXECUTOR=local $(given_again)" \
     --again "$(given_again)" --cpu-partition '$(CPU_PARTITION)' --gpu-partition '$(GPU_PARTITION)' \
     --account '$(ACCOUNT)' --gpu-type '$(GPU_TYPE)' --memory-share $(or $(MEMORY_SHARE),1) --cpus $(or $(MOST_CPUS),0) \
-    --prelude '$(PRELUDE)' --sbatch='$(SBATCH)'
+    --prelude '$(call quoted,$(PRELUDE))' --sbatch='$(call quoted,$(SBATCH))'
 status: | $(setup)  ## on a cluster: what is made, queued, running, failed
 	@$(call cluster,status)
 watch: | $(setup)  ## on a cluster: the same again and again, until no job is left

@@ -95,13 +95,14 @@ def score(
     Raises
     ------
     ValueError
-        See `check_embeddings`, `check_labels` and `choose_cells`; the forest is unknown or not installed; the
-        unseen groups are fewer than the folds.
+        See `check_embeddings`, `check_labels` and `choose_cells`; the forest is unknown or not installed; there is
+        one unseen group alone.
     """
     check_embeddings(H, obs)
     check_labels(obs, [*labels, *([unseen] if unseen else [])], seeds)
     classifiers = _classifiers(forest)
     in_training = {model: bool(used_cell_type[model]) for model in H}
+    packages = (*_PACKAGES, *([] if forest == FOREST else ["scikit-learn-intelex"]))
     code = [Path(module.__file__).read_bytes() for module in _CODE]
     tasks, made_from = {}, {}
     for label in labels:
@@ -116,7 +117,7 @@ def score(
         tasks[label] = cells, names, y, fold_of
         of = names, y, groups, n_splits, min_cells_per_class, max_cells, *code
         for model, usages in H.items():
-            made_from[model, label] = fingerprint(usages[cells], *of, in_training[model], packages=_PACKAGES)
+            made_from[model, label] = fingerprint(usages[cells], *of, in_training[model], packages=packages)
     held = Store(store, [*_KEY, *_SCORES, *_SETTINGS], _KEY)
 
     def key(model: str, label: str, classifier: str, seed: int, fold: int) -> tuple:

@@ -205,6 +205,8 @@ def divide_unseen(
     Parameters
     ----------
     names : (n_classes,)
+    n_splits
+        Folds; as many as there are groups, if these are fewer.
     label, unseen
         Columns of obs that y and groups are from.
 
@@ -216,13 +218,14 @@ def divide_unseen(
     Raises
     ------
     ValueError
-        Fewer groups than folds.
+        One group alone.
     """
-    if (n := len(np.unique(groups))) < n_splits:
-        raise ValueError(
-            f"obs[{unseen!r}] has {n} groups among the cells chosen, fewer than the {n_splits} folds. Each fold needs "
-            f"one that no other has: set n_splits to {n} or less."
-        )
+    n_groups = len(np.unique(groups))
+    if n_groups < 2:
+        raise ValueError(f"obs[{unseen!r}] is the same for all {len(y)} cells chosen: nothing is left unseen.")
+    if n_groups < n_splits:
+        logger.info("%s: %d folds, for there are so many %s among the cells chosen", label, n_groups, unseen)
+        n_splits = n_groups
     fold_of = divide(y, seeds, n_splits=n_splits, groups=groups)
     for seed, of in zip(seeds, fold_of, strict=True):
         for fold in range(n_splits):

@@ -86,12 +86,12 @@ def in_training(
     undecided = np.ones((len(fold_of), n_cells), bool)
     if n_candidates <= n_neighbors:
         return found, undecided
-    scalers = [[StandardScaler().fit(H[of != fold]) for fold in range(of.max() + 1)] for of in fold_of]
+    scalers = [[StandardScaler().fit(H[of != fold]) for fold in range(max(of.max(), 0) + 1)] for of in fold_of]
     scales = [np.stack([scaler.scale_ for scaler in division]) for division in scalers]  # each (n_folds, k)
     means = [np.stack([scaler.mean_ for scaler in division]) for division in scalers]
     widest = np.concatenate(scales).max(axis=0)
 
-    Z = H / widest
+    Z = (H - H.mean(axis=0, dtype=np.float64)) / widest  # centred, or the search would cancel what differs
     distance, candidates = NearestNeighbors(n_neighbors=n_candidates, algorithm="brute").fit(Z).kneighbors(Z)
     beyond = np.square(distance[:, -1]) if n_candidates < n_cells else np.full(n_cells, np.inf)
 

@@ -50,7 +50,7 @@ class Store:
         if not self.path:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        for part in sorted(self.path.with_suffix("").glob("*.csv")):
+        for part in sorted(self.path.with_suffix("").glob("[!.]*.csv")):
             self._read(part)
         self._cut()
         if self.path.stat().st_size and self._read(self.path):
@@ -67,9 +67,11 @@ class Store:
         """Take the rows, if they are of this version; another process may be writing the last line."""
         text = path.read_bytes()
         lines = io.BytesIO(text[: text.rfind(b"\n") + 1])
+        if not lines.getvalue():
+            return False
         try:
             table = pd.read_csv(lines, float_precision="round_trip", keep_default_na=False, dtype={OF: str})
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        except (pd.errors.ParserError, UnicodeDecodeError) as error:
             raise ValueError(
                 f"{path} is no table of scores ({str(error).strip()}). Remove it: what it held is made again."
             ) from error

@@ -24,7 +24,7 @@ def simulate(n_cells: int, k: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     types = rng.choice(N_TYPES, n_cells, p=rng.dirichlet(np.full(N_TYPES, 0.5) + 0.01))
     donors = rng.choice(N_DONORS, n_cells)
-    shape = rng.gamma(0.3, size=(N_TYPES, k)) + 0.05
+    shape = rng.gamma(0.3, size=k) + 0.35 * rng.gamma(0.3, size=(N_TYPES, k)) + 0.02  # types overlap
     scale = rng.lognormal(0, 0.2, size=(N_DONORS, k))
     return (rng.gamma(shape[types]) * scale[donors]).astype(np.float32), types
 

@@ -178,7 +178,6 @@ unseen = classification.score(
     used_cell_type=embeddings.used_cell_type,
     labels=["cell_type"],
     seeds=unseen_seeds,
-    n_splits=min(5, embeddings.obs["donor_id"].nunique()),
     max_cells=max_cells,
     subset_seed=seed,
     n_jobs=n_jobs,

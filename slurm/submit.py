@@ -22,7 +22,6 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 WARNING = 120  # seconds before the time limit when a stage is told to keep its state
-LIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "STOPPED")
 _NOTEBOOK = re.compile(r"notebooks/(\d\d_\w+)\.py$")
 
 
@@ -35,8 +34,13 @@ class Graph:
     """The stages of a run, as make knows them."""
 
     report: dict[str, Path]  # stage -> its executed notebook, in the order of the stages
+    files: dict[str, list[str]]  # stage -> all it makes
     needs: dict[str, list[str]]  # stage -> those whose files it takes
     missing: list[str]  # what make would run
+
+    def name(self, stage: str) -> str:
+        """Name the job of a stage: that of the filter is of the data set, and of all its ranks."""
+        return "/".join(self.report[stage].parent.parts[1:]) + f":{stage}"
 
 
 def command(*words: str, stdin: str | None = None) -> str:
@@ -54,12 +58,12 @@ def command(*words: str, stdin: str | None = None) -> str:
     return done.stdout
 
 
-def graph(make: list[str], goals: list[str]) -> Graph:
-    """Ask make."""
-    told = command(*make, "-pn", *goals)
+def graph(make: list[str], goals: list[str], *, resolve: bool = True) -> Graph:
+    """Ask make; without `resolve` the values that were given to the stages are left as they are."""
+    told = command("env", "LC_ALL=C", *make, "-pn", *([] if resolve else ["-o", "resolved"]), *goals)
     stage_of, rules = {}, {}
     for block in told.split("\n\n"):  # a file each
-        rule = re.search(r"^(results/[^:\n]+): (\S[^\n]*)$", block, re.M)
+        rule = re.search(r"^(results/[^:%\n ]+): (\S[^\n]*)$", block, re.M)
         if rule and (stage := _NOTEBOOK.search(rule[2].split()[0])):
             also = re.search(r"^#  Also makes: ([^\n]*)$", block, re.M)
             stage_of |= dict.fromkeys([rule[1], *(also[1].split() if also else [])], stage[1])
@@ -67,18 +71,26 @@ def graph(make: list[str], goals: list[str]) -> Graph:
     needs = {stage: sorted({stage_of[p] for p in rules[stage] if p in stage_of}) for stage in sorted(rules)}
     report = {stage: Path(t) for t, stage in stage_of.items() if t.endswith(f"/{stage}.ipynb")}
     run = set(re.findall(r"run execute notebooks/(\d\d_\w+)\.py", told))
-    return Graph({stage: report[stage] for stage in needs}, needs, [stage for stage in needs if stage in run])
+    files = {stage: sorted(target for target, of in stage_of.items() if of == stage) for stage in needs}
+    missing = [stage for stage in needs if stage in run]
+    return Graph({stage: report[stage] for stage in needs}, files, needs, missing)
 
 
-def live(name: str) -> dict[str, tuple[str, str, str]]:
-    """Ask which jobs of this run, from this folder, are there: stage -> job, state, reason."""
-    told = command("squeue", "--noheader", "--user", str(os.getuid()), "--format", "%i\t%j\t%T\t%r\t%Z")
-    found = {}
-    for line in told.splitlines():
-        job, label, state, reason, folder = line.split("\t")
-        if folder == os.getcwd() and label.startswith(f"{name}:") and state in LIVE:
-            found[label.removeprefix(f"{name}:")] = job, state, reason
-    return found
+def queue() -> dict[str, tuple[str, str, str]]:
+    """Ask which jobs sent from this folder are there: name -> job, state, reason."""
+    told = command("squeue", "--noheader", "--user", str(os.getuid()), "--format", "%i\t%T\t%r\t%Z\t%j")
+    lines = [line.split("\t", 4) for line in told.splitlines()]
+    return {
+        name: (job, state, reason)
+        for job, state, reason, folder, name in (line for line in lines if len(line) == 5)
+        if folder == os.getcwd() and state != "COMPLETING"
+    }
+
+
+def live(held: Graph) -> dict[str, tuple[str, str, str]]:
+    """Tell which stages are on their way: stage -> job, state, reason."""
+    there = queue()
+    return {stage: there[held.name(stage)] for stage in held.report if held.name(stage) in there}
 
 
 @contextlib.contextmanager
@@ -119,9 +131,9 @@ def asked(stage: str, site: argparse.Namespace) -> list[str]:
 
 def submit(site: argparse.Namespace, make: list[str], goals: list[str]) -> None:
     """Send what is missing and not there yet, after a check of all of it."""
-    with alone(site.run):
+    with alone(site.run.parent):
         held = graph(make, goals)
-        there = live(site.name)
+        there = live(held)
         new = [stage for stage in held.missing if stage not in there]
         for stage in new:
             try:
@@ -138,18 +150,21 @@ def submit(site: argparse.Namespace, make: list[str], goals: list[str]) -> None:
             after = [jobs[need] for need in held.needs[stage] if need in jobs]
             log = held.report[stage].with_suffix(".log")
             log.parent.mkdir(parents=True, exist_ok=True)
-            target = shlex.join([*make, str(held.report[stage])])
+            target = shlex.join([*make, *held.files[stage]])
             options = asked(stage, site)
             jobs[stage] = command(
-                "sbatch", "--parsable", f"--job-name={site.name}:{stage}", f"--output={log}", "--open-mode=append",
+                "sbatch", "--parsable", f"--job-name={held.name(stage)}", f"--output={log}", "--open-mode=append",
                 "--requeue", f"--signal=B:USR1@{WARNING}", "--kill-on-invalid-dep=yes", *options,
                 *([f"--dependency=afterok:{':'.join(after)}"] if after else []),
                 str(HERE / "job.sh"), stage, " ".join(options), site.prelude, *shlex.split(target),
             ).strip().partition(";")[0]  # fmt: skip
             waits = f", after {', '.join(need for need in held.needs[stage] if need in jobs)}" if after else ""
             print(f"{jobs[stage]:>8}  {stage}{waits}")
-    for stage, (job, state, _) in there.items():
-        print(f"{job:>8}  {stage}: is there already, {state.lower()}")
+        for stage, (job, state, _) in there.items():
+            needs = [need for need in held.needs[stage] if need in jobs]
+            if state == "PENDING" and set(needs) & set(new):  # it was sent before what it needs
+                command("scontrol", "update", f"JobId={job}", f"Dependency=afterok:{':'.join(jobs[n] for n in needs)}")
+            print(f"{job:>8}  {stage}: is there already, {state.lower()}")
     if not held.missing:
         print("Everything is made.")
     else:
@@ -158,7 +173,8 @@ def submit(site: argparse.Namespace, make: list[str], goals: list[str]) -> None:
 
 def status(site: argparse.Namespace, make: list[str], goals: list[str]) -> bool:
     """Print a table; gives whether anything is on its way."""
-    held, there = graph(make, goals), live(site.name)
+    held = graph(make, goals, resolve=False)
+    there = live(held)
     for stage, report in held.report.items():
         if stage in there:
             job, state, reason = there[stage]
@@ -188,7 +204,6 @@ def main() -> None:
     parser.add_argument("--memory-share", type=int, default=1)
     parser.add_argument("--cpus", type=int, default=0, help="at most so many a job")
     site = parser.parse_args()
-    site.name = "/".join(site.run.parts[-2:])
     make = shlex.split(site.make)
     for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"):  # of the make that called this
         os.environ.pop(name, None)
@@ -202,10 +217,14 @@ def main() -> None:
                 time.sleep(5)
                 print()
         else:
-            jobs = live(site.name)
+            own, data = "/".join(site.run.parts[-2:]), site.run.parent.name
+            there = queue()
+            jobs = [job for name, (job, *_) in there.items() if name.startswith(f"{own}:")]
+            if not any(name.startswith(f"{data}/") and not name.startswith(f"{own}:") for name in there):
+                jobs += [job for name, (job, *_) in there.items() if name.startswith(f"{data}:")]  # no other rank waits
             if jobs:
-                command("scancel", *(job for job, *_ in jobs.values()))
-            print(f"{len(jobs)} jobs of {site.name} cancelled.")
+                command("scancel", *jobs)
+            print(f"{len(jobs)} jobs of {own} cancelled.")
     except SlurmError as error:
         sys.exit(f"error: {error}")
 

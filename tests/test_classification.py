@@ -108,11 +108,13 @@ def awkward(kind: str) -> tuple[np.ndarray, np.ndarray]:
     """Draw an embedding that is hard on a search for neighbours, and classes."""
     rng = np.random.default_rng(1)
     n_cells = 35 if kind == "few cells" else 1000
-    H = rng.gamma(0.3, size=(n_cells, 12)).astype(np.float64 if kind == "double" else np.float32)
+    H = rng.gamma(0.3, size=(n_cells, 12)).astype(np.float64 if kind in ("double", "hardly varies") else np.float32)
     if kind == "duplicates":
         H[500:] = H[:500]
     if kind == "constant columns":
         H[:, 3], H[:, 4] = 0, 7.5
+    if kind == "hardly varies":
+        H[:, 3] = 1 + 1e-8 * rng.normal(size=n_cells)
     if kind == "rare and large":  # deviations that differ much from fold to fold
         H[:, 5] = 0
         H[rng.choice(n_cells, 4, replace=False), 5] = 1000
@@ -122,7 +124,8 @@ def awkward(kind: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    "kind", ["single", "double", "duplicates", "constant columns", "rare and large", "near ties", "few cells"]
+    "kind",
+    ["single", "double", "hardly varies", "duplicates", "constant columns", "rare and large", "near ties", "few cells"],
 )
 def test_neighbours_searched_once_are_those_of_each_fold(kind):
     H, y = awkward(kind)
@@ -189,10 +192,21 @@ def test_unseen_donors_are_those_of_plain_scikit_learn(caplog):
     assert np.isfinite(long[list(METRICS)]).all(axis=None)
 
 
-def test_unseen_donors_that_cannot_be():
+@pytest.mark.usefixtures("only_neighbours")
+def test_fewer_donors_than_folds_are_a_fold_each(caplog):
     H, obs = donors(n_donors=4)
-    with pytest.raises(ValueError, match=r"obs\['donor_id'\] has 4 groups .* fewer than the 5 folds.* n_splits to 4"):
-        run(H, obs, labels=["cell_type"], unseen="donor_id")
+    with caplog.at_level(logging.INFO):
+        assert len(run(H, obs, labels=["cell_type"], unseen="donor_id")) == 4
+    assert "cell_type: 4 folds, for there are so many donor_id among the cells chosen" in caplog.text
+    rare = obs.assign(cell_type=obs["cell_type"].where(obs["donor_id"] != "d0", "rare " + obs.index.astype(str)))
+    assert len(run(H, rare, labels=["cell_type"], unseen="donor_id")) == 3  # of d0 no cell is chosen
+    with pytest.raises(ValueError, match=r"obs\['donor_id'\] is the same for all \d+ cells chosen"):
+        run(
+            H,
+            rare.assign(donor_id=(obs["donor_id"] == "d0").map({True: "x", False: "y"})),
+            labels=["cell_type"],
+            unseen="donor_id",
+        )
 
 
 @pytest.mark.usefixtures("only_neighbours")
@@ -430,6 +444,7 @@ def test_another_forest_is_named_in_every_row(monkeypatch):
     with pytest.raises(ValueError, match=r"needs a package that is not installed .*scikit-learn-intelex"):
         run(H, obs, forest="random_forest_intelex")
     monkeypatch.setitem(classification.FORESTS, "random_forest_intelex", lambda seed: RandomForestClassifier(5))
+    monkeypatch.setattr("aenmf_lib.store.version", lambda name: "1")
     long = run(H, obs, forest="random_forest_intelex", labels=["donor_id"])
     assert set(long["classifier"]) == {"logistic_regression", "knn", "random_forest_intelex"}
 

@@ -14,7 +14,7 @@ from test_packaging import PYTHON, ROOT, STAGES, Sandbox
 
 pytestmark = pytest.mark.skipif(not cluster.available(), reason="needs Slurm: slurmctld slurmd slurm-client munge")
 
-SITE = "GPU_PARTITION := gpu\nMEMORY_SHARE := 128\nMOST_CPUS := 1\n"
+SITE = "GPU_PARTITION := gpu\nMEMORY_SHARE := 128\nMOST_CPUS := 1\nPRELUDE := export A='x y' && echo $$B\n"
 # a file `slow-STAGE` holds a stage up for as long as it is there; with `fail-STAGE` it fails
 FAULTS = """
 import time
@@ -94,11 +94,12 @@ def test_the_graph_runs_in_order_and_leaves_what_a_local_run_leaves(make, slurm,
     assert re.findall(r"^ +\d+  (\w+)", sent.stdout, re.M) == STAGES
     assert "make watch" in sent.stdout
     ran = ended(make, slurm)
+    print(*(path.read_text() for path in (make.root / "results/demo").rglob("*.log")), sep="\n")  # shown if it fails
     assert (ran[0], sorted(ran[1:5]), ran[5:]) == (STAGES[0], STAGES[1:5], STAGES[5:])
     here = Sandbox(tmp_path_factory.mktemp("here"))
     here.ran("all", "EXECUTOR=local")
     logs = {f"{'k20/' if stage != STAGES[0] else ''}{stage}.log" for stage in STAGES}
-    assert make.files("results/demo") - {"k20/.submit.lock"} - logs == here.files("results/demo")
+    assert make.files("results/demo") - {".submit.lock"} - logs == here.files("results/demo")
     assert "Everything is made." in make("all").stdout
     assert [line.split() for line in make("status").stdout.splitlines()] == [[stage, "made"] for stage in STAGES]
 
@@ -109,7 +110,7 @@ def test_sent_again_or_from_two_shells_at_once_nothing_is_there_twice(make, slur
     bare = {"PATH": "/usr/bin:/bin", "HOME": str(make.root)} | slurm
     shells = [subprocess.Popen(words, cwd=make.root, env=bare, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [shell.wait() for shell in shells] == [0, 0]
-    assert sorted(queue(slurm, make.root)) == [f"demo/k20:{stage}" for stage in STAGES]
+    assert sorted(queue(slurm, make.root)) == [*(f"demo/k20:{stage}" for stage in STAGES[1:]), "demo:01_filter"]
     again = make("all")
     assert len(re.findall(r"is there already", again.stdout)) == len(STAGES)
     assert len(queue(slurm, make.root)) == len(STAGES)
@@ -146,10 +147,41 @@ def test_cancel_takes_back_the_jobs_of_its_run_alone(make, slurm):
     (make.root / "slow-01_filter").touch()
     (make.root / "slow-02_train_base_nmf").touch()
     make("all")
-    make("filter", "DATASET=demo", "K=21")
-    other = [name for name in queue(slurm, make.root) if name.startswith("demo/k21")]
-    assert "7 jobs of demo/k20 cancelled" in make("cancel").stdout
-    until(lambda: sorted(queue(slurm, make.root)) == sorted(other), "only the other run's jobs are there")
+    make("all", "K=21")
+    names = [f"demo/k20:{stage}" for stage in STAGES[1:]] + [f"demo/k21:{stage}" for stage in STAGES[1:]]
+    assert sorted(queue(slurm, make.root)) == sorted(["demo:01_filter", *names])  # the filter serves both
+    assert "6 jobs of demo/k20 cancelled" in make("cancel").stdout
+    left = ["demo:01_filter", *names[6:]]
+    until(lambda: sorted(queue(slurm, make.root)) == sorted(left), "only the other run's jobs are there")
+    assert "7 jobs of demo/k21 cancelled" in make("cancel", "K=21").stdout
+
+
+def test_any_file_that_is_lost_is_made_again_and_what_waits_waits_for_it(make, slurm):
+    make("all")
+    ended(make, slurm)
+    (make.root / "results/demo/k20/ae_nmf_k20.h5ad").unlink()
+    (make.root / "slow-03_train_ae_nmf").touch()
+    assert re.findall(r"^ +\d+  (\w+)", make("all").stdout, re.M) == [STAGES[2], *STAGES[5:]]
+    until(lambda: queue(slurm, make.root).get("demo/k20:03_train_ae_nmf") == "RUNNING", "03 runs")
+    (make.root / "slow-02_train_base_nmf").touch()
+    os.utime(make.root / "notebooks/02_train_base_nmf.py")
+    make("all")  # 06 is queued already, and is to wait for 02 as well
+    (make.root / "slow-03_train_ae_nmf").unlink()
+    until(lambda: "demo/k20:03_train_ae_nmf" not in queue(slurm, make.root), "03 has ended")
+    time.sleep(3)
+    assert queue(slurm, make.root)["demo/k20:06_benchmarks"] == "PENDING"
+    (make.root / "slow-02_train_base_nmf").unlink()
+    assert ended(make, slurm) == [STAGES[2], STAGES[1], *STAGES[5:]]
+
+
+def test_asking_how_it_is_changes_no_value(make, slurm):
+    (make.root / "slow-01_filter").touch()
+    make("all", "MAX_CELLS=7")
+    values = make.root / "results/demo/k20/params/06_benchmarks.yaml"
+    before = values.read_text()
+    assert "max_cells: 7" in before
+    assert "06_benchmarks        pending" in make("status").stdout
+    assert values.read_text() == before
 
 
 def test_told_that_its_time_is_up_a_job_queues_again_and_ends_the_same(make, slurm):
