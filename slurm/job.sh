@@ -20,7 +20,9 @@ done
 if [ -n "$again" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 20 ]; then # a stage that never gets further does not go on for ever
     echo "== $stage: its time is nearly up; it goes on in the same job, queued again"
     scontrol requeue "$SLURM_JOB_ID"
-    sleep 60 # Slurm ends this
+    sleep 60 & # Slurm ends this script
+    wait
+    exit 0
 fi
 if [ "$code" != 0 ]; then
     echo "== $stage failed (exit $code). It had asked for $asked: if it was killed for memory or time," \

@@ -91,14 +91,14 @@ def plain(H: np.ndarray, y: np.ndarray, seeds: list[int]) -> pd.DataFrame:
 
 def test_every_number_is_that_of_plain_scikit_learn():
     H, obs = simulate()
-    seeds = [42, 52]
+    seeds = [52]
     long = run(H, obs, seeds=seeds)
     for label in ("cell_type", "donor_id"):  # three classes after the rare one is left out; two classes
         expected = plain(H, obs[label].astype(str).to_numpy(), seeds)
         ours = long[long["label"] == label].set_index(["classifier", "seed", "fold"]).sort_index()
         pd.testing.assert_frame_equal(ours[expected.columns], expected, rtol=0, atol=1e-12)
         table = classification.summarise(long, label).iloc[0]
-        assert table["n_rows"] == len(expected) == 30
+        assert table["n_rows"] == len(expected) == 15
         for metric in METRICS:
             assert table[f"MeanFold{metric}"] == pytest.approx(expected[metric].mean(), abs=1e-12)
             assert table[f"{metric}_std"] == pytest.approx(np.std(expected[metric], ddof=1), abs=1e-12)

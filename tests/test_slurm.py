@@ -82,6 +82,7 @@ def until(condition, what: str, seconds: float = 90) -> None:
 def ended(make, slurm) -> list[str]:
     """Wait for the jobs and tell which notebooks ran, in this order."""
     until(lambda: not queue(slurm, make.root), "the queue is empty")
+    print(*(path.read_text() for path in (make.root / "results/demo").rglob("*.log")), sep="\n")  # shown if it fails
     ran = make.root / "ran"
     found = ran.read_text().split() if ran.exists() else []
     ran.unlink(missing_ok=True)
@@ -94,7 +95,6 @@ def test_the_graph_runs_in_order_and_leaves_what_a_local_run_leaves(make, slurm,
     assert re.findall(r"^ +\d+  (\w+)", sent.stdout, re.M) == STAGES
     assert "make watch" in sent.stdout
     ran = ended(make, slurm)
-    print(*(path.read_text() for path in (make.root / "results/demo").rglob("*.log")), sep="\n")  # shown if it fails
     assert (ran[0], sorted(ran[1:5]), ran[5:]) == (STAGES[0], STAGES[1:5], STAGES[5:])
     here = Sandbox(tmp_path_factory.mktemp("here"))
     here.ran("all", "EXECUTOR=local")
@@ -197,6 +197,7 @@ def test_told_that_its_time_is_up_a_job_queues_again_and_ends_the_same(make, slu
     until(lambda: queue(slurm, make.root).get(name) == "PENDING", "03 waits again")
     assert "its time is nearly up" in (make.root / "results/demo/k20/03_train_ae_nmf.log").read_text()
     (make.root / "slow-03_train_ae_nmf").unlink()
+    time.sleep(6)  # what is left of its first run is gone; Slurm itself would wait two minutes
     subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], env=os.environ | slurm, check=True)
     assert sorted(ended(make, slurm)) == STAGES
 
