@@ -249,17 +249,17 @@ def by_class(long: pd.DataFrame) -> pd.DataFrame:
     for fit in long.itertuples():
         told = json.loads(fit.by_class)
         counts = np.array(told["counts"])
-        of, hit, taken = counts.sum(1), np.diag(counts), counts.sum(0)
+        of, (precision, recall, f1) = counts.sum(axis=1), fits.per_class(counts)
         for c, area in zip(told["scored"], told["AUROC"], strict=True):
             rows.append(
                 {
                     **{name: getattr(fit, name) for name in ("Model", "label", "classifier")},
                     "class": told["classes"][c],
                     "n_cells": of[c] / long["seed"].nunique(),
-                    "F1": 2 * hit[c] / (of[c] + taken[c]),
+                    "F1": f1[c],
                     "AUROC": area,
-                    "Precision": hit[c] / max(taken[c], 1),
-                    "Recall": hit[c] / of[c],
+                    "Precision": precision[c],
+                    "Recall": recall[c],
                 }
             )
     columns = ["Model", "label", "classifier", "class", "n_cells", "F1", "AUROC", "Precision", "Recall"]

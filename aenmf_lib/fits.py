@@ -140,20 +140,25 @@ def score(y: np.ndarray, test: np.ndarray, classes: np.ndarray, probability: np.
     truth, probability = truth[known], probability[known]
     predicted = classes[probability.argmax(axis=1)]  # as `predict` does, which would compute all this again
     counts = np.bincount(truth * n_classes + predicted, minlength=n_classes**2).reshape(n_classes, n_classes)
-    of, hit, taken = counts.sum(1), np.diag(counts), counts.sum(0)
-    scored = np.flatnonzero(of)
-    precision, recall, f1 = hit / np.maximum(taken, 1), hit / np.maximum(of, 1), 2 * hit / np.maximum(of + taken, 1)
+    precision, recall, f1 = per_class(counts)
+    scored = np.flatnonzero(counts.sum(axis=1))
     area = auroc(truth, classes, probability)[np.isin(classes, scored)]
     told = {"classes": names.tolist(), "scored": scored.tolist(), "AUROC": area.tolist(), "counts": counts.tolist()}
     return {
         "F1": f1[scored].mean(),
         "AUROC": area.mean(),
         "Precision": precision[scored].mean(),
-        "Accuracy": hit.sum() / of.sum(),
+        "Accuracy": np.trace(counts) / counts.sum(),
         "Recall": recall[scored].mean(),
         "n_scored": len(truth),
         "by_class": json.dumps(told, separators=(",", ":")),
     }
+
+
+def per_class(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Give precision, recall and F1 of each class from the counts of its cells (rows) taken for each; 0 for 0 / 0."""
+    of, hit, taken = counts.sum(axis=1), np.diag(counts), counts.sum(axis=0)
+    return hit / np.maximum(taken, 1), hit / np.maximum(of, 1), 2 * hit / np.maximum(of + taken, 1)
 
 
 def auroc(y: np.ndarray, classes: np.ndarray, probability: np.ndarray) -> np.ndarray:
