@@ -1,8 +1,11 @@
 """Where does a fit go on that was killed? The state of the solver in one file, and what it is the state of."""
 
+import contextlib
 import json
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,14 +23,42 @@ class Checkpoint:
 
     path: Path
     of: dict[str, str | int | float | bool | None]  # model, settings, data and version
-    last: float = field(default_factory=time.monotonic)
+    last: float = field(default_factory=time.monotonic, init=False)
+    newest: dict = field(default_factory=dict, init=False)  # state that was kept, written or not
+    writing: bool = field(default=False, init=False)
+    told: bool = field(default=False, init=False)  # to end
 
-    def keep(self, state: Callable[[], dict]) -> None:
-        """Write the state, if the last writing is long enough ago."""
-        if time.monotonic() - self.last < SECONDS:
+    def keep(self, state: dict[str, np.ndarray | float | list]) -> None:
+        """Take over a state, and write it if the last writing is long enough ago."""
+        self.newest = state
+        if time.monotonic() - self.last >= SECONDS:
+            self._write()
+
+    @contextlib.contextmanager
+    def at_the_end(self) -> Iterator[None]:
+        """Let SIGTERM, which announces a time limit or a preemption, write the newest state before it has its way."""
+        if threading.current_thread() is not threading.main_thread():  # no other may handle signals
+            yield
             return
-        results.write_npz(self.path, _FORMAT, of=json.dumps(self.of), **state())
-        self.last = time.monotonic()
+
+        def end(number: int, frame: object) -> None:
+            self.told = True
+            if not self.writing:  # otherwise what is being written is the newest
+                self._write()
+
+        self.before = signal.signal(signal.SIGTERM, end) or signal.SIG_DFL
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, self.before)
+
+    def _write(self) -> None:
+        self.writing = True
+        results.write_npz(self.path, _FORMAT, of=json.dumps(self.of), **self.newest)
+        self.last, self.writing = time.monotonic(), False
+        if self.told:
+            signal.signal(signal.SIGTERM, self.before)
+            signal.raise_signal(signal.SIGTERM)
 
     def load(self) -> dict[str, np.ndarray] | None:
         """Read the state; None if there is none.

@@ -20,6 +20,7 @@ from typing import Any, TextIO
 from aenmf_lib import parameters
 
 log = logging.getLogger(__name__)
+GRACE = 20  # seconds that a kernel has to end by itself; Slurm by default gives 30 to all
 
 
 class RunError(RuntimeError):
@@ -53,7 +54,12 @@ def _end_on_signal(what: str) -> None:
 
         for other in numbers:  # a second signal must not break the cleaning up after the first
             signal.signal(other, signal.SIG_IGN)
-        for child in psutil.Process().children(recursive=True):  # the kernel and its workers
+        kernel, all_ = psutil.Process().children(), psutil.Process().children(recursive=True)
+        for child in kernel:  # a fit writes its state
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.terminate()
+        psutil.wait_procs(kernel, timeout=GRACE)
+        for child in all_:  # its workers, and what has not ended
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
         log.error("%s: stopped by %s", what, signal.Signals(number).name)

@@ -4,6 +4,7 @@ The steps are those of exact coordinate descent on the CPU with free rows (modul
 gradient elsewhere (module `gradient`). The objective is exact over all cells, so its value decides when to stop.
 """
 
+import contextlib
 import logging
 import math
 import time
@@ -114,7 +115,17 @@ def minimise(
         history = [method.loss]
     _finite(history)
     reason, window = f"reached max_iter = {max_iter}", method.window
-    with tqdm(total=max_iter, initial=len(history) - 1, desc=name, unit="it", mininterval=2, disable=not name) as bar:
+
+    def keep() -> None:
+        if checkpoint:
+            seconds = before + time.perf_counter() - begin
+            checkpoint.keep(method.arrays() | {"history": list(history), "seconds": seconds})
+
+    keep()
+    with (
+        checkpoint.at_the_end() if checkpoint else contextlib.nullcontext(),
+        tqdm(total=max_iter, initial=len(history) - 1, desc=name, unit="it", mininterval=2, disable=not name) as bar,
+    ):
         while len(history) <= max_iter:
             loss = method.step()
             if loss is None:
@@ -129,9 +140,7 @@ def minimise(
                 break
             if (len(history) - 1) % window == 0:
                 method.refresh()
-                if checkpoint:
-                    seconds = before + time.perf_counter() - begin
-                    checkpoint.keep(lambda: method.arrays() | {"history": history, "seconds": seconds})  # noqa: B023
+                keep()
     history[-1] = method.refresh()
     W, U = method.solution()
     seconds = before + time.perf_counter() - begin

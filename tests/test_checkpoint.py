@@ -1,5 +1,7 @@
 """A fit that is killed goes on, to the same bits."""
 
+import signal
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,8 @@ KINDS = {
     "AE_NMF": lambda **more: AENMF(k=4, tol=0, max_iter=60, **more),
     "CAE_NMF1": lambda **more: CAENMF1(k=4, tol=0, max_iter=60, **more),
     "CAE_NMF2": lambda **more: CAENMF2(k=4, tol=0, max_iter=60, **more),
-    "row_norm": lambda **more: AENMF(k=4, tol=0, max_iter=60, row_norm=True, **more),
+    # from singular vectors, for from samples of the cells it has few steps left
+    "row_norm": lambda **more: AENMF(k=6, tol=0, max_iter=60, row_norm=True, init="nndsvd", **more),
 }
 
 
@@ -22,19 +25,21 @@ def always(monkeypatch):
     monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
 
 
-def killed_at(monkeypatch, step):
-    """Let a fit die in this step of its own, counted from now."""
-    left = [step]
-    for owner in (descent._Descent, gradient.ProjectedGradient):
-        real = owner.step
+def at_step(monkeypatch, name, step, do):
+    """Do something once in this step of a fit, counted from now; its start on samples of the cells takes none."""
+    owner, left = gradient.ProjectedGradient if name == "row_norm" else descent._Descent, [step]
 
-        def counted(self, real=real):
-            left[0] -= 1
-            if left[0] < 0:
-                raise Killed
-            return real(self)
+    def counted(self, real=owner.step):
+        left[0] -= 1
+        if left[0] == -1:
+            do()
+        return real(self)
 
-        monkeypatch.setattr(owner, "step", counted)
+    monkeypatch.setattr(owner, "step", counted)
+
+
+def die():
+    raise Killed
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -43,7 +48,7 @@ def test_killed_again_and_again_it_ends_in_the_same_bits(tiny, tmp_path, monkeyp
     deaths, window = 0, 30 if name == "row_norm" else 10
     for _ in range(50):
         with monkeypatch.context() as patch:
-            killed_at(patch, int(rng.integers(window + 1, window + 15)))
+            at_step(patch, name, int(rng.integers(window + 1, window + 15)), die)
             try:
                 model = KINDS[name]().fit(tiny, checkpoint=path)
                 break
@@ -106,3 +111,53 @@ def test_once_the_results_are_written_the_state_is_gone(tiny, tmp_path):
     assert results.checkpoint(out).exists()
     results.write(out, model, tiny)
     assert [file.name for file in tmp_path.iterdir()] == ["ae_nmf_k4.h5ad"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("step", [3, 37])
+def test_told_to_end_it_writes_what_it_has_and_goes_on_to_the_same_bits(tiny, tmp_path, monkeypatch, name, step):
+    whole, path, ended = KINDS[name]().fit(tiny), tmp_path / "state.npz", []
+    monkeypatch.setattr(checkpoint, "SECONDS", 1e9)  # by itself it would write nothing
+
+    def end(*_):
+        ended.append(path.exists())
+        raise Killed
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with monkeypatch.context() as patch:
+            at_step(patch, name, step, lambda: signal.raise_signal(signal.SIGTERM))
+            with pytest.raises(Killed):
+                KINDS[name]().fit(tiny, checkpoint=path)
+        assert signal.getsignal(signal.SIGTERM) is end
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended == [True]
+    window = 30 if name == "row_norm" else 10
+    assert len(np.load(path)["history"]) - 1 == step // window * window
+    model = KINDS[name]().fit(tiny, checkpoint=path)
+    np.testing.assert_array_equal(model.W_, whole.W_)
+    np.testing.assert_array_equal(model.loss_history_, whole.loss_history_)
+    assert whole.U_ is None or np.array_equal(model.U_, whole.U_)
+
+
+def test_told_to_end_while_it_writes_it_writes_to_the_end(tiny, tmp_path, monkeypatch):
+    path, real = tmp_path / "state.npz", np.savez
+
+    def told(file, **arrays):
+        signal.raise_signal(signal.SIGTERM)
+        real(file, **arrays)
+
+    def end(*_):
+        raise Killed
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with monkeypatch.context() as patch:
+            at_step(patch, "AE_NMF", 5, lambda: patch.setattr(np, "savez", told))  # at the first there is no handler
+            with pytest.raises(Killed):
+                KINDS["AE_NMF"]().fit(tiny, checkpoint=path)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert len(np.load(path)["history"]) - 1 == 10
+    assert [file.name for file in tmp_path.iterdir()] == ["state.npz"]
