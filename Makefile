@@ -131,7 +131,7 @@ $(error EXECUTOR='$(EXECUTOR)': expected local or slurm)
 endif
 ifeq ($(EXECUTOR),slurm)
 # On a cluster these send jobs, each of which is this make with EXECUTOR=local, and return at once.
-all filter train benchmarks figures: | $(setup)
+all filter train scores benchmarks figures: | $(setup)
 	@$(call cluster,submit) --goals $@
 else
 all: filter train benchmarks figures  ## all of the following four: cells to figures, in results/<data set>/
@@ -139,15 +139,17 @@ filter: $(filtered) $(DIR)/01_filter.ipynb  ## read, check, filter and normalise
 train: $(models) $(patsubst notebooks/%.py,$(RUN)/%.ipynb,$(wordlist 2,5,$(notebooks)))  ## train the four models
 benchmarks: $(tables) $(umap) $(RUN)/06_benchmarks.ipynb  ## clustering and classification tables, UMAP
 figures: $(drawn) $(RUN)/07_figures.ipynb  ## draw the figures; trains nothing
-endif
 scores: $(parts)  ## the classification by itself, a job for each model and label: make -j2 scores N_JOBS=1
+endif
 
 -include slurm/cluster.mk
-given_again = $(foreach name,DATASET K $(OVERRIDES) PYTHON,$(if $(filter command,$(origin $(name))),$(name)='$($(name))'))
+given_again = $(foreach name,$(1),$(if $(filter command,$(origin $(name))),$(name)='$(subst $$,$$$$,$($(name)))'))
+again = $(call given_again,DATASET K $(OVERRIDES) PYTHON)
 quoted = $(subst ','\'',$(1))
-cluster = exec "$(PYTHON)" slurm/submit.py $(1) --run $(RUN) --make "make EXECUTOR=local $(given_again)" \
-    --again "$(given_again)" --cpu-partition '$(CPU_PARTITION)' --gpu-partition '$(GPU_PARTITION)' \
-    --account '$(ACCOUNT)' --gpu-type '$(GPU_TYPE)' --memory-share $(or $(MEMORY_SHARE),1) --cpus $(or $(MOST_CPUS),0) \
+cluster = exec "$(PYTHON)" slurm/submit.py $(1) --run $(RUN) --make '$(call quoted,make EXECUTOR=local $(again))' \
+    --again '$(call quoted,$(again))' --values '$(call quoted,$(call given_again,$(OVERRIDES)))' \
+    --cpu-partition '$(CPU_PARTITION)' --gpu-partition '$(GPU_PARTITION)' --account '$(ACCOUNT)' \
+    --gpu-type '$(GPU_TYPE)' --memory-share $(or $(MEMORY_SHARE),1) --cpus $(or $(MOST_CPUS),0) \
     --prelude '$(call quoted,$(PRELUDE))' --sbatch='$(call quoted,$(SBATCH))'
 status: | $(setup)  ## on a cluster: what is made, queued, running, failed
 	@$(call cluster,status)
@@ -226,8 +228,13 @@ format: $(setup)  ## bring the sources into form
 	"$(PYTHON)" -m ruff check --fix .
 	"$(PYTHON)" -m ruff format .
 
-lab: $(setup)  ## open the notebooks in JupyterLab
-	JUPYTER_PREFER_ENV_PATH=1 JUPYTER_CONFIG_PATH="$(CURDIR)/notebooks/.jupyter" "$(PYTHON)" -m jupyterlab --ip=127.0.0.1
+lab: $(setup)  ## open the notebooks in JupyterLab; on a cluster in a job, with what to type to get there
+ifeq ($(EXECUTOR),slurm)
+	@$(call cluster,lab)
+else
+	JUPYTER_PREFER_ENV_PATH=1 JUPYTER_CONFIG_PATH="$(CURDIR)/notebooks/.jupyter" \
+	    exec "$(PYTHON)" notebooks/.jupyter/lab.py
+endif
 
 clean:  ## remove results/<data set>/ of this DATASET alone, all its ranks
 	@echo "Removing $(DIR)"

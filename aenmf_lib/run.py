@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import logging
 import os
+import resource
 import signal
 import sys
 import time
@@ -68,6 +69,12 @@ def _end_on_signal(what: str) -> None:
 
     for number in numbers:
         signal.signal(number, end)
+
+
+def _most_memory() -> str:
+    """Tell the most memory that one of the processes had which this one has started and seen end."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return f"{resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 2**30:.1f} GiB"
 
 
 def execute(notebook: Path, values: dict[str, Any], report: Path) -> None:
@@ -131,12 +138,13 @@ def execute(notebook: Path, values: dict[str, Any], report: Path) -> None:
     except papermill.PapermillExecutionError as error:
         what = f"{error.ename}: {error.evalue}"
     except DeadKernelError:
-        what = "its process died, most often for want of memory"
+        what = f"its process died, most often for want of memory: it had taken {_most_memory()}"
     else:  # to papermill a sys.exit(0) in a cell is no error
         left = sum(c.cell_type == "code" and c.metadata.papermill.status != "completed" for c in done.cells)
         if not left:
             failed.replace(report)
-            log.info("%s: done in %.0f s: %s", notebook.stem, time.monotonic() - began, report)
+            seconds = time.monotonic() - began
+            log.info("%s: done in %.0f s, in %s: %s", notebook.stem, seconds, _most_memory(), report)
             return
         what = f"it stopped before its end, with {left} cells to go"
     raise RunError(f"{notebook.stem} failed: {what}\nAs far as it came, with the traceback: {failed}")

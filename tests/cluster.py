@@ -26,7 +26,7 @@ SlurmctldPort={port}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/%n
@@ -38,10 +38,14 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
 SwitchType=switch/none
-JobAcctGatherType=jobacct_gather/none
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=task=1
+JobAcctGatherParams=OverMemoryKill
 AccountingStorageType=accounting_storage/none
 SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
+SelectTypeParameters=CR_CPU_Memory
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=1,sched_interval=2
 SlurmdParameters=config_overrides
@@ -49,10 +53,11 @@ GresTypes=gpu
 JobRequeue=1
 ReturnToService=2
 KillWait=5
-SlurmdTimeout=20
+SlurmdTimeout=5
 NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs={cpus} {more}
 PartitionName=cpu Nodes=ALL Default=YES MaxTime=INFINITE
 PartitionName=gpu Nodes=ALL MaxTime=INFINITE
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE PriorityTier=2
 """
 
 
@@ -81,7 +86,7 @@ def start(folder: Path) -> Path:
     )  # fmt: skip
     _run("slurmctld", "-c", "-f", str(conf), conf=conf)
     for node in range(1, NODES + 1):
-        _run("slurmd", "-N", f"n{node}", "-f", str(conf), conf=conf)
+        start_node(folder, f"n{node}")
     for _ in range(150):
         idle = subprocess.run(
             ["sinfo", "-h", "-N", "-p", "cpu", "-t", "idle", "-o", "%N"], env=_env(conf), capture_output=True, text=True
@@ -92,6 +97,17 @@ def start(folder: Path) -> Path:
     logs = "\n".join(path.read_text()[-600:] for path in sorted(folder.glob("*.log")))
     stop(folder)
     raise RuntimeError(f"the nodes did not come up:\n{logs}")
+
+
+def start_node(folder: Path, node: str) -> None:
+    """Start a node, or one that was lost anew."""
+    conf = folder / "slurm.conf"
+    _run("slurmd", "-N", node, "-f", str(conf), conf=conf)
+
+
+def lose_node(folder: Path, node: str) -> None:
+    """Kill the daemon of a node as a crash would."""
+    os.kill(int((folder / f"{node}.pid").read_text()), signal.SIGKILL)
 
 
 def stop(folder: Path) -> None:

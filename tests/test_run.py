@@ -28,6 +28,7 @@ if then == "error":
 if then == "exit":
     sys.exit(0)
 if then == "die":
+    taken = b"x" * (600 << 20)
     os._exit(9)
 if then == "wait":
     print("waiting", os.getpid(), flush=True)
@@ -101,7 +102,10 @@ def test_a_failed_run_leaves_what_it_made_under_another_name(folder):
 
 def test_a_run_that_ends_early_has_failed(folder):
     runs = {then: start(then) for then in ("exit", "die")}  # at once: to start a kernel takes seconds
-    for then, words in (("exit", "it stopped before its end, with 2 cells to go"), ("die", "its process died")):
+    for then, words in (
+        ("exit", "it stopped before its end, with 2 cells to go"),
+        ("die", "its process died, most often for want of memory: it had taken 0.7 GiB"),
+    ):
         _, said = runs[then].communicate(timeout=60)
         assert runs[then].returncode == 1
         assert words in said

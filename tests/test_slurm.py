@@ -3,26 +3,43 @@
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
+import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 import cluster
+import psutil
 import pytest
-from test_packaging import PYTHON, ROOT, STAGES, Sandbox
+from test_packaging import MODELS, PYTHON, ROOT, STAGES, Sandbox
 
 pytestmark = pytest.mark.skipif(not cluster.available(), reason="needs Slurm: slurmctld slurmd slurm-client munge")
 
-SITE = "GPU_PARTITION := gpu\nMEMORY_SHARE := 128\nMOST_CPUS := 1\nPRELUDE := export A='x y' && echo $$B\n"
-# a file `slow-STAGE` holds a stage up for as long as it is there; with `fail-STAGE` it fails
+SITE = "GPU_PARTITION := gpu\nMEMORY_SHARE := 1024\nMOST_CPUS := 1\nPRELUDE := export A='x y' && echo $$B\n"
+SENT = [*STAGES[:5], "06_scores", *STAGES[5:]]
+PARTS = sorted(f"{model}.{label}" for model in MODELS.values() for label in ("cell_type", "donor_id"))
+# A file `slow-STAGE` holds a stage up for as long as it is there; with `fail-STAGE` it fails, with `eat-STAGE` it takes
+# more memory than it asked for. A stage that was held up tells so: what it does twice is seen.
 FAULTS = """
 import time
 stage = next((Path(word).stem for word in sys.argv if word.startswith("notebooks/")), "")
+if "--done" in sys.argv:
+    stage = Path(sys.argv[sys.argv.index("--done") + 1]).stem
+    with open("scored", "a") as file:
+        file.write(stage + "\\n")
 while Path(f"slow-{stage}").exists():
     time.sleep(0.1)
+if Path(f"eat-{stage}").exists():
+    taken = bytearray(400 << 20)
+    taken[:: 4096] = taken[:: 4096].replace(b"\\0", b"x")
+    time.sleep(30)
 if Path(f"fail-{stage}").exists():
-    open(f"results/demo/k20/{stage}.failed.ipynb", "w")
+    if not "--done" in sys.argv:
+        open(f"results/demo/k20/{stage}.failed.ipynb", "w")
     sys.exit("error: it was to fail")
 """
 
@@ -31,7 +48,7 @@ if Path(f"fail-{stage}").exists():
 def slurm():
     folder = Path(tempfile.mkdtemp(prefix="slurm"))  # munge wants a path that all may enter, which pytest's is not
     conf = cluster.start(folder)
-    yield {"SLURM_CONF": str(conf)}
+    yield {"SLURM_CONF": str(conf), "SLURMD": str(folder)}
     cluster.stop(folder)
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -62,13 +79,21 @@ def make(tmp_path, slurm):
 def queue(slurm: dict, folder: Path, *, cancel: bool = False) -> dict[str, str]:
     """Give the jobs sent from a folder: name -> state."""
     told = subprocess.run(
-        ["squeue", "-h", "-o", "%i %j %T %Z"], env=os.environ | slurm, capture_output=True, text=True, check=True
+        ["squeue", "-h", "--array", "-o", "%A %j %T %Z"],
+        env=os.environ | slurm,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     jobs = [line.split() for line in told.stdout.splitlines()]
     jobs = [job for job in jobs if job[3] == str(folder) and job[2] != "COMPLETING"]
     if cancel and jobs:
-        subprocess.run(["scancel", *(job[0] for job in jobs)], env=os.environ | slurm, check=True)
+        call(slurm, "scancel", *{job[0] for job in jobs})
     return {job[1]: job[2] for job in jobs}
+
+
+def call(slurm: dict, *words: str) -> str:
+    return subprocess.run(words, env=os.environ | slurm, capture_output=True, text=True, check=True).stdout
 
 
 def until(condition, what: str, seconds: float = 90) -> None:
@@ -92,16 +117,19 @@ def ended(make, slurm) -> list[str]:
 def test_the_graph_runs_in_order_and_leaves_what_a_local_run_leaves(make, slurm, tmp_path_factory):
     sent = make("all")
     assert sent.returncode == 0, sent.stderr
-    assert re.findall(r"^ +\d+  (\w+)", sent.stdout, re.M) == STAGES
+    assert re.findall(r"^ +\d+  (\w+)", sent.stdout, re.M) == SENT
     assert "make watch" in sent.stdout
     ran = ended(make, slurm)
     assert (ran[0], sorted(ran[1:5]), ran[5:]) == (STAGES[0], STAGES[1:5], STAGES[5:])
     here = Sandbox(tmp_path_factory.mktemp("here"))
     here.ran("all", "EXECUTOR=local")
     logs = {f"{'k20/' if stage != STAGES[0] else ''}{stage}.log" for stage in STAGES}
-    assert make.files("results/demo") - {".submit.lock"} - logs == here.files("results/demo")
+    more = logs | {".submit.lock", *(f"k20/06_scores.{i}.log" for i in range(8))}
+    more |= {f"k20/classification_scores/{part}.done" for part in PARTS}
+    assert make.files("results/demo") - more == here.files("results/demo")
+    assert sorted((make.root / "scored").read_text().split()) == PARTS
     assert "Everything is made." in make("all").stdout
-    assert [line.split() for line in make("status").stdout.splitlines()] == [[stage, "made"] for stage in STAGES]
+    assert [line.split() for line in make("status").stdout.splitlines()] == [[stage, "made"] for stage in SENT]
 
 
 def test_sent_again_or_from_two_shells_at_once_nothing_is_there_twice(make, slurm):
@@ -110,10 +138,10 @@ def test_sent_again_or_from_two_shells_at_once_nothing_is_there_twice(make, slur
     bare = {"PATH": "/usr/bin:/bin", "HOME": str(make.root)} | slurm
     shells = [subprocess.Popen(words, cwd=make.root, env=bare, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [shell.wait() for shell in shells] == [0, 0]
-    assert sorted(queue(slurm, make.root)) == [*(f"demo/k20:{stage}" for stage in STAGES[1:]), "demo:01_filter"]
+    assert sorted(queue(slurm, make.root)) == sorted([*(f"demo/k20:{stage}" for stage in SENT[1:]), "demo:01_filter"])
     again = make("all")
-    assert len(re.findall(r"is there already", again.stdout)) == len(STAGES)
-    assert len(queue(slurm, make.root)) == len(STAGES)
+    assert len(re.findall(r"is there already", again.stdout)) == len(STAGES) + len(PARTS)
+    assert len(queue(slurm, make.root)) == len(SENT)
     (make.root / "slow-01_filter").unlink()
     assert sorted(ended(make, slurm)) == STAGES
 
@@ -128,7 +156,7 @@ def test_a_stage_that_fails_takes_back_what_waits_for_it_and_is_sent_again_with_
     assert "06_benchmarks        not made" in told
     (make.root / "fail-04_train_cnmf1").unlink()
     sent = make("all")
-    assert re.findall(r"^ +\d+  (\w+)", sent.stdout, re.M) == ["04_train_cnmf1", "06_benchmarks", "07_figures"]
+    assert re.findall(r"^ +\d+  (\w+)", sent.stdout, re.M) == ["04_train_cnmf1", *SENT[5:]]
     assert ended(make, slurm) == ["04_train_cnmf1", "06_benchmarks", "07_figures"]
 
 
@@ -148,12 +176,12 @@ def test_cancel_takes_back_the_jobs_of_its_run_alone(make, slurm):
     (make.root / "slow-02_train_base_nmf").touch()
     make("all")
     make("all", "K=21")
-    names = [f"demo/k20:{stage}" for stage in STAGES[1:]] + [f"demo/k21:{stage}" for stage in STAGES[1:]]
+    names = [f"demo/k20:{stage}" for stage in SENT[1:]] + [f"demo/k21:{stage}" for stage in SENT[1:]]
     assert sorted(queue(slurm, make.root)) == sorted(["demo:01_filter", *names])  # the filter serves both
-    assert "6 jobs of demo/k20 cancelled" in make("cancel").stdout
-    left = ["demo:01_filter", *names[6:]]
+    assert "14 jobs of demo/k20 cancelled" in make("cancel").stdout
+    left = ["demo:01_filter", *names[7:]]
     until(lambda: sorted(queue(slurm, make.root)) == sorted(left), "only the other run's jobs are there")
-    assert "7 jobs of demo/k21 cancelled" in make("cancel", "K=21").stdout
+    assert "15 jobs of demo/k21 cancelled" in make("cancel", "K=21").stdout
 
 
 def test_any_file_that_is_lost_is_made_again_and_what_waits_waits_for_it(make, slurm):
@@ -161,7 +189,7 @@ def test_any_file_that_is_lost_is_made_again_and_what_waits_waits_for_it(make, s
     ended(make, slurm)
     (make.root / "results/demo/k20/ae_nmf_k20.h5ad").unlink()
     (make.root / "slow-03_train_ae_nmf").touch()
-    assert re.findall(r"^ +\d+  (\w+)", make("all").stdout, re.M) == [STAGES[2], *STAGES[5:]]
+    assert re.findall(r"^ +\d+  (\w+)", make("all").stdout, re.M) == [STAGES[2], *SENT[5:]]
     until(lambda: queue(slurm, make.root).get("demo/k20:03_train_ae_nmf") == "RUNNING", "03 runs")
     (make.root / "slow-02_train_base_nmf").touch()
     os.utime(make.root / "notebooks/02_train_base_nmf.py")
@@ -184,22 +212,156 @@ def test_asking_how_it_is_changes_no_value(make, slurm):
     assert values.read_text() == before
 
 
-def test_told_that_its_time_is_up_a_job_queues_again_and_ends_the_same(make, slurm):
+def running(make, slurm, stage: str) -> str:
+    """Wait until a stage runs; gives its job."""
+    until(lambda: queue(slurm, make.root).get(f"demo/k20:{stage}") == "RUNNING", f"{stage} runs")
+    log = make.root / f"results/demo/k20/{stage}.log"
+    until(lambda: log.exists() and "== " in log.read_text(), f"{stage} is at work")
+    time.sleep(0.5)
+    return call(slurm, "squeue", "-h", "-n", f"demo/k20:{stage}", "-o", "%i %Z").split(f" {make.root}")[0].split()[-1]
+
+
+def again_and_the_same(make, slurm, stage: str) -> tuple[str, list[str]]:
+    """Wait until a stage that was held up runs a second time, let it, and see that all is made; gives its log."""
+    log = make.root / f"results/demo/k20/{stage}.log"
+    until(lambda: log.read_text().count(f"== {stage} on ") == 2, f"{stage} runs again")
+    (make.root / f"slow-{stage}").unlink()
+    ran = sorted(ended(make, slurm))
+    assert "Everything is made." in make("all").stdout
+    return log.read_text(), ran
+
+
+def test_the_shell_killed_while_it_sends_leaves_jobs_that_are_completed_by_the_next(make, slurm):
+    (make.root / "slow-01_filter").touch()
+    kills = make.root / "bin/sbatch"
+    kills.write_text(
+        f'#!/bin/sh\n/usr/bin/sbatch "$@" || exit\n[ "$1" = --test-only ] || echo >> {make.root}/count\n'
+        f"[ $(wc -l < {make.root}/count) != 3 ] || kill -9 0\n"
+    )
+    kills.chmod(0o755)
+    (make.root / "count").touch()
+    words = ["make", f"PYTHON={make.root}/bin/python", "all"]
+    bare = {"PATH": f"{make.root}/bin:/usr/bin:/bin", "HOME": str(make.root)} | slurm
+    shell = subprocess.Popen(words, cwd=make.root, env=bare, stdout=subprocess.DEVNULL, start_new_session=True)
+    assert shell.wait() == -signal.SIGKILL
+    assert len(queue(slurm, make.root)) == 3
+    make("all")
+    assert len(queue(slurm, make.root)) == len(SENT)
+    (make.root / "slow-01_filter").unlink()
+    assert sorted(ended(make, slurm)) == STAGES
+
+
+def test_preempted_a_stage_runs_again_when_there_is_room(make, slurm):
     (make.root / "slow-03_train_ae_nmf").touch()
     make("all")
-    name = "demo/k20:03_train_ae_nmf"
-    until(lambda: queue(slurm, make.root).get(name) == "RUNNING", "03 runs")
-    time.sleep(1)
-    job = subprocess.run(
-        ["squeue", "-h", "-n", name, "-o", "%i"], env=os.environ | slurm, capture_output=True, text=True, check=True
-    ).stdout.split()[0]
-    subprocess.run(["scancel", "--batch", "--signal=USR1", job], env=os.environ | slurm, check=True)
-    until(lambda: queue(slurm, make.root).get(name) == "PENDING", "03 waits again")
-    assert "its time is nearly up" in (make.root / "results/demo/k20/03_train_ae_nmf.log").read_text()
-    (make.root / "slow-03_train_ae_nmf").unlink()
-    time.sleep(6)  # what is left of its first run is gone; Slurm itself would wait two minutes
-    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], env=os.environ | slurm, check=True)
-    assert sorted(ended(make, slurm)) == STAGES
+    running(make, slurm, "03_train_ae_nmf")
+    call(slurm, "sbatch", "-p", "urgent", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
+    log, ran = again_and_the_same(make, slurm, "03_train_ae_nmf")
+    assert ran == STAGES
+    assert "DUE TO PREEMPTION" in log
+    assert "told to end: preempted" in log
+
+
+def test_before_its_time_is_up_a_stage_is_told_and_queues_again(make, slurm):
+    for file, old, new in (
+        ("stages.tsv", r"(03_train_ae_nmf.*\t)12:00:00", r"\g<1>00:01:00"),
+        ("submit.py", r"WARNING = \d+", "WARNING = 55"),
+    ):
+        path = make.root / "slurm" / file
+        text, n = re.subn(old, new, path.read_text())
+        assert n == 1
+        path.write_text(text)
+    (make.root / "slow-03_train_ae_nmf").touch()
+    make("all")
+    running(make, slurm, "03_train_ae_nmf")
+    log, ran = again_and_the_same(make, slurm, "03_train_ae_nmf")
+    assert ran == STAGES
+    assert "its time is nearly up; it goes on in the same job" in log
+
+
+def test_when_its_node_is_lost_a_stage_runs_again_on_another(make, slurm):
+    (make.root / "slow-03_train_ae_nmf").touch()
+    make("all")
+    job = running(make, slurm, "03_train_ae_nmf")
+    node = call(slurm, "squeue", "-h", "-j", job, "-o", "%N").strip()
+    cluster.lose_node(Path(slurm["SLURMD"]), node)
+    try:
+        log, ran = again_and_the_same(make, slurm, "03_train_ae_nmf")
+    finally:
+        cluster.start_node(Path(slurm["SLURMD"]), node)
+    assert {*re.findall(r"^== 03_train_ae_nmf on (n\d)", log, re.M)} == {"n1", "n2"}
+    assert ran == sorted([*STAGES, "03_train_ae_nmf"])  # only its daemon is lost: the job there went on, to the same
+    until(lambda: call(slurm, "sinfo", "-h", "-t", "idle", "-p", "cpu", "-o", "%D").strip() == "2", "both nodes are up")
+
+
+def test_killed_for_memory_it_says_so_and_what_to_raise(make, slurm):
+    (make.root / "eat-03_train_ae_nmf").touch()
+    make("all")
+    assert sorted(ended(make, slurm)) == sorted({*STAGES[:5]} - {"03_train_ae_nmf"})
+    told = make("status").stdout
+    asked = "failed: killed for memory: it had asked for --mem=256M. Raise its memory in slurm/stages.tsv"
+    assert f"03_train_ae_nmf      {asked}" in told
+    assert re.search(r"exceeded memory limit \(\d{9} > 268435456\)", told)  # taken, asked
+    (make.root / "eat-03_train_ae_nmf").unlink()
+    make("all")
+    assert sorted(ended(make, slurm)) == sorted({*STAGES} - {*STAGES[:5]} | {"03_train_ae_nmf"})
+
+
+def test_one_job_cancelled_takes_with_it_what_waits_for_it_and_nothing_else(make, slurm):
+    (make.root / "slow-04_train_cnmf1").touch()
+    make("all")
+    call(slurm, "scancel", running(make, slurm, "04_train_cnmf1"))
+    (make.root / "slow-04_train_cnmf1").unlink()
+    assert sorted(ended(make, slurm)) == sorted({*STAGES[:5]} - {"04_train_cnmf1"})
+    assert re.search(r"^04_train_cnmf1       not made \(job \d+ cancelled\)$", make("status").stdout, re.M)
+    make("all")
+    assert ended(make, slurm) == ["04_train_cnmf1", *STAGES[5:]]
+
+
+def test_of_the_jobs_of_the_classification_one_that_fails_is_done_again_alone(make, slurm):
+    (make.root / "fail-ae_nmf.donor_id").touch()
+    make("all")
+    assert sorted(ended(make, slurm)) == STAGES[:5]
+    scored = make.root / "scored"
+    assert sorted(scored.read_text().split()) == PARTS
+    task = PARTS.index("ae_nmf.donor_id")
+    told = make("status").stdout
+    assert f"06_scores            failed: results/demo/k20/06_scores.{task}.log\n" in told
+    assert "error: it was to fail" in told
+    (make.root / "fail-ae_nmf.donor_id").unlink()
+    scored.unlink()
+    sent = make("all").stdout
+    assert re.search(r"^ +\d+  06_scores, 1 tasks$", sent, re.M), sent
+    assert ended(make, slurm) == STAGES[5:]
+    assert scored.read_text().split() == ["ae_nmf.donor_id"]
+
+
+def test_other_values_are_refused_while_jobs_are_there(make, slurm):
+    (make.root / "slow-01_filter").touch()
+    make("all")
+    refused = make("all", "MAX_CELLS=7")
+    assert refused.returncode
+    assert "jobs of demo/k20 are there with other values (none; now MAX_CELLS=7)" in refused.stderr
+    assert "max_cells" not in (make.root / "results/demo/k20/params/06_benchmarks.yaml").read_text()
+    assert make("all", "K=21", "MAX_CELLS=7").returncode == 0  # another run
+
+
+def test_where_results_cannot_be_written_nothing_is_sent(make, slurm):
+    (make.root / "results").symlink_to("/proc/sys")  # where root cannot write either
+    refused = make("all")
+    assert refused.returncode
+    assert re.search(r"error: results/demo cannot be written to \(.+\)\. Nothing was submitted", refused.stderr)
+    assert queue(slurm, make.root) == {}
+
+
+def test_values_reach_the_jobs_as_they_were_given(make, slurm):
+    name = 'my$HOME"cells`.h5ad'
+    (make.root / name).touch()
+    sent = make("filter", f"DATA={name.replace('$', '$$')}", "DATASET=mine")
+    assert sent.returncode == 0, sent.stderr
+    ended(make, slurm)
+    assert (make.root / "results/mine/01_filter.ipynb").exists()
+    assert name in (make.root / "results/mine/params/01_filter.yaml").read_text()
 
 
 def test_a_cluster_that_does_not_answer_is_an_error_and_without_one_it_runs_here(make, slurm, tmp_path):
@@ -211,3 +373,41 @@ def test_a_cluster_that_does_not_answer_is_an_error_and_without_one_it_runs_here
     assert make("all", SLURM_CONF=str(conf)).returncode == 0  # found not to be there
     assert (make.root / "results/demo/k20/07_figures.ipynb").exists()
     assert "expected local or slurm" in make("all", "EXECUTOR=cloud").stderr
+
+
+def test_jupyterlab_runs_in_a_job_and_only_who_has_its_token_gets_in(slurm, tmp_path):
+    for name in ("Makefile", "slurm", "notebooks"):
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
+    (tmp_path / "slurm/cluster.mk").write_text(SITE.replace(":= 1024", ":= 16"))
+    theirs = tmp_path / ".jupyter/jupyter_server_config.py"  # of a user who has made it open to all
+    theirs.parent.mkdir()
+    theirs.write_text("c.ServerApp.ip = '0.0.0.0'\nc.IdentityProvider.token = ''\nc.ServerApp.token = ''\n")
+    bare = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(tmp_path)} | slurm
+    words = ["make", "lab", f"PYTHON={sys.executable}"]
+    try:
+        said = subprocess.run(words, cwd=tmp_path, env=bare, capture_output=True, text=True, timeout=60)
+        assert said.returncode == 0, said.stderr
+        port, node = re.search(r"ssh -N -L 8888:127\.0\.0\.1:(\d+) -J \S+@\S+ \S+@(\S+)$", said.stdout, re.M).groups()
+        assert node == socket.gethostname()
+        token = re.search(r"http://127\.0\.0\.1:8888/lab\?token=(\w{48})$", said.stdout, re.M)[1]
+        address = f"http://127.0.0.1:{port}/api/contents/notebooks/01_filter.py"
+        assert _get(address) == 403
+        assert _get(f"{address}?token=") == 403
+        assert _get(f"{address}?token={token}") == 200
+        listening = [c for c in psutil.net_connections() if c.status == "LISTEN" and c.laddr.port == int(port)]
+        assert {c.laddr.ip for c in listening} == {"127.0.0.1"}
+        server = psutil.Process(listening[0].pid)
+        assert not any(token in word for word in server.cmdline())
+        for file in ("results/.lab.json", "results/lab.log"):
+            assert (tmp_path / file).stat().st_mode & 0o077 == 0
+        assert "JupyterLab runs" in subprocess.run(words, cwd=tmp_path, env=bare, capture_output=True, text=True).stdout
+        assert queue(slurm, tmp_path) == {"lab": "RUNNING"}  # the same
+    finally:
+        queue(slurm, tmp_path, cancel=True)
+
+
+def _get(address: str) -> int:
+    try:
+        return urllib.request.urlopen(address, timeout=10).status
+    except urllib.error.HTTPError as error:
+        return error.code
