@@ -218,7 +218,7 @@ $(foreach name,$(FIGURES),$(addprefix $(RUN)/figures/$(name)%,pdf png csv)) $(RU
 setup: $(setup)  ## make .venv, as every target does that needs it
 
 test: $(setup)  ## run the tests
-	"$(PYTHON)" -m pytest
+	"$(PYTHON)" -m pytest -n 2 --dist loadfile
 
 lint: $(setup)  ## check style and form
 	"$(PYTHON)" -m ruff check .
