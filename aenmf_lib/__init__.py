@@ -13,9 +13,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = version("aenmf_lib")
 
-_MODELS = ("AENMF", "CAENMF1", "CAENMF2", "BaseNMF")
+_MODELS = {"AENMF": "models", "CAENMF1": "models", "CAENMF2": "models", "BaseNMF": "baseline"}
 _MODULES = (
+    "baseline",
     "checkpoint",
+    "checks",
     "classification",
     "clustering",
     "communities",
@@ -48,7 +50,7 @@ __all__ = [*_MODELS, *_MODULES]
 
 def __getattr__(name: str):
     if name in _MODELS:
-        return getattr(import_module(f"{__name__}.models"), name)
+        return getattr(import_module(f"{__name__}.{_MODELS[name]}"), name)
     if name in _MODULES:
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}: it has {', '.join(__all__)}")

@@ -1,14 +1,12 @@
-"""What are the four models?
+"""What are the autoencoding models? The baseline has a module of its own.
 
 A model is a dataclass of hyper-parameters; `fit` sets ``W_`` (k × genes), ``U_`` (the donor part, conditional models),
 ``n_iter_``, ``loss_history_`` (the exact objective over all cells, at the start and after each iteration), ``stop_``
 (why it ended) and ``genes_``, and returns the model. Cells are an AnnData as `data.load` gives it.
 """
 
-import contextlib
 import hashlib
 import logging
-import numbers
 import time
 import warnings
 from dataclasses import KW_ONLY, asdict, dataclass
@@ -20,11 +18,11 @@ import numpy as np
 import torch
 from anndata import AnnData
 from scipy.sparse import csr_matrix
-from sklearn.decomposition import NMF, non_negative_factorization
-from sklearn.exceptions import ConvergenceWarning, NotFittedError
-from tqdm import tqdm
+from sklearn.decomposition import non_negative_factorization
+from sklearn.exceptions import ConvergenceWarning
 
-from aenmf_lib import data, solver, start
+from aenmf_lib import checks, data, solver, start
+from aenmf_lib.baseline import BaseNMF
 from aenmf_lib.checkpoint import Checkpoint
 from aenmf_lib.data import CELL_TYPE, DONOR
 from aenmf_lib.forming import to_torch
@@ -65,7 +63,7 @@ class AENMF:
             raise ValueError(f"preset={self.preset!r} is not known: give 'published' or None.")
         if self.init not in INITS:
             raise ValueError(f"init={self.init!r} is not known: give {' or '.join(map(repr, INITS))}.")
-        _check_settings(self)
+        checks.settings(self)
         if self.preset == "published":
             for field, value in self.published.items():
                 setattr(self, field, value)
@@ -96,7 +94,7 @@ class AENMF:
             The second moment does not fit; told before anything is computed.
         """
         begin = time.perf_counter()
-        moments = cells if isinstance(cells, Moments) else self._moments(_check_cells(cells, self.k))
+        moments = cells if isinstance(cells, Moments) else self._moments(checks.cells_of(cells, self.k))
         self._check_moments(moments)
         keep = checkpoint and Checkpoint(Path(checkpoint), self._identity(moments))
         settings = {"row_norm": self.row_norm, "tol": self.tol, "max_iter": self.max_iter, "name": self.name}
@@ -122,8 +120,8 @@ class AENMF:
         ValueError
             The genes are not those of the fit.
         """
-        X = _same_genes(self, X)
-        blocks = X if isinstance(X, Cells) else [(_check_X(X), None)]
+        X = checks.same_genes(self, X)
+        blocks = X if isinstance(X, Cells) else [(checks.matrix(X), None)]
         W = torch.from_numpy(self.W_.T.copy()).to(self.device)
         return np.concatenate(
             [
@@ -137,7 +135,7 @@ class AENMF:
 
         By scikit-learn's non-negative least squares. `relative_error` tells what the tie costs.
         """
-        X = _check_X(_same_genes(self, cells))
+        X = checks.matrix(checks.same_genes(self, cells))
         W = np.ascontiguousarray(self.W_, dtype=X.dtype)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -145,7 +143,7 @@ class AENMF:
 
     def objective(self, cells: AnnData) -> float:
         """Value of the trained objective at ``W_`` and ``U_`` on these cells, exact."""
-        _check_X(_same_genes(self, cells))
+        checks.matrix(checks.same_genes(self, cells))
         if self.conditional:
             self._donor_codes(cells)  # refuses other donors than those of the fit
         moments = self._moments(cells)
@@ -167,7 +165,7 @@ class AENMF:
     # ---------------------------------------------------------------- what a model adds
     def _check_moments(self, moments: Moments) -> None:
         """Refuse moments that do not serve this model; those made here do."""
-        _check_rank(self.k, moments.n_cells, moments.n_genes)
+        checks.rank(self.k, moments.n_cells, moments.n_genes)
         wanted = ((DONOR, self.conditional), (CELL_TYPE, self.uses_cell_type))
         if lacking := [name for name, needed in wanted if needed and name not in moments.sums.labels]:
             raise ValueError(f"{self.name} needs moments that tell {lacking[0]!r} apart: make them anew with it.")
@@ -302,74 +300,6 @@ class CAENMF2(_Conditional):
         super()._check_moments(moments)
 
 
-@dataclass
-class BaseNMF:
-    """The baseline as published: scikit-learn's NMF, coordinate descent, ``X ≈ H W`` with H free.
-
-    scikit-learn calls H `W` and W `components_`; only this class knows.
-    """
-
-    _: KW_ONLY
-    k: int = 80  # programs
-    seed: int = 42  # random_state
-    tol: float = 1e-4  # scikit-learn's: relative size of the last sweep's changes
-    max_iter: int = 100  # sweeps
-
-    name: ClassVar[str] = "Base_NMF"
-    uses_cell_type: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        _check_settings(self)
-
-    def fit(self, cells: AnnData) -> "BaseNMF":
-        """Train on all cells; sets ``H_`` as well, the usages of these cells. See `AENMF.fit`."""
-        X = _check_cells(cells, self.k).X
-        begin = time.perf_counter()
-        self._nmf = NMF(
-            n_components=self.k,
-            init="nndsvda",
-            solver="cd",
-            beta_loss="frobenius",
-            max_iter=self.max_iter,
-            tol=self.tol,
-            random_state=self.seed,
-            verbose=1,
-        )
-        with _sweep_progress(self.name, self.max_iter), warnings.catch_warnings():
-            # 100 sweeps are the published setting: that they do not converge is recorded in stop_, not warned of
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            self.H_ = self._nmf.fit_transform(X)
-        self.W_, self.U_ = self._nmf.components_, None
-        self.n_iter_ = int(self._nmf.n_iter_)
-        self.stop_ = f"reached max_iter = {self.max_iter}" if self.n_iter_ >= self.max_iter else f"tol = {self.tol:g}"
-        self.seconds_ = time.perf_counter() - begin
-        self.genes_ = cells.var_names.copy()
-        self.loss_history_ = np.array([self._loss(X, self.H_)])  # scikit-learn tells the last one only
-        return self
-
-    def transform(self, X: AnnData | csr_matrix) -> np.ndarray:
-        """Give each cell its usages by non-negative least squares, (n_cells, k); the cells of the fit have ``H_``."""
-        return self._nmf.transform(_check_X(_same_genes(self, X)))
-
-    def objective(self, cells: AnnData) -> float:
-        """``(1/n) ‖X − H W‖²`` on these cells, H by `transform`."""
-        X = _check_X(_same_genes(self, cells))
-        return self._loss(X, self.transform(X))
-
-    def embeddings(self, cells: AnnData) -> dict[str, np.ndarray]:
-        """Give what the results file holds for each cell of the fit, by role."""
-        return {"shared": self.H_}
-
-    def _loss(self, X: csr_matrix, H: np.ndarray) -> float:
-        H64, W64 = H.astype(np.float64), self.W_.astype(np.float64)
-        sse = (
-            np.square(X.data, dtype=np.float64).sum()
-            - 2 * np.sum((X @ W64.T) * H64)
-            + np.sum((H64.T @ H64) * (W64 @ W64.T))
-        )
-        return float(sse) / X.shape[0]
-
-
 def summary(model: "AENMF | BaseNMF", cells: AnnData) -> str:
     """Say how a fit to these cells ended, and what share of ‖X‖² it explains, penalties counted against it."""
     loss = model.loss_history_.min()
@@ -389,76 +319,3 @@ def relative_error(cells: AnnData, H: np.ndarray, W: np.ndarray) -> float:
     squares = np.square(X.data, dtype=np.float64).sum()
     sse = squares - 2 * np.sum((X @ W.T) * H) + np.sum((H.T @ H) * (W @ W.T))
     return float(np.sqrt(sse / squares))
-
-
-def _check_settings(model) -> None:
-    """Refuse hyper-parameters that no training can use, when the model is made rather than hours later."""
-    for name, value in vars(model).items():
-        if name in ("k", "max_iter") and not (isinstance(value, numbers.Integral) and value >= (name == "max_iter")):
-            raise ValueError(f"{name}={value!r}: a whole number above 0 is expected.")
-        if name in ("tol", "gamma", "eta", "lambda_W", "lambda_U") and not 0 <= value < np.inf:
-            raise ValueError(f"{name}={value!r}: a number of 0 or above is expected.")
-
-
-def _check_cells(cells: AnnData | Cells, k: int) -> AnnData | Cells:
-    if not isinstance(cells, AnnData | Cells):
-        raise TypeError(f"fit takes an AnnData, as data.load gives it, not a {type(cells).__name__}.")
-    if isinstance(cells, AnnData):
-        _check_rank(k, *_check_X(cells.X).shape)
-    else:
-        _check_rank(k, cells.n_cells, cells.n_genes)
-    return cells
-
-
-def _check_rank(k: int, n_cells: int, n_genes: int) -> None:
-    if not 1 <= k <= min(n_cells, n_genes):
-        raise ValueError(
-            f"k = {k} programs were asked of {n_cells} cells × {n_genes} genes: k must lie between 1 and "
-            f"{min(n_cells, n_genes)}."
-        )
-
-
-def _same_genes(model: "AENMF | BaseNMF", X: AnnData | csr_matrix | Cells) -> csr_matrix | Cells:
-    if not hasattr(model, "genes_"):
-        raise NotFittedError(f"this {model.name} has not been fitted: call fit first.")
-    if isinstance(X, AnnData | Cells):
-        genes = X.var_names if isinstance(X, AnnData) else X.genes
-        if not genes.equals(model.genes_):
-            shared = len(model.genes_.intersection(genes))
-            raise ValueError(
-                f"the cells have {len(genes)} genes, the model {len(model.genes_)}, {shared} of them shared"
-                f"{' but in another order' if shared == len(genes) == len(model.genes_) else ''}. "
-                "Give the genes of the fit, in its order: cells[:, model.genes_]."
-            )
-        return X.X if isinstance(X, AnnData) else X
-    if X.shape[1] != len(model.genes_):
-        raise ValueError(f"X has {X.shape[1]} genes, the model {len(model.genes_)}. Give the genes of the fit.")
-    return X
-
-
-def _check_X(X: csr_matrix) -> csr_matrix:
-    if not isinstance(X, csr_matrix) and getattr(X, "format", None) != "csr":
-        raise ValueError(f"X is a {type(X).__name__}: a CSR matrix is expected; write scipy.sparse.csr_matrix(X).")
-    if X.dtype not in (np.float32, np.float64):
-        raise ValueError(f"X is of {X.dtype}: float32 (or float64) is expected, log1p of counts per 10 000.")
-    if bad := int((~np.isfinite(X.data)).sum()):
-        raise ValueError(f"X holds {bad} values that are NaN or infinite: log1p of counts per 10 000 is expected.")
-    if X.nnz and X.data.min() < 0:
-        raise ValueError(f"X holds {int((X.data < 0).sum())} negative values: log1p of counts per 10 000 is expected.")
-    return X
-
-
-@contextlib.contextmanager
-def _sweep_progress(name: str, total: int):
-    """Turn the line that scikit-learn prints after each sweep into a progress bar."""
-    with tqdm(total=total, desc=name, unit="it", mininterval=2) as bar:
-
-        class Lines:
-            def write(self, text: str) -> None:
-                bar.update(text.count("violation"))
-
-            def flush(self) -> None:
-                bar.refresh()
-
-        with contextlib.redirect_stdout(Lines()):
-            yield

@@ -17,6 +17,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import aenmf_lib
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REQUIREMENTS = [
@@ -420,7 +422,7 @@ def library_imports(file: Path) -> set[str]:
     for node in (node for node in nodes if isinstance(node, ast.ImportFrom)):
         names |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
     parts = {name.split(".")[1] for name in names if name.startswith("aenmf_lib.")}
-    parts = {"models" if part in ("AENMF", "BaseNMF", "CAENMF1", "CAENMF2") else part for part in parts}
+    parts = {aenmf_lib._MODELS.get(part, part) for part in parts}
     return {part for part in parts if (ROOT / f"aenmf_lib/{part}.py").is_file()}
 
 
@@ -561,7 +563,8 @@ def test_an_active_environment_is_used_if_it_holds_the_library(bare, variable):
     environment = {variable: str(theirs), "PATH": str(bare.root / "bin")}
     assert "Making .venv" in bare("-n", "test", python=False, **environment).stdout
     (bare.root / "holds-aenmf").touch()
-    assert bare("-n", "test", python=False, **environment).stdout == f'"{theirs}/bin/python" -m pytest\n'
+    asked = bare("-n", "test", python=False, **environment).stdout
+    assert asked == f'"{theirs}/bin/python" -m pytest -n 2 --dist loadfile\n'
     setup_done = bare("setup", python=False, **environment)
     assert setup_done.returncode == 0
     assert not (bare.root / ".venv").exists()
