@@ -34,6 +34,7 @@ _MODULES = (
     "moments",
     "nearest",
     "part",
+    "penalties",
     "programs",
     "provenance",
     "results",

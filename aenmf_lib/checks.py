@@ -15,7 +15,7 @@ def settings(model) -> None:
     for name, value in vars(model).items():
         if name in ("k", "max_iter") and not (isinstance(value, numbers.Integral) and value >= (name == "max_iter")):
             raise ValueError(f"{name}={value!r}: a whole number above 0 is expected.")
-        if name in ("tol", "gamma", "eta", "lambda_W", "lambda_U") and not 0 <= value < np.inf:
+        if name in ("tol", "gamma", "eta", "lambda_W", "lambda_U", "strength") and not 0 <= value < np.inf:
             raise ValueError(f"{name}={value!r}: a number of 0 or above is expected.")
 
 

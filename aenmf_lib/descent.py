@@ -191,12 +191,33 @@ class _Descent:
         self.loss = self._value()
         return self.loss
 
+    # ---------------------------------------------------------------- a form quadratic in W, ``W R Wᵀ`` with R = LᵀK
+    def _prepare(self) -> None:
+        """Form what the objective adds to the data term, of few rows: for model 1 at the best U for W."""
+        W = self._exact()
+        self.L, self.K, self.constant = self.objective.quadratic(W.T)
+        self.LW = self.L @ W
+
+    def _exact(self) -> torch.Tensor:
+        return torch.from_numpy(self.W.astype(np.float64))
+
+    def _quadratic(self, block: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Columns of W R and part of R for a block of genes; the part is empty where nothing is added."""
+        L, K = self.L[:, block], self.K[:, block]
+        if not len(L):
+            return np.zeros_like(self.W[block]), np.empty((0, 0), self.W.dtype)
+        return tuple((K.T @ other).numpy().astype(self.W.dtype) for other in (self.LW, L))
+
+    def _followed(self, block: slice, D: np.ndarray) -> None:
+        if len(self.L):
+            self.LW += self.L[:, block] @ torch.from_numpy(D).double()
+
+    def _added(self) -> float:
+        return float((self.LW * (self.K @ self._exact())).sum()) + self.constant if len(self.K) else 0.0
+
 
 class TiedDescent(_Descent):
-    """AE-NMF, and with a donor part and penalties model 1: for a given U they add a form quadratic in W, ``W R Wᵀ``.
-
-    ``R = LᵀK``, of few rows: ``L = [M; U; √n P]`` and ``K = [U; M; √n P]``, with the donor sums M.
-    """
+    """AE-NMF, and with a donor part model 1: for a given U that adds a form quadratic in W, as a penalty does."""
 
     apart = False
 
@@ -206,34 +227,21 @@ class TiedDescent(_Descent):
         self.F, self.G = self.second.inner(self.H, self.H)[0], (W.T @ W).numpy()
         self._prepare()
 
-    def _prepare(self) -> None:
-        """Take the best U for W, and what it adds."""
-        W = self._exact()
-        self.L, self.K, self.constant = self.objective.quadratic(W.T)
-        self.LW = self.L @ W
-
-    def _exact(self) -> torch.Tensor:
-        return torch.from_numpy(self.W.astype(np.float64))
-
     def _visit(self, block: slice) -> tuple[float, int]:
-        dtype, L, K = self.W.dtype, self.L[:, block], self.K[:, block]
+        dtype = self.W.dtype
         A, D = self.second.columns(self.H, block.start, block.stop)[0], np.zeros_like(self.W[block])
-        B, R = np.zeros_like(A), np.empty((0, 0), dtype)
-        if len(L):
-            B, R = ((K.T @ other).numpy().astype(dtype) for other in (self.LW, L))
+        B, R = self._quadratic(block)
         done = kernels.visit(
             A, B, self.second.gram(block)[0], R, self.squares[0, block], self.W[block], self.F, self.G,
             dtype.type(self.n * self.objective.lambda_W), RELAX, self.least, D,
         )  # fmt: skip
         self.second.move(self.H, block.start, D[None])
-        if len(L):
-            self.LW += L @ torch.from_numpy(D).double()
+        self._followed(block, D)
         return done
 
     def _value(self) -> float:
         sse = self.objective.moments.sq_norm - 2 * np.trace(self.F) + np.sum(self.F * self.G)
-        extra = float((self.LW * (self.K @ self._exact())).sum()) + self.constant if len(self.K) else 0.0
-        return float(sse + self.n * self.objective.lambda_W * np.trace(self.G) + extra) / self.n
+        return float(sse + self.n * self.objective.lambda_W * np.trace(self.G) + self._added()) / self.n
 
     def solution(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """W, and the best U for it, as the objective takes them."""
@@ -261,18 +269,17 @@ class BendingDescent(_Descent):
         self.F, self.G = self.second.inner(self.H, self.H), (V.mT @ V).numpy()
         self.cross = float(np.trace(self.second.inner(self.H, self.Y), axis1=1, axis2=2).sum())
 
-    def _prepare(self) -> None:
-        """Nothing: U moves with W."""
+        self._prepare()
 
     def _visit(self, block: slice) -> tuple[float, int]:
         A, B = (self.second.columns(state, block.start, block.stop) for state in (self.H, self.Y))
         W, U, S = self.W[block], self.U[:, block].copy(), self.second.gram(block)
         D, n, settings = np.zeros_like(W), self.n, (RELAX, self.least)
+        own = W, U, self.F, self.G, n * self.objective.lambda_W
         told = np.array(
-            kernels.visit_shared(
-                A, B, S, self.squares[:, block], W, U, self.F, self.G, n * self.objective.lambda_W, *settings, D
-            )
+            kernels.visit_shared(A, B, S, *self._quadratic(block), self.squares[:, block], *own, *settings, D)
         )
+        self._followed(block, D)
         # through torch, for numpy's product wakes threads of its own, which then keep the others waiting
         A += torch.matmul(torch.from_numpy(S), torch.from_numpy(D)).numpy()
         DV = np.repeat(D[None], len(A), axis=0)
@@ -287,7 +294,8 @@ class BendingDescent(_Descent):
         sse = self.objective.moments.sq_norm - 2 * self.cross + np.sum(self.F * self.G)
         norms = (float(torch.linalg.vector_norm(torch.from_numpy(M), dtype=torch.float64)) for M in (self.W, self.U))
         weights = self.objective.lambda_W, self.objective.lambda_U
-        return float(sse) / self.n + sum(weight * norm**2 for weight, norm in zip(weights, norms, strict=True))
+        weighed = sum(weight * norm**2 for weight, norm in zip(weights, norms, strict=True))
+        return float(sse + self._added()) / self.n + weighed
 
     def solution(self) -> tuple[torch.Tensor, torch.Tensor]:
         """W and U as the objective takes them."""

@@ -166,12 +166,12 @@ def visit(A, B, S, R, squares, W, F, G, n_lambda, relax, least, D):
 
 
 @_serial
-def visit_shared(A, B, S, squares, W, U, F, G, n_lambda, relax, least, D):
+def visit_shared(A, B, S, B_more, R, squares, W, U, F, G, n_lambda, relax, least, D):
     """Visit the entries of W of one block of genes, for model 2, at fixed U.
 
-    A, B : (donors, genes, k), columns of W S_d and V_d S_d; S : (donors, genes, genes), parts of S_d; W, F, G are
-    updated; D is the change; the rest is as in `visit`. Gives the change of Σ tr V_d S_d Wᵀ, what was gained, and by
-    how many steps.
+    A, B : (donors, genes, k), columns of W S_d and V_d S_d; S : (donors, genes, genes), parts of S_d; B_more and R
+    are B and R of `visit`; W, F, G are updated; D is the change; the rest is as in `visit`. Gives the change of
+    Σ tr V_d S_d Wᵀ, what was gained, and by how many steps.
     """
     m, n_genes, k = A.shape
     T = W.dtype.type
@@ -179,7 +179,7 @@ def visit_shared(A, B, S, squares, W, U, F, G, n_lambda, relax, least, D):
     x, y, v, f, g = np.empty((5, m, k), W.dtype)
     xv, places, moved, n_moved = np.empty(m), np.empty(k, np.int64), np.empty(n_genes, np.int64), 0
     for a in range(n_genes):
-        w, s_all = W[a], 0.0
+        w, y_more, s_all, r = W[a], B_more[a], 0.0, float(R[a, a]) if len(R) else 0.0
         for d in range(m):
             s_all += squares[d, a]
         if s_all == 0:
@@ -194,15 +194,17 @@ def visit_shared(A, B, S, squares, W, U, F, G, n_lambda, relax, least, D):
                 xv[d] += x[d, j] * v[d, j]
             _add_rows(f[d], F[d], v[d], places, _nonzero(v[d], places))
             _add_rows(g[d], G[d], x[d], places, _nonzero(x[d], places))
+        if len(R):
+            _add_rows(y_more, D, R[a], moved, n_moved)
         before = steps
         for j in range(k):
-            c1 = n_lambda * float(w[j])
+            c1 = n_lambda * float(w[j]) + float(y_more[j])
             for d in range(m):
                 c1 += float(f[d, j]) + float(g[d, j]) - float(x[d, j]) - float(y[d, j])
             c1 *= 2
             if w[j] == 0 and c1 >= 0:
                 continue
-            c2, c3 = n_lambda, 0.0
+            c2, c3 = n_lambda + r, 0.0
             for d in range(m):
                 s, xj = squares[d, a], x[d, j]
                 c2 += s * G[d, j, j] + F[d, j, j] + 2 * (xj * v[d, j] + xv[d]) - 2 * s

@@ -9,7 +9,7 @@ import hashlib
 import logging
 import time
 import warnings
-from dataclasses import KW_ONLY, asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
@@ -21,7 +21,7 @@ from scipy.sparse import csr_matrix
 from sklearn.decomposition import non_negative_factorization
 from sklearn.exceptions import ConvergenceWarning
 
-from aenmf_lib import checks, data, solver, start
+from aenmf_lib import checks, data, penalties, results, solver, start
 from aenmf_lib.baseline import BaseNMF
 from aenmf_lib.checkpoint import Checkpoint
 from aenmf_lib.data import CELL_TYPE, DONOR
@@ -73,7 +73,14 @@ class AENMF:
         """Whether training reads ``cell_type``: a score against it is then not label-free."""
         return False
 
-    def fit(self, cells: AnnData | Cells | Moments, *, checkpoint: str | Path | None = None) -> "AENMF":
+    def fit(
+        self,
+        cells: AnnData | Cells | Moments,
+        *,
+        checkpoint: str | Path | None = None,
+        plain: "AENMF | None" = None,
+        start: np.ndarray | None = None,
+    ) -> "AENMF":
         """Train on all cells.
 
         Parameters
@@ -84,6 +91,10 @@ class AENMF:
         checkpoint
             File that keeps the state once a minute; if it is there, the fit goes on from it. On the CPU it ends in the
             same bits as one that was not interrupted.
+        plain
+            AE-NMF of the same cells and rank, from which `strength` is reckoned; without it, it is fitted first.
+        start
+            W to start from, (k, n_genes), ≥ 0. Without it, as `init` says, or for a `strength` from the plain AE-NMF.
 
         Raises
         ------
@@ -96,9 +107,17 @@ class AENMF:
         begin = time.perf_counter()
         moments = cells if isinstance(cells, Moments) else self._moments(checks.cells_of(cells, self.k))
         self._check_moments(moments)
+        first = self._prepare(moments, plain, checkpoint)
+        if start is not None:
+            first = torch.from_numpy(_check_start(start, self.k, moments.n_genes)).to(moments.device, moments.dtype)
         keep = checkpoint and Checkpoint(Path(checkpoint), self._identity(moments))
         settings = {"row_norm": self.row_norm, "tol": self.tol, "max_iter": self.max_iter, "name": self.name}
-        solution = solver.minimise(self._objective(moments), lambda: self._start(moments), **settings, checkpoint=keep)
+        solution = solver.minimise(
+            self._objective(moments),
+            lambda: self._start(moments) if first is None else first,
+            **settings,
+            checkpoint=keep,
+        )
         self._keep(solution, moments)
         self.seconds_ = time.perf_counter() - begin  # the start included
         return self
@@ -172,6 +191,10 @@ class AENMF:
         if moments.device != self.device:
             raise ValueError(f"the moments are on {moments.device!r}, the model on {self.device!r}: load them there.")
 
+    def _prepare(self, moments: Moments, plain: "AENMF | None", checkpoint: str | Path | None) -> torch.Tensor | None:
+        """Settle what the objective takes from the cells; gives W to start from, if that has found one."""
+        return None
+
     def _objective(self, moments: Moments) -> Tied:
         return Tied(moments, lambda_W=self.lambda_W)
 
@@ -200,9 +223,44 @@ class AENMF:
 
 @dataclass
 class _Conditional(AENMF):
-    """What the two conditional models share: the donors and their latent."""
+    """What the two conditional models share: the donors, their latent, and what keeps the usages from telling of them.
+
+    A fit sets ``penalty_``, the weights, and ``strength_``, what was left of the strength after chance.
+    """
+
+    _: KW_ONLY
+    strength: float = 0.0  # of the centred invariance, or with labels="none" of HSIC; above 0 in place of γ and η
+    labels: str = "cell_type"  # "none": no penalty reads cell_type, so γ is 0
 
     conditional: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.labels not in penalties.LABELS:
+            known = " or ".join(map(repr, penalties.LABELS))
+            raise ValueError(f"labels={self.labels!r} is not known: give {known}.")
+
+    @property
+    def uses_cell_type(self) -> bool:
+        """Whether training reads ``cell_type``."""
+        return self.labels == "cell_type" and self.strength > 0
+
+    def _weights(self) -> penalties.Weights:
+        """Weights where there is no strength."""
+        return penalties.Weights(0.0, 0.0, centred=True)
+
+    def _prepare(self, moments: Moments, plain: AENMF | None, checkpoint: str | Path | None) -> torch.Tensor | None:
+        self.penalty_, self.strength_, first = self._weights(), 0.0, None
+        if self.strength:
+            if plain is None:
+                shared = {field.name: getattr(self, field.name) for field in fields(AENMF) if field.name != "preset"}
+                keep = checkpoint and results.plain_checkpoint(checkpoint)
+                plain = AENMF(**shared).fit(moments, checkpoint=keep)
+            if plain.W_.shape != (self.k, moments.n_genes):
+                raise ValueError(f"the plain AE-NMF is {plain.W_.shape}, expected {(self.k, moments.n_genes)}.")
+            first = torch.from_numpy(plain.W_).to(moments.device)
+            self.penalty_, self.strength_ = penalties.of_strength(self.strength, self.labels, moments, first)
+        return first
 
     def _check_moments(self, moments: Moments) -> None:
         super()._check_moments(moments)
@@ -251,6 +309,8 @@ class CAENMF1(_Conditional):
         "gamma": 1e-3,
         "eta": 0.256,
         "invariance": "published",
+        "strength": 0.0,
+        "labels": "cell_type",
         "row_norm": True,
     }
 
@@ -258,33 +318,43 @@ class CAENMF1(_Conditional):
         super().__post_init__()
         if self.invariance not in ("published", "centred"):
             raise ValueError(f"invariance={self.invariance!r} is not known: give 'published' or 'centred'.")
+        if self.labels == "none":
+            self.gamma = 0.0
 
     @property
     def uses_cell_type(self) -> bool:
         """Whether training reads ``cell_type``."""
-        return self.gamma > 0
+        return super().uses_cell_type or self.gamma > 0
+
+    def _weights(self) -> penalties.Weights:
+        return penalties.Weights(self.gamma, self.eta, centred=self.invariance == "centred")
 
     def cond_latent(self, cells: AnnData) -> np.ndarray:
         """Give ``C U Wᵀ``, (n_cells, k): the usages of the profile of each cell's donor."""
         return (self.U_ @ self.W_.T)[self._donor_codes(cells)]
 
     def _objective(self, moments: Moments) -> Additive:
-        weights = {name: getattr(self, name) for name in ("lambda_W", "lambda_U", "gamma", "eta")}
-        return Additive(moments, **weights, centred=self.invariance == "centred")
+        return Additive(moments, lambda_W=self.lambda_W, lambda_U=self.lambda_U, P=self.penalty_.rows(moments))
 
 
 @dataclass
 class CAENMF2(_Conditional):
     """Conditional AE-NMF, model 2: programs that bend per donor, ``x̂ = h (W + U_d)``.
 
-    ``(1/n) ‖X − X̂‖² + λ_W ‖W‖² + λ_U ‖U‖²`` over W, U ≥ 0.
+    ``(1/n) ‖X − X̂‖² + λ_W ‖W‖² + λ_U ‖U‖²`` over W, U ≥ 0; with a `strength` the penalty of model 1 as well, which
+    the published code reads here and never uses.
     """
 
     _: KW_ONLY
     lambda_U: float = 5e-2  # weight of ‖U‖²
 
     name: ClassVar[str] = "CAE_NMF2"
-    published: ClassVar[dict] = {"lambda_W": 1e-2, "lambda_U": 5e-2, "row_norm": True}
+    published: ClassVar[dict] = {
+        "lambda_W": 1e-2,
+        "lambda_U": 5e-2,
+        "strength": 0.0,
+        "row_norm": True,
+    }
 
     def cond_latent(self, cells: AnnData) -> np.ndarray:
         """Give ``h ∘ diag(U_d Wᵀ)``, (n_cells, k)."""
@@ -292,12 +362,18 @@ class CAENMF2(_Conditional):
         return self.transform(cells) * overlap[self._donor_codes(cells)]
 
     def _objective(self, moments: Moments) -> Bending:
-        return Bending(moments, lambda_W=self.lambda_W, lambda_U=self.lambda_U)
+        return Bending(moments, lambda_W=self.lambda_W, lambda_U=self.lambda_U, P=self.penalty_.rows(moments))
 
     def _check_moments(self, moments: Moments) -> None:
         if not moments.by_donor:
             raise ValueError(f"{self.name} needs a second moment of every donor: make moments with by_donor=True.")
         super()._check_moments(moments)
+
+
+def _check_start(W: np.ndarray, k: int, n_genes: int) -> np.ndarray:
+    if W.shape != (k, n_genes) or not (W >= 0).all():
+        raise ValueError(f"start is {W.shape}, least value {W.min():g}: expected {(k, n_genes)}, all of it 0 or above.")
+    return W
 
 
 def summary(model: "AENMF | BaseNMF", cells: AnnData) -> str:

@@ -24,11 +24,12 @@ class Point:
 
 
 class Tied:
-    """AE-NMF: ``(1/n) ‖X − X Wᵀ W‖² + λ_W ‖W‖²``."""
+    """AE-NMF: ``(1/n) ‖X − X Wᵀ W‖² + λ_W ‖W‖²``, and ``‖P Wᵀ‖²`` for the rows P of a penalty (module `penalties`)."""
 
-    def __init__(self, moments: Moments, *, lambda_W: float) -> None:
+    def __init__(self, moments: Moments, *, lambda_W: float, P: torch.Tensor | None = None) -> None:
         self.moments = moments
         self.lambda_W = lambda_W
+        self.P = moments.donor_sums[:0] if P is None else P
         self.n = moments.n_cells
         self.gene_sq = self._gene_sq()[:, None, :]  # diagonals of S or S_d
 
@@ -44,7 +45,8 @@ class Tied:
         """Gradient with respect to W at fixed U: as U is the best one, that of the objective."""
         V, VS = self.decoder(point), self.decoder_product(point)
         F, VV = point.F.to(V.dtype), _inner(V, V).to(V.dtype)
-        return 2 / self.n * (F @ V - 2 * point.T + VV @ point.T - (VS - point.T)).sum(0) + 2 * self.lambda_W * point.W
+        data = 2 / self.n * (F @ V - 2 * point.T + VV @ point.T - (VS - point.T)).sum(0)
+        return data + 2 * self.lambda_W * point.W + 2 * (self.P @ point.W.T).T @ self.P
 
     def curvature(self, point: Point) -> torch.Tensor:
         """Diagonal of the Hessian with respect to W at fixed U, held above a small positive value."""
@@ -52,6 +54,7 @@ class Tied:
         VV, F = V.square().sum(2, keepdim=True), point.F.diagonal(dim1=1, dim2=2)[:, :, None].to(V.dtype)
         TV = T * V
         bend = 2 / self.n * (s * (VV - 2) + F + 2 * (TV + TV.sum(1, keepdim=True))).sum(0) + 2 * self.lambda_W
+        bend = bend + 2 * self.P.square().sum(0)
         return bend.clamp(min=1e-3 * float(bend.mean().abs()) + torch.finfo(bend.dtype).tiny)
 
     def quadratic(self, W: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
@@ -59,8 +62,8 @@ class Tied:
 
         W is (k, n_genes) float64 on the CPU, and so are L and K, of few rows.
         """
-        none = W[:0]
-        return none, none, 0.0
+        P = self.n**0.5 * self.P.to(W)
+        return P, P, 0.0
 
     # ---------------------------------------------------------------- the parts
     def point(self, W: torch.Tensor, U: torch.Tensor | None = None) -> Point:
@@ -82,7 +85,7 @@ class Tied:
             - 2 * _inner(point.T, V).diagonal(dim1=1, dim2=2).sum()
             + (point.F * _inner(V, V)).sum()
         )
-        return float(sse) / self.n + self.lambda_W * _sq(point.W)
+        return float(sse) / self.n + self.lambda_W * _sq(point.W) + _sq(self.P.double() @ point.W.double().T)
 
     def decoder(self, point: Point) -> torch.Tensor:
         """V, of the shape of T: what usages are multiplied by to give expression."""
@@ -106,21 +109,11 @@ class Tied:
 
 
 class Additive(Tied):
-    """Model 1: ``X̂ = X Wᵀ W + C U``, a profile per donor, and penalties on what the usages tell of the donor.
+    """Model 1: ``X̂ = X Wᵀ W + C U``, a profile per donor."""
 
-    Both penalties are of the form ``‖P Wᵀ‖²`` with rows P made of group sums.
-    """
-
-    def __init__(
-        self, moments: Moments, *, lambda_W: float, lambda_U: float, gamma: float, eta: float, centred: bool
-    ) -> None:
-        super().__init__(moments, lambda_W=lambda_W)
+    def __init__(self, moments: Moments, *, lambda_W: float, lambda_U: float, P: torch.Tensor | None = None) -> None:
+        super().__init__(moments, lambda_W=lambda_W, P=P)
         self.lambda_U = lambda_U
-        rows = [
-            *([(gamma / self.n) ** 0.5 * _invariance_rows(moments, centred=centred)] if gamma else []),
-            *([eta**0.5 / (self.n - 1) * _hsic_rows(moments)] if eta else []),
-        ]
-        self.P = torch.cat(rows) if rows else moments.donor_sums[:0]
 
     def profiles(self, W: torch.Tensor) -> torch.Tensor:
         """Solve in closed form: ``max(0, (M − J W) / (n_d + n λ_U))`` with ``M = CᵀX``, ``J = M Wᵀ``."""
@@ -128,8 +121,9 @@ class Additive(Tied):
         return (M - M @ W.T @ W).clamp(min=0) / weight[:, None]
 
     def quadratic(self, W: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """Cross terms of the donor part and the penalties, ``2 ⟨M Wᵀ, U Wᵀ⟩ + n ‖P Wᵀ‖²``."""
-        M, P, U = self.moments.donor_sums.to(W), self.n**0.5 * self.P.to(W), self.profiles(W)
+        """Cross terms of the donor part and the penalty, ``2 ⟨M Wᵀ, U Wᵀ⟩ + n ‖P Wᵀ‖²``."""
+        M, U = self.moments.donor_sums.to(W), self.profiles(W)
+        P = super().quadratic(W)[0]
         weight = self.moments.donor_counts.to(W) + self.n * self.lambda_U
         constant = float(weight @ U.square().sum(1) - 2 * (M * U).sum())
         return torch.cat([M, U, P]), torch.cat([U, M, P]), constant
@@ -142,26 +136,24 @@ class Additive(Tied):
             - 2 * (M * U).sum()
             + 2 * ((M @ W.T) * (U @ W.T)).sum()
         )
-        penalties = self.lambda_U * _sq(U) + _sq(self.P.double() @ W.T)
-        return super().value(point) + float(sse) / self.n + penalties
+        return super().value(point) + float(sse) / self.n + self.lambda_U * _sq(U)
 
     def gradient(self, point: Point) -> torch.Tensor:
         """Gradient with respect to W at fixed U."""
-        W, U, M, P = point.W, point.U, self.moments.donor_sums, self.P
-        additive = 2 / self.n * ((M @ W.T).T @ U + (U @ W.T).T @ M)
-        return super().gradient(point) + additive + 2 * (P @ W.T).T @ P
+        W, U, M = point.W, point.U, self.moments.donor_sums
+        return super().gradient(point) + 2 / self.n * ((M @ W.T).T @ U + (U @ W.T).T @ M)
 
     def curvature(self, point: Point) -> torch.Tensor:
         """Diagonal of the Hessian with respect to W at fixed U."""
         cross = 4 / self.n * (self.moments.donor_sums * point.U).sum(0)
-        return super().curvature(point) + cross + 2 * self.P.square().sum(0)
+        return super().curvature(point) + cross
 
 
 class Bending(Tied):
     """Model 2: ``X̂_i = h_i (W + U_d(i))``, programs that bend per donor. Needs moments kept apart by donor."""
 
-    def __init__(self, moments: Moments, *, lambda_W: float, lambda_U: float) -> None:
-        super().__init__(moments, lambda_W=lambda_W)
+    def __init__(self, moments: Moments, *, lambda_W: float, lambda_U: float, P: torch.Tensor | None = None) -> None:
+        super().__init__(moments, lambda_W=lambda_W, P=P)
         self.lambda_U = lambda_U
 
     def decoder(self, point: Point) -> torch.Tensor:
@@ -207,24 +199,6 @@ class Bending(Tied):
         better = replace(point, U=self.best_U(point, point.U, steps=steps))
         better.loss = self.value(better)
         return better
-
-
-def _invariance_rows(moments: Moments, *, centred: bool) -> torch.Tensor:
-    """Rows D with ``‖D Wᵀ‖² = Σ n_td ‖h̄_td‖²``; centred, of ``h̄_td − h̄_t`` instead."""
-    n_td, sums = moments.group_counts[:, None], moments.group_sums
-    means = sums / n_td
-    if centred:
-        n_types = int(moments.group_type.max()) + 1
-        of_type = torch.zeros(n_types, len(sums), dtype=sums.dtype, device=sums.device)
-        of_type[moments.group_type, torch.arange(len(sums), device=sums.device)] = 1
-        means = means - ((of_type @ sums) / (of_type @ n_td))[moments.group_type]
-    return n_td.sqrt() * means
-
-
-def _hsic_rows(moments: Moments) -> torch.Tensor:
-    """Rows Z with ``‖Z Wᵀ‖² = ‖H_cᵀ C_c‖²``: donor sums less what their share of all cells would give."""
-    M, n_d = moments.donor_sums, moments.donor_counts
-    return M - (n_d / moments.n_cells)[:, None] * M.sum(0)
 
 
 def _inner(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:

@@ -102,6 +102,11 @@ def checkpoint(path: str | Path) -> Path:
     return Path(path).with_suffix(".checkpoint.npz")
 
 
+def plain_checkpoint(path: str | Path) -> Path:
+    """Where the AE-NMF that a strength is reckoned from keeps its state, beside that of the fit itself."""
+    return Path(path).with_suffix(".plain.npz")
+
+
 def write(path: str | Path, model, cells: AnnData, *, donor_U: bool = False) -> None:
     """Write what a trained model found, without the expression matrix.
 
@@ -132,6 +137,7 @@ def write(path: str | Path, model, cells: AnnData, *, donor_U: bool = False) -> 
         "model": name,
         "parameters": hyper,
         "cell_type_in_training": bool(model.uses_cell_type),
+        "penalty": asdict(model.penalty_) | {"strength": model.strength_} if donors else {},
         "input": cells.uns["input"],
         "source": cells.uns.get(PROVENANCE, {}).get("input", {}),
         "loss_history": model.loss_history_,
@@ -144,7 +150,8 @@ def write(path: str | Path, model, cells: AnnData, *, donor_U: bool = False) -> 
         **provenance.of_run(),
     }
     write_h5ad(out, path)
-    checkpoint(path).unlink(missing_ok=True)
+    for state in (checkpoint(path), plain_checkpoint(checkpoint(path))):
+        state.unlink(missing_ok=True)
     log.info("wrote %s (%.1f MB)", path, Path(path).stat().st_size / 1e6)
 
 

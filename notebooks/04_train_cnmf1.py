@@ -13,6 +13,8 @@ lambda_U: float = 1e-1  # weight of ‖U‖²
 gamma: float = 1e-3  # weight of the invariance, which uses cell_type; 0 trains without labels
 eta: float = 0.256  # weight of the HSIC between usages and donor
 invariance: str = "published"  # or 'centred': only what differs between donors within a type
+strength: float = 0.0  # above 0, in place of γ and η: share of the error that the penalty is at the plain AE-NMF
+labels: str = "cell_type"  # 'none': no penalty reads cell_type, and a strength is that of HSIC
 tol: float = 5e-4  # stop at this relative decrease of the objective over 10 sweeps
 max_iter: int = 1000  # iterations at most
 row_norm: bool = False  # hold the rows of W at length 1
@@ -34,8 +36,9 @@ cells_ = data.load(cells)
 cells_
 
 # %% [markdown]
-# It starts from AE-NMF on samples of the cells, then takes all cells, the donor profiles U and both penalties.
-# With γ > 0 the training has seen `cell_type`, and every score against it says so.
+# It starts from AE-NMF on samples of the cells, then takes all cells, the donor profiles U and both penalties; with a
+# `strength` it starts from AE-NMF on all cells. With γ > 0 the training has seen `cell_type`, and every score against
+# it says so.
 
 # %%
 model = CAENMF1(
@@ -46,6 +49,8 @@ model = CAENMF1(
     gamma=gamma,
     eta=eta,
     invariance=invariance,
+    strength=strength,
+    labels=labels,
     row_norm=row_norm,
     preset=preset or None,
     tol=tol,

@@ -10,6 +10,8 @@ k: int = 80  # programs
 seed: int = 42  # everything random
 lambda_W: float = 1e-2  # weight of ‖W‖²
 lambda_U: float = 5e-2  # weight of ‖U‖²
+strength: float = 0.0  # above 0: share of the error that the invariance is at the plain AE-NMF
+labels: str = "cell_type"  # 'none': HSIC in its place, which does not read cell_type
 donor_U: bool = False  # write U (donors × k × genes) too
 tol: float = 5e-4  # stop at this relative decrease of the objective over 10 sweeps
 max_iter: int = 1000  # iterations at most
@@ -32,8 +34,8 @@ cells_ = data.load(cells)
 cells_
 
 # %% [markdown]
-# It starts from AE-NMF on samples of the cells. Then every donor decodes with W + U_d: usages stay H = X Wᵀ.
-# `cell_type` is not used.
+# It starts from AE-NMF on samples of the cells, with a `strength` on all. Then every donor decodes with W + U_d: usages
+# stay H = X Wᵀ. Without a `strength`, `cell_type` is not used.
 
 # %%
 model = CAENMF2(
@@ -41,6 +43,8 @@ model = CAENMF2(
     seed=seed,
     lambda_W=lambda_W,
     lambda_U=lambda_U,
+    strength=strength,
+    labels=labels,
     row_norm=row_norm,
     preset=preset or None,
     tol=tol,

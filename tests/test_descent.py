@@ -14,11 +14,13 @@ from aenmf_lib import kernels, solver, start
 from aenmf_lib.gradient import ProjectedGradient
 from aenmf_lib.moments import Moments
 from aenmf_lib.objectives import Additive, Bending, Tied
+from aenmf_lib.penalties import Weights
 
 OBJECTIVES = {
     "tied": lambda m: Tied(m, lambda_W=0.02),
-    "additive": lambda m: Additive(m, lambda_W=0.02, lambda_U=0.1, gamma=0.5, eta=3.0, centred=True),
+    "additive": lambda m: Additive(m, lambda_W=0.02, lambda_U=0.1, P=Weights(0.5, 3.0, centred=True).rows(m)),
     "bending": lambda m: Bending(m, lambda_W=0.02, lambda_U=0.05),
+    "bending, kept down": lambda m: Bending(m, lambda_W=0.02, lambda_U=0.05, P=Weights(0.5, 3.0, centred=True).rows(m)),
 }
 
 
@@ -26,9 +28,12 @@ def made(name, mode, n_genes=600, dtype=np.float64):
     """More genes than two blocks hold."""
     cells = tiny_cells(n_cells=80, n_genes=n_genes)
     cells.X = cells.X.astype(dtype)
-    objective = OBJECTIVES[name](Moments.of(cells, by_donor=name == "bending", mode=mode))
+    objective = OBJECTIVES[name](Moments.of(cells, by_donor=name.startswith("bending"), mode=mode))
     W = torch.from_numpy(np.random.default_rng(3).random((4, n_genes)).astype(dtype))
-    return objective, start.best_scale(Tied(objective.moments, lambda_W=0.02), W) if name != "bending" else W * 0.03
+    return objective, start.best_scale(Tied(objective.moments, lambda_W=0.02), W) if name in (
+        "tied",
+        "additive",
+    ) else W * 0.03
 
 
 def minimised(objective, W, **settings):

@@ -7,6 +7,7 @@ from conftest import tiny_cells
 
 from aenmf_lib.moments import Moments
 from aenmf_lib.objectives import Additive, Bending, Tied
+from aenmf_lib.penalties import Weights
 from aenmf_lib.start import best_scale
 
 K = 5
@@ -34,17 +35,20 @@ def dense_tied(X, W, lambda_W):
     return (X - X @ W.T @ W).square().sum() / len(X) + lambda_W * W.square().sum()
 
 
-def dense_additive(X, C, T, W, U, *, lambda_W, lambda_U, gamma, eta, centred):
-    """The definition of model 1, term by term, over the cells."""
-    n, H = len(X), X @ W.T
-    loss = (X - H @ W - C @ U).square().sum() / n + lambda_W * W.square().sum() + lambda_U * U.square().sum()
+def dense_penalty(X, C, T, W, *, gamma, eta, centred):
+    """The definition of both penalties, term by term, over the cells."""
+    n, H, loss = len(X), X @ W.T, 0.0
     for t in T.T.bool():
         for d in C.T.bool():
             if (t & d).any():
                 mean = H[t & d].mean(0) - (H[t].mean(0) if centred else 0)
                 loss = loss + gamma / n * int((t & d).sum()) * mean.square().sum()
-    hsic = ((H - H.mean(0)).T @ (C - C.mean(0))).square().sum() / (n - 1) ** 2
-    return loss + eta * hsic
+    return loss + eta * ((H - H.mean(0)).T @ (C - C.mean(0))).square().sum() / (n - 1) ** 2
+
+
+def dense_additive(X, C, W, U, *, lambda_W, lambda_U):
+    loss = (X - X @ W.T @ W - C @ U).square().sum() / len(X)
+    return loss + lambda_W * W.square().sum() + lambda_U * U.square().sum()
 
 
 def dense_bending(X, donor, W, U, *, lambda_W, lambda_U):
@@ -74,45 +78,47 @@ def test_tied_is_its_definition(cells):
     agrees(Tied(Moments.of(cells), lambda_W=0.3), lambda W: dense_tied(X, W, 0.3), W, None)
 
 
+@pytest.mark.parametrize("model", ["additive", "bending"])
 @pytest.mark.parametrize("centred", [False, True])
 @pytest.mark.parametrize(("gamma", "eta"), [(0.0, 0.0), (0.7, 0.0), (0.0, 40.0), (0.7, 40.0)])
-def test_additive_is_its_definition(cells, codes, gamma, eta, centred):
+def test_conditional_models_and_their_penalties_are_their_definition(cells, codes, model, gamma, eta, centred):
     X, C, T = torch.from_numpy(cells.X.toarray()), one_hot(codes["donor"]), one_hot(codes["cell_type"])
-    weights = {"lambda_W": 0.2, "lambda_U": 0.1, "gamma": gamma, "eta": eta, "centred": centred}
-    W, U = positive(K, cells.n_vars), positive(3, cells.n_vars, seed=2)
-    objective = Additive(Moments.of(cells), **weights)
-    agrees(objective, lambda W: dense_additive(X, C, T, W, U, **weights), W, U)
-
-
-def test_bending_is_its_definition(cells, codes):
-    X = torch.from_numpy(cells.X.toarray())
-    weights = {"lambda_W": 0.2, "lambda_U": 0.1}
-    W, U = positive(K, cells.n_vars), positive(3, K, cells.n_vars, seed=2)
-    objective = Bending(Moments.of(cells, by_donor=True), **weights)
-    agrees(objective, lambda W: dense_bending(X, codes["donor"], W, U, **weights), W, U)
+    weights, penalty = {"lambda_W": 0.2, "lambda_U": 0.1}, {"gamma": gamma, "eta": eta, "centred": centred}
+    W, moments = positive(K, cells.n_vars), Moments.of(cells, by_donor=model == "bending")
+    P = Weights(**penalty).rows(moments)
+    if model == "additive":
+        U = positive(3, cells.n_vars, seed=2)
+        objective, dense = Additive(moments, **weights, P=P), lambda W: dense_additive(X, C, W, U, **weights)
+    else:
+        U = positive(3, K, cells.n_vars, seed=2)
+        objective = Bending(moments, **weights, P=P)
+        dense = lambda W: dense_bending(X, codes["donor"], W, U, **weights)  # noqa: E731
+    agrees(objective, lambda W: dense(W) + dense_penalty(X, C, T, W, **penalty), W, U)
 
 
 def test_penalties_bite(cells, codes):
     """Each penalty changes the value by what the definition says, so none is read and never used."""
-    moments, W, U = Moments.of(cells), positive(K, cells.n_vars), positive(3, cells.n_vars, seed=2)
-    weights = {"lambda_W": 0.0, "lambda_U": 0.0, "gamma": 0.0, "eta": 0.0, "centred": False}
-    plain = Additive(moments, **weights)
-    bare = plain.value(plain.point(W, U))
-    for name in ("lambda_W", "lambda_U", "gamma", "eta"):
-        objective = Additive(moments, **weights | {name: 1.0})
-        assert objective.value(objective.point(W, U)) > bare + 1e-3, name
+    moments, W = Moments.of(cells, by_donor=True), positive(K, cells.n_vars)
+    for model, shape in ((Additive, (3, cells.n_vars)), (Bending, (3, K, cells.n_vars))):
+        U, weights = positive(*shape, seed=2), {"lambda_W": 0.0, "lambda_U": 0.0}
+        plain = model(moments, **weights)
+        bare = plain.value(plain.point(W, U))
+        more = [model(moments, **weights | {name: 1.0}) for name in weights]
+        more += [model(moments, **weights, P=Weights(*pair, centred=False).rows(moments)) for pair in ((1, 0), (0, 1))]
+        for objective in more:
+            assert objective.value(objective.point(W, U)) > bare + 1e-3
 
 
 @pytest.mark.parametrize("kind", ["additive", "bending"])
 def test_best_U_is_optimal(cells, codes, kind):
     """At the best U the gradient with respect to U is 0 where U > 0 and not negative where U = 0."""
-    X, C, T = torch.from_numpy(cells.X.toarray()), one_hot(codes["donor"]), one_hot(codes["cell_type"])
+    X, C = torch.from_numpy(cells.X.toarray()), one_hot(codes["donor"])
     W = positive(K, cells.n_vars) / 4  # too little: U has something to add
     if kind == "additive":
-        weights = {"lambda_W": 0.2, "lambda_U": 0.1, "gamma": 0.7, "eta": 4.0, "centred": False}
-        objective = Additive(Moments.of(cells), **weights)
+        weights, moments = {"lambda_W": 0.2, "lambda_U": 0.1}, Moments.of(cells)
+        objective = Additive(moments, **weights, P=Weights(0.7, 4.0, centred=False).rows(moments))
         U = objective.best_U(objective.point(W), None)
-        loss = lambda U: dense_additive(X, C, T, W, U, **weights)  # noqa: E731
+        loss = lambda U: dense_additive(X, C, W, U, **weights)  # noqa: E731
     else:
         weights = {"lambda_W": 0.2, "lambda_U": 0.1}
         objective = Bending(Moments.of(cells, by_donor=True), **weights)
@@ -131,18 +137,19 @@ def test_best_U_is_optimal(cells, codes, kind):
 def test_curvature_is_the_hessian_diagonal(cells, codes, kind):
     X, C, T = torch.from_numpy(cells.X.toarray()), one_hot(codes["donor"]), one_hot(codes["cell_type"])
     W = positive(K, cells.n_vars)
+    weights, penalty = {"lambda_W": 0.2, "lambda_U": 0.1}, {"gamma": 0.7, "eta": 4.0, "centred": True}
     if kind == "tied":
         objective, U = Tied(Moments.of(cells), lambda_W=0.3), None
         loss = lambda W: dense_tied(X, W, 0.3)  # noqa: E731
     elif kind == "additive":
-        weights = {"lambda_W": 0.2, "lambda_U": 0.1, "gamma": 0.7, "eta": 4.0, "centred": True}
-        objective, U = Additive(Moments.of(cells), **weights), positive(3, cells.n_vars, seed=2)
-        loss = lambda W: dense_additive(X, C, T, W, U, **weights)  # noqa: E731
+        moments, U = Moments.of(cells), positive(3, cells.n_vars, seed=2)
+        objective = Additive(moments, **weights, P=Weights(**penalty).rows(moments))
+        loss = lambda W: dense_additive(X, C, W, U, **weights) + dense_penalty(X, C, T, W, **penalty)  # noqa: E731
     else:
-        weights = {"lambda_W": 0.2, "lambda_U": 0.1}
-        objective = Bending(Moments.of(cells, by_donor=True), **weights)
-        U = positive(3, K, cells.n_vars, seed=2)
-        loss = lambda W: dense_bending(X, codes["donor"], W, U, **weights)  # noqa: E731
+        moments, U = Moments.of(cells, by_donor=True), positive(3, K, cells.n_vars, seed=2)
+        objective = Bending(moments, **weights, P=Weights(**penalty).rows(moments))
+        dense = lambda W: dense_bending(X, codes["donor"], W, U, **weights)  # noqa: E731
+        loss = lambda W: dense(W) + dense_penalty(X, C, T, W, **penalty)  # noqa: E731
     hessian = torch.autograd.functional.hessian(loss, W)
     diagonal = torch.einsum("jaja->ja", hessian)
     curvature = objective.curvature(objective.point(W, U))

@@ -1,0 +1,104 @@
+"""How is what the usages tell of the donor kept down, and how strongly?
+
+Both penalties are of the form ``‖P Wᵀ‖²`` with rows P made of group sums, so no pass over the cells is needed. A
+weight that bites on one data set does nothing on another; a strength means the same on all: 1 makes the penalty at the
+plain AE-NMF solution as large as the error of reconstruction there.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from aenmf_lib.moments import Moments
+from aenmf_lib.objectives import Tied
+
+log = logging.getLogger(__name__)
+
+LABELS = ("cell_type", "none")  # within what groups donors are compared: those of a label, or all cells together
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of the two penalties, ``γ I(H) + η HSIC(H, C)``."""
+
+    gamma: float  # of the invariance, which needs the cell types
+    eta: float  # of the HSIC between usages and donor
+    centred: bool  # I_c: only what differs between donors within a type
+
+    def rows(self, moments: Moments) -> torch.Tensor:
+        """Rows P with ``‖P Wᵀ‖²`` the sum of both penalties, (n_rows, n_genes)."""
+        n = moments.n_cells
+        rows = [
+            *([(self.gamma / n) ** 0.5 * invariance_rows(moments, centred=self.centred)] if self.gamma else []),
+            *([self.eta**0.5 / (n - 1) * hsic_rows(moments)] if self.eta else []),
+        ]
+        return torch.cat(rows) if rows else moments.donor_sums[:0]
+
+
+def of_strength(strength: float, labels: str, moments: Moments, W: torch.Tensor) -> tuple[Weights, float]:
+    """Turn a strength into weights, at the plain AE-NMF solution W.
+
+    ``γ = c SSE₀ / (n I_c(H₀))``, or ``η = c SSE₀ / (n HSIC(H₀, C))``. The centred invariance of a finite group is not 0
+    where there is no difference: were the cells of each group drawn from all cells, it would be ``(G − T)/n · V`` on
+    average, for G groups, T types and the total variance V of the usages. That share of it is left in peace:
+    ``c (1 − (G − T)/n · V / I_c(H₀))₊``, so where donors do not differ nothing is paid.
+
+    Parameters
+    ----------
+    strength
+        c, 0 or above.
+    labels
+        'cell_type': the centred invariance, which reads the cell types. 'none': HSIC, which does not, and so pushes
+        out differences in composition as well.
+    moments
+        Of the cells, with the donor, and for 'cell_type' the type.
+    W
+        (k, n_genes)
+
+    Returns
+    -------
+    Weights, and the strength after that deduction.
+    """
+    n, W = moments.n_cells, W.double()
+    plain = Tied(moments, lambda_W=0.0)
+    point = plain.point(W.to(moments.dtype))
+    sse = n * plain.value(point)
+    if labels == "none":
+        hsic = _sq(hsic_rows(moments).double() @ W.T) / (n - 1) ** 2
+        weights = Weights(0.0, strength * sse / (n * hsic) if hsic else 0.0, centred=True)
+        log.info("strength %g: η = %.4g", strength, weights.eta)
+        return weights, strength
+    between = _sq(invariance_rows(moments, centred=True).double() @ W.T) / n
+    mean = W @ moments.donor_sums.double().sum(0) / n
+    variance = float(point.F.sum(0).trace()) / n - _sq(mean)
+    chance = (len(moments.group_counts) - len(moments.group_type.unique())) / n * variance
+    left = strength * max(0.0, 1 - chance / between) if between else 0.0
+    weights = Weights(left * sse / (n * between) if between else 0.0, 0.0, centred=True)
+    log.info(
+        "strength %g: %.3g after what chance explains (%.1f %% of the scatter between donors), γ = %.4g",
+        strength, left, 100 * min(chance / between, 1) if between else 100, weights.gamma,
+    )  # fmt: skip
+    return weights, left
+
+
+def invariance_rows(moments: Moments, *, centred: bool) -> torch.Tensor:
+    """Rows D with ``‖D Wᵀ‖² = Σ n_td ‖h̄_td‖²``; centred, of ``h̄_td − h̄_t`` instead."""
+    n_td, sums = moments.group_counts[:, None], moments.group_sums
+    means = sums / n_td
+    if centred:
+        n_types = int(moments.group_type.max()) + 1
+        of_type = torch.zeros(n_types, len(sums), dtype=sums.dtype, device=sums.device)
+        of_type[moments.group_type, torch.arange(len(sums), device=sums.device)] = 1
+        means = means - ((of_type @ sums) / (of_type @ n_td))[moments.group_type]
+    return n_td.sqrt() * means
+
+
+def hsic_rows(moments: Moments) -> torch.Tensor:
+    """Rows Z with ``‖Z Wᵀ‖² = ‖H_cᵀ C_c‖²``: donor sums less what their share of all cells would give."""
+    M, n_d = moments.donor_sums, moments.donor_counts
+    return M - (n_d / moments.n_cells)[:, None] * M.sum(0)
+
+
+def _sq(A: torch.Tensor) -> float:
+    return float(A.square().sum(dtype=torch.float64))

@@ -1,0 +1,163 @@
+"""The penalties as a user asks for them: a strength that means the same everywhere, and what it does to cells."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anndata import AnnData
+from scipy.sparse import csr_matrix
+
+from aenmf_lib import AENMF, CAENMF1, CAENMF2, penalties
+from aenmf_lib.moments import Moments
+
+BOTH = (CAENMF1, CAENMF2)
+
+
+def scatter(H: np.ndarray, obs: pd.DataFrame) -> float:
+    """I_c(H) by its definition, over the total variance of H."""
+    found = 0.0
+    for _, of_type in obs.groupby("cell_type", observed=True):
+        mean = H[of_type["row"]].mean(0)
+        for _, group in of_type.groupby("donor_id", observed=True):
+            found += len(group) * np.square(H[group["row"]].mean(0) - mean).sum()
+    return found / len(H) / H.var(0).sum()
+
+
+def made(effect: float, *, shares=(0.5, 0.5), alone: bool = False, seed: int = 0, n: int = 1200) -> AnnData:
+    """Cells of three types; of two donors the second has more of 20 genes. A type can be of one donor alone."""
+    rng = np.random.default_rng(seed)
+    programs = rng.gamma(0.3, size=(5, 120))
+    donor = rng.choice(2, n)
+    kind = np.where(rng.random(n) < np.array(shares)[donor], 0, 1 + rng.choice(2, n))
+    if alone:
+        donor[kind == 2] = 0
+    usages = rng.gamma(1, 0.2, size=(n, 5))
+    usages[np.arange(n), kind] += 1.5
+    mean = usages @ programs
+    mean[:, :20] += effect * donor[:, None]
+    X = csr_matrix(np.log1p(rng.poisson(2 * mean)).astype(np.float32))
+    obs = pd.DataFrame(
+        {"donor_id": pd.Categorical([f"d{i}" for i in donor]), "cell_type": pd.Categorical([f"t{i}" for i in kind])},
+        index=[f"c{i}" for i in range(n)],
+    )
+    obs["row"] = np.arange(n)
+    return AnnData(X, obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(120)]))
+
+
+@pytest.mark.parametrize("labels", penalties.LABELS)
+def test_a_strength_is_a_share_of_the_error_at_the_plain_solution(tiny, labels):
+    """From the definitions, dense: and what chance explains is taken off where types are compared."""
+    moments, W = Moments.of(tiny), torch.from_numpy(np.random.default_rng(1).random((4, tiny.n_vars)) * 0.3)
+    X, n = tiny.X.toarray(), tiny.n_obs
+    H = X @ W.numpy().T
+    sse = np.square(X - H @ W.numpy()).sum()
+    weights, left = penalties.of_strength(0.3, labels, moments, W)
+    if labels == "none":
+        C = pd.get_dummies(tiny.obs["donor_id"]).to_numpy(float)
+        hsic = np.square((H - H.mean(0)).T @ (C - C.mean(0))).sum() / (n - 1) ** 2
+        assert (weights.gamma, left) == (0, 0.3)
+        assert weights.eta * hsic == pytest.approx(0.3 * sse / n, rel=1e-9)
+    else:
+        obs = tiny.obs.assign(row=np.arange(n))
+        groups, types = len(obs.groupby(["cell_type", "donor_id"], observed=True)), obs["cell_type"].nunique()
+        between, total = scatter(H, obs) * H.var(0).sum(), H.var(0).sum()
+        assert left == pytest.approx(0.3 * max(0, 1 - (groups - types) / n * total / between), rel=1e-9)
+        assert weights.eta == 0
+        assert weights.gamma * between == pytest.approx(left * sse / n, rel=1e-9)
+
+
+@pytest.mark.parametrize("model", BOTH)
+def test_a_strong_effect_is_taken_out_and_the_types_stay(model):
+    cells = made(effect=2.0)
+    plain = AENMF(k=6).fit(cells)
+    H, H_plain = model(k=6, strength=0.5).fit(cells, plain=plain).transform(cells), plain.transform(cells)
+    assert scatter(H, cells.obs) < 0.15 * scatter(H_plain, cells.obs)
+
+    def between_types(H):
+        means = pd.DataFrame(H - H.mean(0), cells.obs_names).groupby(cells.obs["cell_type"], observed=True).mean()
+        counts = cells.obs["cell_type"].value_counts().loc[means.index].to_numpy()
+        return (counts[:, None] * means.to_numpy() ** 2).sum() / len(H) / H.var(0).sum()
+
+    assert between_types(H) > 0.9 * between_types(H_plain)
+
+
+@pytest.mark.parametrize("model", BOTH)
+def test_where_donors_do_not_differ_nothing_is_paid(model):
+    cells = made(effect=0.0)
+    fitted = model(k=6, strength=0.2).fit(cells)
+    assert fitted.strength_ < 0.02
+    free = (model(k=6) if model is CAENMF2 else model(k=6, gamma=0.0, eta=0.0)).fit(cells)
+    assert fitted.loss_history_[-1] < 1.01 * free.loss_history_[-1]
+
+
+def test_composition_is_left_alone_by_the_centred_form_and_pushed_out_by_hsic():
+    cells = made(effect=0.0, shares=(0.9, 0.1))
+    plain = AENMF(k=6).fit(cells)
+    centred = CAENMF1(k=6, strength=1.0).fit(cells, plain=plain)
+    hsic = CAENMF1(k=6, strength=1.0, labels="none").fit(cells, plain=plain)
+
+    def apart(model):
+        """How far the most common type is from the others, of the variance."""
+        H, first = model.transform(cells), (cells.obs["cell_type"] == "t0").to_numpy()
+        return np.square(H[first].mean(0) - H[~first].mean(0)).sum() / H.var(0).sum()
+
+    assert apart(centred) > 0.8 * apart(plain)
+    assert apart(hsic) < 0.6 * apart(plain)
+
+
+def test_a_type_of_one_donor_alone_is_kept():
+    cells = made(effect=2.0, alone=True)
+    plain = AENMF(k=6).fit(cells)
+    model = CAENMF1(k=6, strength=0.5).fit(cells, plain=plain)
+
+    def apart(model):
+        H, alone = model.transform(cells), (cells.obs["cell_type"] == "t2").to_numpy()
+        return np.square(H[alone].mean(0) - H[~alone].mean(0)).sum() / H.var(0).sum()
+
+    assert scatter(model.transform(cells), cells.obs) < 0.2 * scatter(plain.transform(cells), cells.obs)
+    assert apart(model) > 0.5 * apart(plain)
+
+
+@pytest.mark.parametrize("model", BOTH)
+def test_without_labels_the_column_is_not_needed(model):
+    cells = made(effect=2.0, n=300)
+    del cells.obs["cell_type"]
+    fitted = model(k=4, strength=0.2, labels="none").fit(cells)
+    assert not fitted.uses_cell_type
+    assert (fitted.penalty_.gamma, fitted.penalty_.eta > 0) == (0, True)
+    with pytest.raises(ValueError, match="cell_type"):
+        model(k=4, strength=0.2).fit(cells)
+
+
+def test_the_plain_solution_is_found_first_if_it_is_not_given():
+    cells = made(effect=2.0, n=300)
+    given = CAENMF1(k=4, strength=0.2).fit(cells, plain=AENMF(k=4).fit(cells))
+    found = CAENMF1(k=4, strength=0.2).fit(cells)
+    np.testing.assert_array_equal(found.W_, given.W_)
+    assert found.penalty_ == given.penalty_
+    with pytest.raises(ValueError, match=r"the plain AE-NMF is \(3, 120\), expected \(4, 120\)"):
+        CAENMF1(k=4, strength=0.2).fit(cells, plain=AENMF(k=3).fit(cells))
+
+
+def test_a_start_is_taken_and_one_that_cannot_be_is_refused():
+    cells = made(effect=1.0, n=300)
+    W = AENMF(k=4).fit(cells).W_
+    again = AENMF(k=4, max_iter=1).fit(cells, start=W)
+    assert again.loss_history_[0] == pytest.approx(AENMF(k=4).fit(cells).loss_history_[-1], rel=1e-5)
+    for wrong in (W[:3], -W):
+        with pytest.raises(ValueError, match=r"start is .* expected \(4, 120\), all of it 0 or above"):
+            AENMF(k=4).fit(cells, start=wrong)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"), [({"labels": "donor"}, "labels='donor' is not known"), ({"strength": -1}, "strength=-1")]
+)
+def test_settings_that_mean_nothing_are_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        CAENMF2(**settings)
+
+
+def test_the_published_preset_has_no_strength():
+    assert CAENMF1(strength=0.2, labels="none", preset="published").strength == 0
+    assert CAENMF1(strength=0.2, labels="none", preset="published").gamma == 1e-3
+    assert CAENMF2(strength=0.2, preset="published").strength == 0
