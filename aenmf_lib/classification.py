@@ -50,6 +50,7 @@ def score(
     subset_seed: int = 42,
     n_jobs: int = -1,
     forest: str = FOREST,
+    classifiers: Sequence[str] | None = None,
     unseen: str | None = None,
     store: str | Path | None = None,
 ) -> pd.DataFrame:
@@ -78,6 +79,8 @@ def score(
     forest
         'random_forest', the published one, or 'random_forest_intelex', that of scikit-learn-intelex: far faster, but
         its trees are others and so are its scores. It is named in every row.
+    classifiers
+        Which of the published three; None: all.
     unseen
         Column of obs whose groups are kept whole: with 'donor_id' a fold's donors were not seen by its classifiers
         (`StratifiedGroupKFold`). Not the published benchmark. A cell whose class no training cell has is left out; a
@@ -100,7 +103,7 @@ def score(
     """
     check_embeddings(H, obs)
     check_labels(obs, [*labels, *([unseen] if unseen else [])], seeds)
-    classifiers = _classifiers(forest)
+    classifiers = _classifiers(list(CLASSIFIERS) if classifiers is None else list(classifiers), forest)
     in_training = {model: bool(used_cell_type[model]) for model in H}
     packages = (*_PACKAGES, *([] if forest == FOREST else ["scikit-learn-intelex"]))
     code = [Path(module.__file__).read_bytes() for module in _CODE]
@@ -184,8 +187,10 @@ def _run(missing: list[tuple], classifiers: dict, H: Mapping[str, np.ndarray], t
     yield from Parallel(n_jobs=n_jobs, return_as="generator_unordered")(delayed(fits.named)(*job(fit)) for fit in rest)
 
 
-def _classifiers(forest: str) -> dict[str, Callable[[int], ClassifierMixin]]:
-    """Give the classifiers, with this forest."""
+def _classifiers(names: Sequence[str], forest: str) -> dict[str, Callable[[int], ClassifierMixin]]:
+    """Give the classifiers of these names, with this forest."""
+    if not names or any(name not in CLASSIFIERS for name in names):
+        raise ValueError(f"classifiers={names}: expected some of {', '.join(CLASSIFIERS)}.")
     if forest not in FORESTS:
         raise ValueError(f"forest={forest!r} is not known: give {' or '.join(map(repr, FORESTS))}.")
     try:
@@ -195,11 +200,8 @@ def _classifiers(forest: str) -> dict[str, Callable[[int], ClassifierMixin]]:
             f"forest={forest!r} needs a package that is not installed ({error.name}): `pip install "
             f"scikit-learn-intelex`, or take {FOREST!r}."
         ) from error
-    classifiers = {**CLASSIFIERS}
-    if forest != FOREST:
-        del classifiers[FOREST]
-        classifiers[forest] = FORESTS[forest]
-    return classifiers
+    made = {FOREST: forest}  # name of the forest that is meant -> its own
+    return {made.get(name, name): {**CLASSIFIERS, **FORESTS}[made.get(name, name)] for name in names}
 
 
 def summarise(long: pd.DataFrame, label: str) -> pd.DataFrame:

@@ -76,7 +76,7 @@ class _Implicit:
             if len(parts) == 1:
                 n_tiles = min(-(-n_tiles // _TILES) * _TILES, max(X.shape[0] // _FEW, 1))
             edges.append(np.linspace(0, X.shape[0], n_tiles + 1).astype(np.int64))
-        self.owner = np.repeat(np.arange(len(parts)) if apart else 0, [len(edge) - 1 for edge in edges])
+        self.owner = np.repeat(np.arange(len(parts)) * apart, [len(edge) - 1 for edge in edges])
         self.indptr = np.zeros((len(self.owner), self.p + 1), np.int64)
         self.indices, self.data = np.empty(nnz, np.int32), np.empty(nnz, self.dtype)
         self._gram = np.zeros((self.n_owners, -(-self.p // GENES), GENES, GENES), self.dtype)

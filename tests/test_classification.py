@@ -262,6 +262,15 @@ def test_defaults_are_the_published_five_seeds_and_folds():
         assert fits == [[seed, fold] for seed in (42, 52, 62, 72, 82) for fold in range(5)]
 
 
+def test_some_of_the_classifiers_can_be_asked_for():
+    H, obs = np.random.default_rng(0).random((80, 3)), pd.DataFrame({"cell_type": ["a", "b"] * 40})
+    long = run(H, obs, labels=["cell_type"], classifiers=[KNN])
+    assert set(long["classifier"]) == {KNN}
+    for wrong in ([], ["svm"]):
+        with pytest.raises(ValueError, match="expected some of logistic_regression, knn, random_forest"):
+            run(H, obs, labels=["cell_type"], classifiers=wrong)
+
+
 def test_workers_change_nothing():
     H, obs = simulate(n_cells=120)
     alone, shared = (run(H, obs, labels=["cell_type"], n_jobs=n) for n in (1, 2))

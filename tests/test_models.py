@@ -343,3 +343,10 @@ def test_unknown_donors_have_no_latent(tiny):
     tiny.obs["donor_id"] = ["d9", *tiny.obs["donor_id"].astype(str)[1:]]
     with pytest.raises(ValueError, match="1 donors were not in the fit \\(first: 'd9'\\)"):
         model.cond_latent(tiny)
+
+
+@pytest.mark.parametrize("mode", ["implicit", "explicit"])
+@pytest.mark.parametrize("model", [AENMF, CAENMF1])
+def test_moments_kept_by_donor_serve_the_other_models_too(tiny, model, mode):
+    fitted = [model(k=4).fit(moments.Moments.of(tiny, by_donor=apart, mode=mode)) for apart in (False, True)]
+    np.testing.assert_allclose(fitted[1].loss_history_[-1], fitted[0].loss_history_[-1], rtol=1e-6)
