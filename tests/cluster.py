@@ -53,6 +53,7 @@ GresTypes=gpu
 JobRequeue=1
 ReturnToService=2
 KillWait=5
+MinJobAge=3600
 SlurmdTimeout=5
 NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs={cpus} {more}
 PartitionName=cpu Nodes=ALL Default=YES MaxTime=INFINITE
