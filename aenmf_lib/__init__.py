@@ -44,6 +44,7 @@ _MODULES = (
     "start",
     "stream",
     "synthetic",
+    "weighting",
     "words",
 )
 __all__ = [*_MODELS, *_MODULES]

@@ -21,7 +21,7 @@ from scipy.sparse import csr_matrix
 from sklearn.decomposition import non_negative_factorization
 from sklearn.exceptions import ConvergenceWarning
 
-from aenmf_lib import checks, data, penalties, results, solver, start
+from aenmf_lib import checks, data, penalties, results, solver, start, weighting
 from aenmf_lib.baseline import BaseNMF
 from aenmf_lib.checkpoint import Checkpoint
 from aenmf_lib.data import CELL_TYPE, DONOR
@@ -47,6 +47,7 @@ class AENMF:
     seed: int = 42  # of the start
     lambda_W: float = 1e-2  # weight of ‖W‖²
     row_norm: bool = False  # hold the rows of W at length 1
+    gene_weights: str = "none"  # "shared": a gene counts by the variance it shares with others (module weighting)
     preset: str | None = None  # "published": the published choices, over the values given
     tol: float = 5e-4  # stop at this relative decrease of the objective over 10 sweeps (30 gradient steps)
     max_iter: int = 1000  # iterations at most
@@ -56,13 +57,16 @@ class AENMF:
 
     name: ClassVar[str] = "AE_NMF"
     conditional: ClassVar[bool] = False
-    published: ClassVar[dict] = {"lambda_W": 1e-2, "row_norm": False}
+    published: ClassVar[dict] = {"lambda_W": 1e-2, "row_norm": False, "gene_weights": "none"}
 
     def __post_init__(self) -> None:
         if self.preset not in (None, "published"):
             raise ValueError(f"preset={self.preset!r} is not known: give 'published' or None.")
         if self.init not in INITS:
             raise ValueError(f"init={self.init!r} is not known: give {' or '.join(map(repr, INITS))}.")
+        if self.gene_weights not in weighting.RULES:
+            known = " or ".join(map(repr, weighting.RULES))
+            raise ValueError(f"gene_weights={self.gene_weights!r} is not known: give {known}.")
         checks.settings(self)
         if self.preset == "published":
             for field, value in self.published.items():
@@ -107,9 +111,19 @@ class AENMF:
         begin = time.perf_counter()
         moments = cells if isinstance(cells, Moments) else self._moments(checks.cells_of(cells, self.k))
         self._check_moments(moments)
+        self.gene_weights_ = None
+        if self.gene_weights != "none":
+            self.gene_weights_ = weighting.weights(moments, self.gene_weights) if plain is None else plain.gene_weights_
+        moments = self._weighted(moments)
         first = self._prepare(moments, plain, checkpoint)
         if start is not None:
-            first = torch.from_numpy(_check_start(start, self.k, moments.n_genes)).to(moments.device, moments.dtype)
+            W = self._in(_check_start(start, self.k, moments.n_genes))
+            first = torch.from_numpy(W).to(moments.device, moments.dtype)
+        self._fit(moments, first, checkpoint)
+        self.seconds_ = time.perf_counter() - begin  # the start included
+        return self
+
+    def _fit(self, moments: Moments, first: torch.Tensor | None, checkpoint: str | Path | None) -> None:
         keep = checkpoint and Checkpoint(Path(checkpoint), self._identity(moments))
         settings = {"row_norm": self.row_norm, "tol": self.tol, "max_iter": self.max_iter, "name": self.name}
         solution = solver.minimise(
@@ -119,11 +133,29 @@ class AENMF:
             checkpoint=keep,
         )
         self._keep(solution, moments)
-        self.seconds_ = time.perf_counter() - begin  # the start included
-        return self
+
+    @property
+    def encoder_(self) -> np.ndarray:
+        """E of ``H = X Eᵀ``, (k, n_genes): W, and with weights ``W diag(w²)``."""
+        return self.W_ if self.gene_weights_ is None else (self.W_ * self.gene_weights_**2).astype(self.W_.dtype)
+
+    # ---------------------------------------------------------------- weights of the genes: the fit is of X diag(w)
+    def _weighted(self, moments: Moments) -> Moments:
+        return moments if self.gene_weights_ is None else moments.weighted(self.gene_weights_)
+
+    def _in(self, decoder: np.ndarray) -> np.ndarray:
+        """From the units of X to those of the fit."""
+        return decoder if self.gene_weights_ is None else (decoder * self.gene_weights_).astype(decoder.dtype)
+
+    def _out(self, decoder: np.ndarray) -> np.ndarray:
+        """Back, 0 for genes that take no part."""
+        if self.gene_weights_ is None:
+            return decoder
+        there = self.gene_weights_ > 0
+        return (decoder * np.where(there, 1 / np.where(there, self.gene_weights_, 1), 0)).astype(decoder.dtype)
 
     def transform(self, X: AnnData | csr_matrix | Cells) -> np.ndarray:
-        """Give each cell its program usages, ``H = X Wᵀ``.
+        """Give each cell its program usages, ``H = X Wᵀ``, or with weights of the genes ``H = X Eᵀ``.
 
         Parameters
         ----------
@@ -141,10 +173,10 @@ class AENMF:
         """
         X = checks.same_genes(self, X)
         blocks = X if isinstance(X, Cells) else [(checks.matrix(X), None)]
-        W = torch.from_numpy(self.W_.T.copy()).to(self.device)
+        E = torch.from_numpy(self.encoder_.T.copy()).to(self.device)
         return np.concatenate(
             [
-                (to_torch(some, self.device) @ W.to(torch.from_numpy(some.data).dtype)).cpu().numpy()
+                (to_torch(some, self.device) @ E.to(torch.from_numpy(some.data).dtype)).cpu().numpy()
                 for some, _ in blocks
             ]
         )
@@ -165,11 +197,11 @@ class AENMF:
         checks.matrix(checks.same_genes(self, cells))
         if self.conditional:
             self._donor_codes(cells)  # refuses other donors than those of the fit
-        moments = self._moments(cells)
-        W, U = torch.from_numpy(self.W_).to(self.device, moments.dtype), None
+        moments = self._weighted(self._moments(cells))
+        W, U = torch.from_numpy(self._in(self.W_)).to(self.device, moments.dtype), None
         if self.U_ is not None:  # of the donors that are there
             rows = np.searchsorted(self.donors_, moments.donors)
-            U = torch.from_numpy(self.U_[rows]).to(self.device, moments.dtype)
+            U = torch.from_numpy(self._in(self.U_[rows])).to(self.device, moments.dtype)
         objective = self._objective(moments)
         return objective.value(objective.point(W, U))
 
@@ -209,8 +241,8 @@ class AENMF:
         return {"model": self.name, **asdict(self), **data_, "version": version("aenmf_lib")}
 
     def _keep(self, solution: solver.Solution, moments: Moments) -> None:
-        self.W_ = solution.W.cpu().numpy()
-        self.U_ = None if solution.U is None else solution.U.cpu().numpy()
+        self.W_ = self._out(solution.W.cpu().numpy())
+        self.U_ = None if solution.U is None else self._out(solution.U.cpu().numpy())
         self.loss_history_ = np.array(solution.loss_history)
         self.n_iter_, self.stop_ = solution.n_iter, solution.reason
         self.genes_ = moments.genes.copy()
@@ -254,11 +286,12 @@ class _Conditional(AENMF):
         if self.strength:
             if plain is None:
                 shared = {field.name: getattr(self, field.name) for field in fields(AENMF) if field.name != "preset"}
-                keep = checkpoint and results.plain_checkpoint(checkpoint)
-                plain = AENMF(**shared).fit(moments, checkpoint=keep)
+                plain = AENMF(**shared)
+                plain.gene_weights_ = self.gene_weights_
+                plain._fit(moments, None, checkpoint and results.plain_checkpoint(checkpoint))
             if plain.W_.shape != (self.k, moments.n_genes):
                 raise ValueError(f"the plain AE-NMF is {plain.W_.shape}, expected {(self.k, moments.n_genes)}.")
-            first = torch.from_numpy(plain.W_).to(moments.device)
+            first = torch.from_numpy(self._in(plain.W_)).to(moments.device)
             self.penalty_, self.strength_ = penalties.of_strength(self.strength, self.labels, moments, first)
         return first
 
@@ -312,6 +345,7 @@ class CAENMF1(_Conditional):
         "strength": 0.0,
         "labels": "cell_type",
         "row_norm": True,
+        "gene_weights": "none",
     }
 
     def __post_init__(self) -> None:
@@ -331,7 +365,7 @@ class CAENMF1(_Conditional):
 
     def cond_latent(self, cells: AnnData) -> np.ndarray:
         """Give ``C U Wᵀ``, (n_cells, k): the usages of the profile of each cell's donor."""
-        return (self.U_ @ self.W_.T)[self._donor_codes(cells)]
+        return (self.U_ @ self.encoder_.T)[self._donor_codes(cells)]
 
     def _objective(self, moments: Moments) -> Additive:
         return Additive(moments, lambda_W=self.lambda_W, lambda_U=self.lambda_U, P=self.penalty_.rows(moments))
@@ -354,11 +388,12 @@ class CAENMF2(_Conditional):
         "lambda_U": 5e-2,
         "strength": 0.0,
         "row_norm": True,
+        "gene_weights": "none",
     }
 
     def cond_latent(self, cells: AnnData) -> np.ndarray:
         """Give ``h ∘ diag(U_d Wᵀ)``, (n_cells, k)."""
-        overlap = np.einsum("djp,jp->dj", self.U_, self.W_)
+        overlap = np.einsum("djp,jp->dj", self.U_, self.encoder_)
         return self.transform(cells) * overlap[self._donor_codes(cells)]
 
     def _objective(self, moments: Moments) -> Bending:

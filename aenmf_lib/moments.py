@@ -287,6 +287,18 @@ class Moments:
         keep = {"mode": self.mode, "reason": self.reason, "dtype": self.dtype, "device": self.device}
         return Moments(self.genes, sums, second, sample, **keep)
 
+    def weighted(self, w: np.ndarray) -> "Moments":
+        """Moments of ``X diag(w)``, for weights w ≥ 0 of the genes, (n_genes,)."""
+        squares = {owner: w**2 * of for owner, of in self.sums.gene_sq.items()}
+        groups = {name: (n, w * total) for name, (n, total) in self.sums.groups.items()}
+        sums = Sums(self.n_cells, float(sum(of.sum() for of in squares.values())), groups, squares)
+        if self.mode == EXPLICIT:
+            both = torch.as_tensor(w, device=self.device)
+            second = {name: S * (both[:, None] * both).to(S.dtype) for name, S in self._second.items()}
+        else:
+            second = {name: _scaled(X, w) for name, X in self._second.items()}
+        return self._with(sums, second, Sample(self._sample.keys, _scaled(self._sample.X, w)))
+
     def _zeros(self) -> torch.Tensor:
         return torch.zeros(self.n_genes, self.n_genes, dtype=torch.float64, device=self.device)
 
@@ -409,6 +421,10 @@ class Moments:
                 for part in _split(self.cells(name))
             ]
         return self._sparse
+
+
+def _scaled(X: csr_matrix, w: np.ndarray) -> csr_matrix:
+    return csr_matrix((X.data * w.astype(X.dtype)[X.indices], X.indices, X.indptr), X.shape)
 
 
 def _rows(X: csr_matrix, wanted: np.ndarray) -> csr_matrix:

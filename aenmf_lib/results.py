@@ -41,6 +41,7 @@ VARM = {
     "Base_NMF": {"W": "W_sklearn_nmf_k{k}"},
 }
 META = {"CAE_NMF1": "cond_meta_concat_k{k}", "CAE_NMF2": "cond_meta_concat_k{k}", "Base_NMF": "sklearn_nmf_k{k}"}
+WEIGHTS = "gene_weights"  # of the genes in the objective, where they are not all alike: H = X (W diag(w²))ᵀ
 U_DONOR = "U_donor_k{k}"  # model 2, written when asked for
 PROVENANCE = "provenance"
 
@@ -127,6 +128,8 @@ def write(path: str | Path, model, cells: AnnData, *, donor_U: bool = False) -> 
         out.obsm[OBSM[name][role].format(k=k)] = H.astype(np.float32)
     for part, key in VARM[name].items():
         out.varm[key.format(k=k)] = getattr(model, f"{part}_").T.astype(np.float32)
+    if getattr(model, "gene_weights_", None) is not None:
+        out.varm[WEIGHTS] = model.gene_weights_[:, None]
     donors = list(getattr(model, "donors_", ()))
     hyper = {field: "" if value is None else value for field, value in asdict(model).items()}
     if name in META:

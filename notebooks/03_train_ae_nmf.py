@@ -14,6 +14,7 @@ max_iter: int = 1000  # iterations at most
 row_norm: bool = False  # hold the rows of W at length 1
 init: str = "cells"  # start from random cells, improved on samples; or 'nndsvd'
 mode: str = "auto"  # how XᵀX is kept: 'implicit', 'explicit', or the cheaper
+gene_weights: str = "none"  # or 'shared': a gene counts by the variance it shares with others
 untied: bool = False  # also tell the error with usages that are not tied to W
 preset: str = ""  # 'published': the published choices, over the values here
 device: str = "cpu"  # 'cpu' or 'cuda'
@@ -42,6 +43,7 @@ model = AENMF(
     max_iter=max_iter,
     init=init,
     mode=mode,
+    gene_weights=gene_weights,
     device=device,
 )
 model.fit(cells_, checkpoint=results.checkpoint(out))
