@@ -22,7 +22,7 @@ from aenmf_lib import AENMF, CAENMF1, CAENMF2, BaseNMF, classification, clusteri
 from aenmf_lib.data import CELL_TYPE, DONOR
 from aenmf_lib.moments import Moments
 
-STRENGTHS = (0.05, 0.2, 1.0)
+STRENGTHS = (0.2, 1.0)
 LEFT_OUT = 3  # donors
 MAX_CELLS = 4000
 MODELS = {
@@ -33,26 +33,30 @@ MODELS = {
     **{f"{model}, {c:g}": {"strength": c} for model in ("CAE_NMF1", "CAE_NMF2") for c in STRENGTHS},
     "CAE_NMF1, 0.2, no labels": {"strength": 0.2, "labels": "none"},
     "CAE_NMF2, 0.2, no labels": {"strength": 0.2, "labels": "none"},
+    "AE_NMF, weighted": {"gene_weights": "shared"},
+    "CAE_NMF1, 0.2, weighted": {"strength": 0.2, "gene_weights": "shared"},
+    "CAE_NMF2, 0.2, weighted": {"strength": 0.2, "gene_weights": "shared"},
 }
 KINDS = {model.name: model for model in (AENMF, BaseNMF, CAENMF1, CAENMF2)}
 
 
 def fitted(cells: AnnData, k: int, seed: int, names: list[str]) -> Iterator[tuple[str, object, float]]:
-    """Fit models to the same cells, the plain AE-NMF once."""
-    moments = Moments.of(cells, by_donor=True, k=k)
-    begin = time.perf_counter()
-    plain = AENMF(k=k, seed=seed).fit(moments)
-    plain_seconds = time.perf_counter() - begin
+    """Fit models to the same cells, a plain AE-NMF once."""
+    moments, plain = Moments.of(cells, by_donor=True, k=k), {}
     for name in names:
-        begin, kind = time.perf_counter(), KINDS[name.partition(",")[0]]
-        if kind is AENMF:
-            yield name, plain, plain_seconds
-        elif kind is BaseNMF:
+        begin, kind, settings = time.perf_counter(), KINDS[name.partition(",")[0]], MODELS[name]
+        if kind is BaseNMF:
             model = BaseNMF(k=k, seed=seed).fit(cells)
-            yield name, model, time.perf_counter() - begin
         else:
-            model = kind(k=k, seed=seed, **MODELS[name]).fit(moments, plain=plain if MODELS[name] else None)
-            yield name, model, time.perf_counter() - begin
+            rule = settings.get("gene_weights", "none")
+            if rule not in plain and (kind is AENMF or settings):
+                plain[rule] = AENMF(k=k, seed=seed, gene_weights=rule).fit(moments)
+            if kind is AENMF:
+                model = plain[rule]
+            else:
+                given = {"plain": plain[rule]} if settings else {}
+                model = kind(k=k, seed=seed, **settings).fit(moments, **given)
+        yield name, model, time.perf_counter() - begin if kind is BaseNMF else model.seconds_
 
 
 def usages(model: object, cells: AnnData) -> np.ndarray:
