@@ -149,13 +149,14 @@ def main() -> None:
     parser.add_argument("--on", default=DONOR, help="column of obs to condition on")
     parser.add_argument("--k", type=int, default=80)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL")
     o = parser.parse_args()
     table = RESULTS / "conditioning.csv"
     done = pd.read_csv(table).to_dict("records") if table.exists() else []
     key = ("cells", "on", "k", "seed", "model")
     there = {tuple(row[name] for name in key) for row in done}
     for seed in tqdm(o.seeds, desc="conditioning"):
-        names = [name for name in MODELS if (str(o.cells), o.on, o.k, seed, name) not in there]
+        names = [name for name in o.models if (str(o.cells), o.on, o.k, seed, name) not in there]
         for row in rows(o.cells, o.on, o.k, seed, names) if names else ():
             done.append(row)
             pd.DataFrame(done).to_csv(table, index=False, float_format="%.6g")

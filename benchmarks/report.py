@@ -207,6 +207,26 @@ def atlas() -> str:
     return _table(head, rows) + f"\n\n{provenance(table)}."
 
 
+def conditioning(on: str, k: int) -> str:
+    """Tell what each model keeps and removes: means over the seeds, with the deviation where there are several."""
+    table = read("conditioning").query("on == @on and k == @k")
+    shown = {
+        "error": "‖X − X̂‖ / ‖X‖", "scatter": "between donors", "logistic_regression_type": "type: logistic",
+        "knn_type": "kNN", "nmi_type": "NMI", "logistic_regression_on": f"{on}: logistic", "knn_on": "kNN",
+        "nmi_on": "NMI", "unseen_knn_type": "unseen donors: type, kNN", "unseen_knn_on": f"{on}, kNN",
+    }  # fmt: skip
+    rows = []
+    for model, some in table.groupby("model", sort=False):
+        mean, deviation = some[list(shown)].mean(), some[list(shown)].std()
+        values = [
+            "" if pd.isna(mean[name]) else f"{mean[name]:.{4 if name in ('error', 'scatter') else 3}f}"
+            + ("" if pd.isna(deviation[name]) else f" ± {deviation[name]:.{4 if name in ('error', 'scatter') else 3}f}")
+            for name in shown
+        ]  # fmt: skip
+        rows.append([model, *values, str(len(some))])
+    return _table(["", *shown.values(), "seeds"], rows) + f"\n\n{provenance(table)}."
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "peers, all genes, k 80": lambda: peers("peers_kang2018_all_k80"),
     "peers, 2000 genes, k 20": lambda: peers("peers_kang2018_2000_k20"),
@@ -217,6 +237,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "extrapolation": extrapolation,
     "scoring": scoring,
     "scoring atlas": atlas,
+    "conditioning, condition, k 20": lambda: conditioning("condition", 20),
+    "conditioning, condition, k 80": lambda: conditioning("condition", 80),
+    "conditioning, donor_id, k 80": lambda: conditioning("donor_id", 80),
 }
 
 

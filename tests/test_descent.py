@@ -16,11 +16,19 @@ from aenmf_lib.moments import Moments
 from aenmf_lib.objectives import Additive, Bending, Tied
 from aenmf_lib.penalties import Weights
 
+
+def penalty(moments, gamma, eta):
+    """Strong enough for the curvature to be the penalty's, where a wrong one would overshoot."""
+    return Weights(gamma, eta, centred=True).rows(moments)
+
+
 OBJECTIVES = {
     "tied": lambda m: Tied(m, lambda_W=0.02),
     "additive": lambda m: Additive(m, lambda_W=0.02, lambda_U=0.1, P=Weights(0.5, 3.0, centred=True).rows(m)),
     "bending": lambda m: Bending(m, lambda_W=0.02, lambda_U=0.05),
-    "bending, kept down": lambda m: Bending(m, lambda_W=0.02, lambda_U=0.05, P=Weights(0.5, 3.0, centred=True).rows(m)),
+    "bending, kept down": lambda m: Bending(
+        m, lambda_W=0.02, lambda_U=0.05, P=Weights(50.0, 300.0, centred=True).rows(m)
+    ),
 }
 
 
