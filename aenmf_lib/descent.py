@@ -150,7 +150,11 @@ class _Explicit:
 
 
 def _second(moments: Moments, *, apart: bool) -> _Implicit | _Explicit:
-    return (_Explicit if moments.mode == EXPLICIT else _Implicit)(moments, apart=apart)
+    """Make it for the first of several fits; only the last one asked for is kept, for it holds the cells again."""
+    if apart not in moments.ready:
+        moments.ready.clear()
+        moments.ready[apart] = (_Explicit if moments.mode == EXPLICIT else _Implicit)(moments, apart=apart)
+    return moments.ready[apart]
 
 
 # -------------------------------------------------------------------- the models

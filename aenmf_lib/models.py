@@ -9,7 +9,8 @@ import hashlib
 import logging
 import time
 import warnings
-from dataclasses import KW_ONLY, asdict, dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
@@ -403,6 +404,39 @@ class CAENMF2(_Conditional):
         if not moments.by_donor:
             raise ValueError(f"{self.name} needs a second moment of every donor: make moments with by_donor=True.")
         super()._check_moments(moments)
+
+
+def path(
+    model: _Conditional, moments: Moments, strengths: Sequence[float], *, plain: AENMF | None = None, sweeps: int = 8
+) -> Iterator[_Conditional]:
+    """Fit a conditional model at rising strengths, each from where the one before ended.
+
+    Parameters
+    ----------
+    model
+        Its settings but for `strength` and `max_iter`.
+    moments
+        Of the cells.
+    strengths
+        Taken in rising order.
+    plain
+        AE-NMF of the same cells; without it, it is fitted first.
+    sweeps
+        Iterations at each at most: the next goes on from there, so for model 1 they need not be many. Model 2 takes
+        W along but not its U, and needs some tens.
+
+    Yields
+    ------
+    A fitted model for each strength.
+    """
+    if plain is None:
+        shared = {field.name: getattr(model, field.name) for field in fields(AENMF)}
+        plain = AENMF(**shared).fit(moments)
+    W = plain.W_
+    for strength in sorted(strengths):
+        fitted = replace(model, strength=strength, max_iter=sweeps).fit(moments, plain=plain, start=W)
+        W = fitted.W_
+        yield fitted
 
 
 def _check_start(W: np.ndarray, k: int, n_genes: int) -> np.ndarray:

@@ -161,6 +161,7 @@ class Moments:
         self.donor_counts, self.donor_sums = of_donor @ self.group_counts, of_donor @ self.group_sums
         self._sparse: list[tuple[int, torch.Tensor, torch.Tensor]] = []
         self._stack: torch.Tensor | None = None
+        self.ready: dict = {}  # what the descent has made of it, for the next fit
 
     def _tensor(self, values: np.ndarray | list) -> torch.Tensor:
         return torch.as_tensor(np.asarray(values), dtype=self.dtype, device=self.device)

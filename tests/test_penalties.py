@@ -8,6 +8,7 @@ from anndata import AnnData
 from scipy.sparse import csr_matrix
 
 from aenmf_lib import AENMF, CAENMF1, CAENMF2, penalties
+from aenmf_lib.models import path
 from aenmf_lib.moments import Moments
 
 BOTH = (CAENMF1, CAENMF2)
@@ -88,6 +89,20 @@ def test_where_donors_do_not_differ_nothing_is_paid(model):
     assert fitted.strength_ < 0.02
     free = (model(k=6) if model is CAENMF2 else model(k=6, gamma=0.0, eta=0.0)).fit(cells)
     assert fitted.loss_history_[-1] < 1.01 * free.loss_history_[-1]
+
+
+@pytest.mark.parametrize("model", BOTH)
+def test_a_path_goes_where_fits_of_their_own_go(model):
+    cells = made(effect=2.0)
+    moments = Moments.of(cells, by_donor=True, mode="implicit")
+    plain = AENMF(k=6).fit(moments)
+    strengths = [1.0, 0.02, 0.1, 0.3]
+    on_the_way = list(path(model(k=6), moments, strengths, plain=plain, sweeps=8 if model is CAENMF1 else 60))
+    assert [fitted.strength for fitted in on_the_way] == sorted(strengths)
+    left = [scatter(fitted.transform(cells), cells.obs) for fitted in on_the_way]
+    assert left == sorted(left, reverse=True)
+    alone = model(k=6, strength=1.0).fit(moments, plain=plain)
+    assert on_the_way[-1].loss_history_[-1] < 1.03 * alone.loss_history_[-1]  # there are several minima
 
 
 def test_composition_is_left_alone_by_the_centred_form_and_pushed_out_by_hsic():
