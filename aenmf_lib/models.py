@@ -290,8 +290,11 @@ class _Conditional(AENMF):
                 plain = AENMF(**shared)
                 plain.gene_weights_ = self.gene_weights_
                 plain._fit(moments, None, checkpoint and results.plain_checkpoint(checkpoint))
-            if plain.W_.shape != (self.k, moments.n_genes):
-                raise ValueError(f"the plain AE-NMF is {plain.W_.shape}, expected {(self.k, moments.n_genes)}.")
+            if plain.W_.shape != (self.k, moments.n_genes) or plain.gene_weights != self.gene_weights:
+                raise ValueError(
+                    f"the plain AE-NMF is {plain.W_.shape} with gene_weights={plain.gene_weights!r}; "
+                    f"{(self.k, moments.n_genes)} with {self.gene_weights!r} is expected."
+                )
             first = torch.from_numpy(self._in(plain.W_)).to(moments.device)
             self.penalty_, self.strength_ = penalties.of_strength(self.strength, self.labels, moments, first)
         return first

@@ -150,8 +150,9 @@ def test_the_plain_solution_is_found_first_if_it_is_not_given():
     found = CAENMF1(k=4, strength=0.2).fit(cells)
     np.testing.assert_array_equal(found.W_, given.W_)
     assert found.penalty_ == given.penalty_
-    with pytest.raises(ValueError, match=r"the plain AE-NMF is \(3, 120\), expected \(4, 120\)"):
-        CAENMF1(k=4, strength=0.2).fit(cells, plain=AENMF(k=3).fit(cells))
+    for other in (AENMF(k=3), AENMF(k=4, gene_weights="shared")):
+        with pytest.raises(ValueError, match=r"the plain AE-NMF is .*; \(4, 120\) with 'none' is expected"):
+            CAENMF1(k=4, strength=0.2).fit(cells, plain=other.fit(cells))
 
 
 def test_a_start_is_taken_and_one_that_cannot_be_is_refused():
