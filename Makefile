@@ -118,7 +118,7 @@ notebooks := $(addprefix notebooks/,$(addsuffix .py,01_filter 02_train_base_nmf 
 
 # The modules whose code decides a stage's results; tests/test_packaging.py holds them against the imports.
 FILTER_LIB := data provenance results
-TRAIN_LIB := baseline checkpoint checks data descent forming gradient kernels models moments objectives penalties provenance results solver start stream weighting
+TRAIN_LIB := baseline checkpoint checks conditional data descent forming gradient kernels models moments objectives penalties provenance results solver start stream weighting
 BENCHMARKS_LIB := classification clustering communities data fits folds integration nearest provenance results store
 FIGURES_LIB := data drawn figures page programs provenance results scored words
 lib = $(patsubst %,aenmf_lib/%.py,$(1))

@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = version("aenmf_lib")
 
-_MODELS = {"AENMF": "models", "CAENMF1": "models", "CAENMF2": "models", "BaseNMF": "baseline"}
+_MODELS = {"AENMF": "models", "CAENMF1": "conditional", "CAENMF2": "conditional", "BaseNMF": "baseline"}
 _MODULES = (
     "baseline",
     "checkpoint",
@@ -21,6 +21,7 @@ _MODULES = (
     "classification",
     "clustering",
     "communities",
+    "conditional",
     "data",
     "descent",
     "figures",

@@ -1,4 +1,4 @@
-"""What are the autoencoding models? The baseline has a module of its own.
+"""What is AE-NMF? The conditional models build on it (module `conditional`); the baseline has a module of its own.
 
 A model is a dataclass of hyper-parameters; `fit` sets ``W_`` (k × genes), ``U_`` (the donor part, conditional models),
 ``n_iter_``, ``loss_history_`` (the exact objective over all cells, at the start and after each iteration), ``stop_``
@@ -9,8 +9,7 @@ import hashlib
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass, fields, replace
+from dataclasses import KW_ONLY, asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
@@ -22,13 +21,13 @@ from scipy.sparse import csr_matrix
 from sklearn.decomposition import non_negative_factorization
 from sklearn.exceptions import ConvergenceWarning
 
-from aenmf_lib import checks, data, penalties, results, solver, start, weighting
+from aenmf_lib import checks, solver, start, weighting
 from aenmf_lib.baseline import BaseNMF
 from aenmf_lib.checkpoint import Checkpoint
 from aenmf_lib.data import CELL_TYPE, DONOR
 from aenmf_lib.forming import to_torch
 from aenmf_lib.moments import Moments
-from aenmf_lib.objectives import Additive, Bending, Tied
+from aenmf_lib.objectives import Tied
 from aenmf_lib.start import INITS
 from aenmf_lib.stream import Cells
 
@@ -58,6 +57,7 @@ class AENMF:
 
     name: ClassVar[str] = "AE_NMF"
     conditional: ClassVar[bool] = False
+    by_donor: ClassVar[bool] = False  # whether it needs a second moment of every donor
     published: ClassVar[dict] = {"lambda_W": 1e-2, "row_norm": False, "gene_weights": "none"}
 
     def __post_init__(self) -> None:
@@ -211,7 +211,7 @@ class AENMF:
         return {"shared": self.transform(cells)}
 
     def _moments(self, cells: AnnData | Cells) -> Moments:
-        uses = {"donor": self.conditional, "cell_type": self.uses_cell_type, "by_donor": isinstance(self, CAENMF2)}
+        uses = {"donor": self.conditional, "cell_type": self.uses_cell_type, "by_donor": self.by_donor}
         return Moments.of(cells, **uses, k=self.k, mode=self.mode, device=self.device)
 
     # ---------------------------------------------------------------- what a model adds
@@ -252,194 +252,6 @@ class AENMF:
             log.warning(
                 "%s: %d of %d programs died (W is 0): fewer programs describe these cells.", self.name, dead, self.k
             )
-
-
-@dataclass
-class _Conditional(AENMF):
-    """What the two conditional models share: the donors, their latent, and what keeps the usages from telling of them.
-
-    A fit sets ``penalty_``, the weights, and ``strength_``, what was left of the strength after chance.
-    """
-
-    _: KW_ONLY
-    strength: float = 0.0  # of the centred invariance, or with labels="none" of HSIC; above 0 in place of γ and η
-    labels: str = "cell_type"  # "none": no penalty reads cell_type, so γ is 0
-
-    conditional: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.labels not in penalties.LABELS:
-            known = " or ".join(map(repr, penalties.LABELS))
-            raise ValueError(f"labels={self.labels!r} is not known: give {known}.")
-
-    @property
-    def uses_cell_type(self) -> bool:
-        """Whether training reads ``cell_type``."""
-        return self.labels == "cell_type" and self.strength > 0
-
-    def _weights(self) -> penalties.Weights:
-        """Weights where there is no strength."""
-        return penalties.Weights(0.0, 0.0, centred=True)
-
-    def _prepare(self, moments: Moments, plain: AENMF | None, checkpoint: str | Path | None) -> torch.Tensor | None:
-        self.penalty_, self.strength_, first = self._weights(), 0.0, None
-        if self.strength:
-            if plain is None:
-                shared = {field.name: getattr(self, field.name) for field in fields(AENMF) if field.name != "preset"}
-                plain = AENMF(**shared)
-                plain.gene_weights_ = self.gene_weights_
-                plain._fit(moments, None, checkpoint and results.plain_checkpoint(checkpoint))
-            if plain.W_.shape != (self.k, moments.n_genes) or plain.gene_weights != self.gene_weights:
-                raise ValueError(
-                    f"the plain AE-NMF is {plain.W_.shape} with gene_weights={plain.gene_weights!r}; "
-                    f"{(self.k, moments.n_genes)} with {self.gene_weights!r} is expected."
-                )
-            first = torch.from_numpy(self._in(plain.W_)).to(moments.device)
-            self.penalty_, self.strength_ = penalties.of_strength(self.strength, self.labels, moments, first)
-        return first
-
-    def _check_moments(self, moments: Moments) -> None:
-        super()._check_moments(moments)
-        self.donors_ = np.array(moments.donors)
-        if len(self.donors_) < 2:
-            raise ValueError(
-                f"obs['{DONOR}'] holds one donor ({moments.donors[0]!r}); {self.name} is conditioned on the donor and "
-                "needs at least 2. Lower min_cells to keep more donors, or train AENMF."
-            )
-
-    def _donor_codes(self, cells: AnnData) -> np.ndarray:
-        """Row of U of each cell."""
-        donor, known = data.labels(cells.obs, DONOR), self.donors_
-        if strange := sorted(set(donor) - set(known)):
-            raise ValueError(
-                f"{len(strange)} donors were not in the fit (first: {str(strange[0])!r}); the donor part is known for "
-                f"{', '.join(map(repr, map(str, known[:5])))}{' …' if len(known) > 5 else ''} only."
-            )
-        return np.searchsorted(known, donor)
-
-    def embeddings(self, cells: AnnData) -> dict[str, np.ndarray]:
-        """Give what the results file holds for each cell, by role: usages, the donor's latent, both side by side."""
-        shared, latent = self.transform(cells), self.cond_latent(cells)
-        return {"shared": shared, "cond_latent": latent, "concat_full": np.hstack([shared, latent])}
-
-
-@dataclass
-class CAENMF1(_Conditional):
-    """Conditional AE-NMF, model 1: an additive profile per donor, ``X̂ = X Wᵀ W + C U``.
-
-    ``(1/n) ‖X − X̂‖² + λ_W ‖W‖² + λ_U ‖U‖² + γ · I(H) + η · HSIC(H, C)`` over W, U ≥ 0. I shrinks the mean usage of
-    every (cell type, donor) group, or with ``invariance="centred"`` its distance from the mean of the type; HSIC is
-    the linear one of Gretton et al. (2005). γ = 0 trains without ``cell_type``.
-    """
-
-    _: KW_ONLY
-    lambda_U: float = 1e-1  # weight of ‖U‖²
-    gamma: float = 1e-3  # weight of the invariance, which uses cell_type
-    eta: float = 0.256  # weight of the HSIC between usages and donor
-    invariance: str = "published"  # "published", or "centred": only what differs between donors within a type
-
-    name: ClassVar[str] = "CAE_NMF1"
-    published: ClassVar[dict] = {
-        "lambda_W": 1e-2,
-        "lambda_U": 1e-1,
-        "gamma": 1e-3,
-        "eta": 0.256,
-        "invariance": "published",
-        "strength": 0.0,
-        "labels": "cell_type",
-        "row_norm": True,
-        "gene_weights": "none",
-    }
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.invariance not in ("published", "centred"):
-            raise ValueError(f"invariance={self.invariance!r} is not known: give 'published' or 'centred'.")
-        if self.labels == "none":
-            self.gamma = 0.0
-
-    @property
-    def uses_cell_type(self) -> bool:
-        """Whether training reads ``cell_type``."""
-        return super().uses_cell_type or self.gamma > 0
-
-    def _weights(self) -> penalties.Weights:
-        return penalties.Weights(self.gamma, self.eta, centred=self.invariance == "centred")
-
-    def cond_latent(self, cells: AnnData) -> np.ndarray:
-        """Give ``C U Wᵀ``, (n_cells, k): the usages of the profile of each cell's donor."""
-        return (self.U_ @ self.encoder_.T)[self._donor_codes(cells)]
-
-    def _objective(self, moments: Moments) -> Additive:
-        return Additive(moments, lambda_W=self.lambda_W, lambda_U=self.lambda_U, P=self.penalty_.rows(moments))
-
-
-@dataclass
-class CAENMF2(_Conditional):
-    """Conditional AE-NMF, model 2: programs that bend per donor, ``x̂ = h (W + U_d)``.
-
-    ``(1/n) ‖X − X̂‖² + λ_W ‖W‖² + λ_U ‖U‖²`` over W, U ≥ 0; with a `strength` the penalty of model 1 as well, which
-    the published code reads here and never uses.
-    """
-
-    _: KW_ONLY
-    lambda_U: float = 5e-2  # weight of ‖U‖²
-
-    name: ClassVar[str] = "CAE_NMF2"
-    published: ClassVar[dict] = {
-        "lambda_W": 1e-2,
-        "lambda_U": 5e-2,
-        "strength": 0.0,
-        "row_norm": True,
-        "gene_weights": "none",
-    }
-
-    def cond_latent(self, cells: AnnData) -> np.ndarray:
-        """Give ``h ∘ diag(U_d Wᵀ)``, (n_cells, k)."""
-        overlap = np.einsum("djp,jp->dj", self.U_, self.encoder_)
-        return self.transform(cells) * overlap[self._donor_codes(cells)]
-
-    def _objective(self, moments: Moments) -> Bending:
-        return Bending(moments, lambda_W=self.lambda_W, lambda_U=self.lambda_U, P=self.penalty_.rows(moments))
-
-    def _check_moments(self, moments: Moments) -> None:
-        if not moments.by_donor:
-            raise ValueError(f"{self.name} needs a second moment of every donor: make moments with by_donor=True.")
-        super()._check_moments(moments)
-
-
-def path(
-    model: _Conditional, moments: Moments, strengths: Sequence[float], *, plain: AENMF | None = None, sweeps: int = 8
-) -> Iterator[_Conditional]:
-    """Fit a conditional model at rising strengths, each from where the one before ended.
-
-    Parameters
-    ----------
-    model
-        Its settings but for `strength` and `max_iter`.
-    moments
-        Of the cells.
-    strengths
-        Taken in rising order.
-    plain
-        AE-NMF of the same cells; without it, it is fitted first.
-    sweeps
-        Iterations at each at most: the next goes on from there, so for model 1 they need not be many. Model 2 takes
-        W along but not its U, and needs some tens.
-
-    Yields
-    ------
-    A fitted model for each strength.
-    """
-    if plain is None:
-        shared = {field.name: getattr(model, field.name) for field in fields(AENMF)}
-        plain = AENMF(**shared).fit(moments)
-    W = plain.W_
-    for strength in sorted(strengths):
-        fitted = replace(model, strength=strength, max_iter=sweeps).fit(moments, plain=plain, start=W)
-        W = fitted.W_
-        yield fitted
 
 
 def _check_start(W: np.ndarray, k: int, n_genes: int) -> np.ndarray:

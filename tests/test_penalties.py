@@ -8,7 +8,7 @@ from anndata import AnnData
 from scipy.sparse import csr_matrix
 
 from aenmf_lib import AENMF, CAENMF1, CAENMF2, penalties
-from aenmf_lib.models import path
+from aenmf_lib.conditional import path
 from aenmf_lib.moments import Moments
 
 BOTH = (CAENMF1, CAENMF2)
