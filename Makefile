@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: all filter train scores benchmarks figures status watch cancel test lint format lab setup clean help resolved FORCE
+.PHONY: all filter train scores benchmarks figures conditioning status watch cancel test lint format lab setup clean help resolved FORCE
 
 empty :=
 space := $(empty) $(empty)
@@ -48,12 +48,13 @@ $(error $(params) has no line 'data: cells.h5ad': write one, or give DATA=cells.
 endif
 # Results of other cells are not overwritten because a file happens to bear the same name.
 before := $(shell sed -n 's/^data: *//p' results/$(DATASET)/params/01_filter.yaml 2>/dev/null)
-ifneq ($(if $(filter all filter train scores benchmarks figures results/%,$(MAKECMDGOALS)),$(filter-out $(data),$(before))),)
+ifneq ($(if $(filter all filter train scores benchmarks figures conditioning results/%,$(MAKECMDGOALS)),$(filter-out $(data),$(before))),)
 $(error results/$(DATASET)/ was made from $(before), not from $(data): give DATASET=other to keep both, or first type \
     make clean DATASET=$(DATASET))
 endif
 # A missing file is no prerequisite: the notebook says more about it than make would.
-cells := $(if $(filter data/demo.h5ad,$(data)),$(data),$(wildcard $(data)))
+simulated := $(patsubst %,data/%.h5ad,demo demo_none demo_weak demo_confounded)
+cells := $(if $(filter $(simulated),$(data)),$(data),$(wildcard $(data)))
 given := -p k $(K) $(foreach name,$(OVERRIDES),$(if $(filter command,$(origin $(name))),\
     -p $(shell echo $(name) | tr A-Z a-z) '$($(name))'))
 
@@ -111,16 +112,18 @@ tables := $(addprefix $(RUN)/,clustering_cell_type.csv clustering_donor_id.csv c
 umap := $(RUN)/umap.h5ad
 # a job for each model and label, if they are asked for: `make scores`
 parts := $(foreach label,cell_type donor_id,$(patsubst $(RUN)/%_k$(K).h5ad,$(RUN)/classification_scores/%.$(label).done,$(models)))
+study := $(RUN)/conditioning.csv $(RUN)/conditioning_long.csv $(addprefix $(RUN)/figures/conditioning.,pdf png csv)
 drawn := $(foreach name,$(FIGURES),$(addprefix $(RUN)/figures/$(name).,pdf png csv))
 
 notebooks := $(addprefix notebooks/,$(addsuffix .py,01_filter 02_train_base_nmf 03_train_ae_nmf 04_train_cnmf1 \
-    05_train_cnmf2 06_benchmarks 07_figures))
+    05_train_cnmf2 06_benchmarks 07_figures 08_conditioning))
 
 # The modules whose code decides a stage's results; tests/test_packaging.py holds them against the imports.
 FILTER_LIB := data provenance results
 TRAIN_LIB := baseline checkpoint checks conditional data descent forming gradient kernels models moments objectives penalties provenance results solver start stream weighting
 BENCHMARKS_LIB := classification clustering communities data fits folds integration nearest provenance results store
 FIGURES_LIB := data drawn figures page programs provenance results scored words
+CONDITIONING_LIB := baseline checkpoint checks classification clustering communities conditional data descent fits folds forming gradient kernels models moments nearest objectives penalties provenance results solver start store stream study tradeoff weighting words
 lib = $(patsubst %,aenmf_lib/%.py,$(1))
 
 ifneq ($(origin EXECUTOR),command line)
@@ -131,7 +134,7 @@ $(error EXECUTOR='$(EXECUTOR)': expected local or slurm)
 endif
 ifeq ($(EXECUTOR),slurm)
 # On a cluster these send jobs, each of which is this make with EXECUTOR=local, and return at once.
-all filter train scores benchmarks figures: | $(setup)
+all filter train scores benchmarks figures conditioning: | $(setup)
 	@$(call cluster,submit) --goals $@
 else
 all: filter train benchmarks figures  ## all of the following four: cells to figures, in results/<data set>/
@@ -140,6 +143,7 @@ train: $(models) $(patsubst notebooks/%.py,$(RUN)/%.ipynb,$(wordlist 2,5,$(noteb
 benchmarks: $(tables) $(umap) $(RUN)/06_benchmarks.ipynb  ## clustering and classification tables, UMAP
 figures: $(drawn) $(RUN)/07_figures.ipynb  ## draw the figures; trains nothing
 scores: $(parts)  ## the classification by itself, a job for each model and label: make -j2 scores N_JOBS=1
+conditioning: $(study) $(RUN)/08_conditioning.ipynb  ## what conditioning keeps and removes, over its strength, from several starts; not part of all
 endif
 
 -include slurm/cluster.mk
@@ -167,14 +171,14 @@ execute = exec $(run) execute $< --params $(word 2,$^)
 
 # Looked at every time, but a file is written only when a value in it changed.
 # '+', and the look for Python, which may not be there yet: so that `make -n` tells the truth.
-values := $(DIR)/params/01_filter.yaml $(patsubst notebooks/%.py,$(RUN)/params/%.yaml,$(wordlist 2,7,$(notebooks)))
+values := $(DIR)/params/01_filter.yaml $(patsubst notebooks/%.py,$(RUN)/params/%.yaml,$(wordlist 2,8,$(notebooks)))
 $(values): resolved
 	+@:
 resolved: | $(setup)
 	+@if command -v "$(PYTHON)" >/dev/null; then $(run) resolve $(addprefix --params ,$(params)) \
 	    --notebooks $(notebooks) --out $(values) $(given); fi
 
-data/demo.h5ad: aenmf_lib/synthetic.py | $(setup)
+$(simulated): aenmf_lib/synthetic.py | $(setup)
 	"$(PYTHON)" -m aenmf_lib.synthetic $@
 
 $(DIR)/filtered%h5ad $(DIR)/01_filter%ipynb: \
@@ -213,6 +217,10 @@ $(foreach name,$(FIGURES),$(addprefix $(RUN)/figures/$(name)%,pdf png csv)) $(RU
     notebooks/07_figures.py $(RUN)/params/07_figures.yaml $(models) $(tables) $(umap) \
     $(call lib,$(FIGURES_LIB)) aenmf_lib/aenmf.mplstyle | $(setup)
 	SOURCE_DATE_EPOCH=1767225600 $(execute) --report $(RUN)/07_figures.ipynb -p tables $(RUN) -p out_dir $(RUN)/figures
+
+$(foreach file,$(study),$(basename $(file))%$(patsubst .%,%,$(suffix $(file)))) $(RUN)/08_conditioning%ipynb: \
+    notebooks/08_conditioning.py $(RUN)/params/08_conditioning.yaml $(filtered) $(call lib,$(CONDITIONING_LIB)) | $(setup)
+	$(execute) --report $(RUN)/08_conditioning.ipynb -p cells $(filtered) -p out_dir $(RUN)
 
 # ---- For those who work on it ----------------------------------------------------------------------------------------
 setup: $(setup)  ## make .venv, as every target does that needs it

@@ -44,7 +44,9 @@ _MODULES = (
     "solver",
     "start",
     "stream",
+    "study",
     "synthetic",
+    "tradeoff",
     "weighting",
     "words",
 )

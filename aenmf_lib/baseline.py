@@ -53,6 +53,7 @@ class BaseNMF:
             # 100 sweeps are the published setting: that they do not converge is recorded in stop_, not warned of
             warnings.simplefilter("ignore", ConvergenceWarning)
             self.H_ = self._nmf.fit_transform(X)
+        self._nmf.verbose = 0  # its lines moved the bar; transform has none
         self.W_, self.U_ = self._nmf.components_, None
         self.n_iter_ = int(self._nmf.n_iter_)
         self.stop_ = f"reached max_iter = {self.max_iter}" if self.n_iter_ >= self.max_iter else f"tol = {self.tol:g}"

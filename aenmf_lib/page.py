@@ -116,6 +116,12 @@ def _cut(name: str, width: float) -> str:
     return keep(max(most - 1, 0))
 
 
+def at_least(low: float, upp: float, span: float) -> tuple[float, float]:
+    """Widen the limits of an axis: differences that mean nothing do not fill it."""
+    half = max(upp - low, span) / 2
+    return (low + upp) / 2 - half, (low + upp) / 2 + half
+
+
 def apart(at: Sequence[float], pitch: float, low: float, high: float) -> np.ndarray:
     """Move labels from their heights ``at`` until they are ``pitch`` apart and, if there is room, within low..high."""
     at = np.asarray(at, dtype=float)

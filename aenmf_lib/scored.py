@@ -137,7 +137,7 @@ def resolution(curve: pd.DataFrame, *, k: int | None = None) -> Figure:
             for model in models:
                 line = of[(of["Model"] == model) & (of["metric"] == metric)].groupby("resolution")["value"].mean()
                 ax.plot(line.index, line, color=words.COLOURS[model], marker="o", ms=2, lw=0.8)
-            ax.set(xlabel="resolution", ylabel=metric, ylim=_at_least(*ax.get_ylim(), 0.04))
+            ax.set(xlabel="resolution", ylabel=metric, ylim=page.at_least(*ax.get_ylim(), 0.04))
             ax.xaxis.set_major_locator(MaxNLocator(4, steps=words.STEPS))
             ax.yaxis.set_major_locator(MaxNLocator(4, steps=words.STEPS))
     key.draw(fig, left, foot)
@@ -259,15 +259,9 @@ def _panel(ax: Axes, points: pd.DataFrame, models: list[str], kinds: list[str]) 
         for j, kind in enumerate(kinds):
             fits = of[of["classifier"] == kind]
             _strip(ax, fits, i + (j - (len(kinds) - 1) / 2) * 0.3, 0.27, _KINDS[kind][1], words.COLOURS[model])
-    ax.set(xlim=_at_least(*ax.get_xlim(), 0.01 if kinds else 0.04), ylim=(len(models) - 0.5, -0.5))
+    ax.set(xlim=page.at_least(*ax.get_xlim(), 0.01 if kinds else 0.04), ylim=(len(models) - 0.5, -0.5))
     ax.xaxis.set_major_locator(MaxNLocator(5 if kinds else 3, steps=words.STEPS))
     ax.tick_params(axis="y", length=0)
-
-
-def _at_least(low: float, upp: float, span: float) -> tuple[float, float]:
-    """Widen the limits of an axis: differences that mean nothing do not fill it."""
-    half = max(upp - low, span) / 2
-    return (low + upp) / 2 - half, (low + upp) / 2 + half
 
 
 def _strip(ax: Axes, points: pd.DataFrame, y: float, height: float, marker: str, colour: str) -> None:

@@ -8,6 +8,7 @@ counts are negative binomial at realistic depth. The truth is kept in ``uns['tru
 import logging
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -45,6 +46,13 @@ CELL_TYPES = {
     "dendritic cell": (0.07, {"dendritic": 1.0, "monocyte": 0.3}),
     "mast cell": (0.01, {"mast": 1.2}),
 }
+# name of the data set -> what is planted in it
+PLANTED = {
+    "demo": {},
+    "demo_none": {"added": 0.0, "bent": 0.0},
+    "demo_weak": {"added": 0.25, "bent": 0.25},
+    "demo_confounded": {"alike": 3.0},
+}
 DONOR_SHARES = (0.27, 0.22, 0.19, 0.16, 0.12, 0.04)  # the last stays under the threshold of the demo
 
 _BACKGROUND = 0.25  # share of a cell's counts that no program makes, spread over all genes
@@ -64,7 +72,13 @@ class Truth:
 
 
 def simulate(
-    n_cells: int = 5000, n_genes: int = 2000, *, seed: int = 0, added: float = 1.0, bent: float = 1.0
+    n_cells: int = 5000,
+    n_genes: int = 2000,
+    *,
+    seed: int = 0,
+    added: float = 1.0,
+    bent: float = 1.0,
+    alike: float = 60.0,
 ) -> tuple[AnnData, Truth]:
     """Simulate cells.
 
@@ -76,6 +90,9 @@ def simulate(
         Everything random; the same seed gives the same counts.
     added, bent
         Strength of the donors' added profiles and of the bending of their programs; 0 plants none.
+    alike
+        How alike donors are in their shares of the cell types (of a Dirichlet distribution): 60 nearly, with 3 some
+        types are all but missing in some donors, and the donor is confounded with the composition.
 
     Returns
     -------
@@ -111,7 +128,7 @@ def simulate(
     background *= _BACKGROUND / background.sum()
 
     donor = np.sort(rng.choice(n_donors, n_cells, p=np.array(DONOR_SHARES) / sum(DONOR_SHARES)))
-    H, kind = _usages(rng, donor)
+    H, kind = _usages(rng, donor, alike)
     rate = H @ W + background + A[donor]
     for d in range(n_donors):
         rate[donor == d] += H[donor == d] @ B[d]
@@ -130,11 +147,11 @@ def _weights(rng: np.random.Generator, n: int) -> np.ndarray:
     return w / w.sum()
 
 
-def _usages(rng: np.random.Generator, donor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _usages(rng: np.random.Generator, donor: np.ndarray, alike: float) -> tuple[np.ndarray, np.ndarray]:
     """Draw each cell's type, in a composition of its donor's own, and its usages."""
     names, programs = list(CELL_TYPES), list(PROGRAMS)
     shares = np.array([share for share, _ in CELL_TYPES.values()])
-    own = rng.dirichlet(60 * shares / shares.sum(), donor.max() + 1)
+    own = rng.dirichlet(alike * shares / shares.sum(), donor.max() + 1)
     own[:, -1] = shares[-1]  # the rare type is in every donor
     own /= own.sum(axis=1, keepdims=True)
     kind = np.array([rng.choice(len(names), p=own[d]) for d in donor])
@@ -180,5 +197,5 @@ def _cellxgene(rng, counts, kind, donor, names, truth) -> AnnData:
 
 
 if __name__ == "__main__":
-    (path,) = sys.argv[1:]
-    results.write_h5ad(simulate()[0], path)
+    (path,) = map(Path, sys.argv[1:])
+    results.write_h5ad(simulate(**PLANTED[path.stem])[0], path)

@@ -22,6 +22,7 @@ from jobs import STAGES, Job, SlurmError, check, command, options, queue, row
 from lab import lab
 
 WARNING = 120  # seconds before the time limit when a stage is told to keep its state
+ASKED_FOR = "08_conditioning"  # not part of `all`
 # what Slurm writes into the log of a job that it kills
 _KILLED = {
     "memory": re.compile(r"memory limit|oom[-_ ]kill|out of memory", re.I),
@@ -96,8 +97,10 @@ def send(stage: Stage, tasks: list[int], after: list[str], site: argparse.Namesp
 
 def status(site: argparse.Namespace, make: list[str]) -> bool:
     """Print a table; gives whether anything is on its way."""
-    stages, known = graph(make, ["all"], resolve=False), queue(ended=True)
+    stages, known = graph(make, ["all", "conditioning"], resolve=False), queue(ended=True)
     for name, stage in stages.items():
+        if name == ASKED_FOR and stage.missing and not stage.log().exists():
+            continue
         newest = {job.task: job for job in known if job.name == stage.job}  # squeue tells older jobs first
         live = [job for job in newest.values() if job.live]
         if live:

@@ -30,12 +30,13 @@ def parameters(path) -> dict:
     return {name: values[name] for name in values["__annotations__"]}
 
 
-def test_the_seven_are_there():
+def test_all_are_there():
     assert [path.stem for path in NOTEBOOKS] == [
         "01_filter",
         *TRAINING,
         "06_benchmarks",
         "07_figures",
+        "08_conditioning",
     ]
 
 

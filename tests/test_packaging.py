@@ -34,6 +34,12 @@ STAGES = [
     "06_benchmarks",
     "07_figures",
 ]
+STUDY = "08_conditioning"  # made when it is asked for
+STUDIED = [
+    "conditioning.csv",
+    "conditioning_long.csv",
+    *(f"figures/conditioning.{kind}" for kind in ("pdf", "png", "csv")),
+]
 FIGURES = [
     f"figures/{name}.{kind}"
     for name in ("clustering", "resolution", "classification", "classes", "umap", "programs", "training")
@@ -120,6 +126,7 @@ else:
     made = {{
         "06_benchmarks": [f"{{given.get('out_dir')}}/{{name}}" for name in {[*TABLES, "umap.h5ad"]}],
         "07_figures": [f"{{given.get('out_dir')}}/{{name[8:]}}" for name in {FIGURES}],
+        "{STUDY}": [f"{{given.get('out_dir')}}/{{name}}" for name in {STUDIED}],
     }}.get(Path(notebook).stem) or [given["out"]]
     made.append(report)
 for path in map(Path, made):
@@ -147,8 +154,8 @@ class Sandbox:
         for module in ("__init__", *modules_in_makefile(), "synthetic"):
             (root / f"aenmf_lib/{module}.py").touch()
         (root / "aenmf_lib/aenmf.mplstyle").touch()
-        for stage in STAGES:
-            k = "k: int = 80\n" if stage in MODELS else ""
+        for stage in [*STAGES, STUDY]:
+            k = "k: int = 80\n" if stage in [*MODELS, STUDY] else ""
             own = {"01_filter": 'data: str = ""\nmin_cells: int = 5\n', "06_benchmarks": "max_cells: int = 0\n"}.get(
                 stage, ""
             )
@@ -224,9 +231,24 @@ def test_make_alone_lists_the_public_targets(make):
     assert listed[:6] == ["all", "filter", "train", "benchmarks", "figures", "scores"]
 
 
+def test_the_study_is_made_when_it_is_asked_for_and_needs_the_filtered_cells_alone(make):
+    assert make.ran("conditioning") == [STAGES[0], STUDY]
+    assert make.files("results/demo/k20") >= {*STUDIED, f"{STUDY}.ipynb"}
+    assert make.ran("conditioning") == []
+    assert make.ran("all") == STAGES[1:]
+    os.utime(make.root / "aenmf_lib/penalties.py")
+    assert make.would_run("conditioning") == [STUDY]
+
+
 def test_all_makes_every_result_and_a_second_time_nothing(done):
     run = {f"params/{stage}.yaml" for stage in STAGES[1:]} | {f"{stage}.ipynb" for stage in STAGES[1:]}
-    run |= {f"{model}_k20.h5ad" for model in MODELS.values()} | set(TABLES) | set(FIGURES) | {"umap.h5ad"}
+    run |= (
+        {f"params/{STUDY}.yaml"}
+        | {f"{model}_k20.h5ad" for model in MODELS.values()}
+        | set(TABLES)
+        | set(FIGURES)
+        | {"umap.h5ad"}
+    )
     assert done.files("results/demo/k20") == run
     assert done.files("results/demo") == {f"k20/{name}" for name in run} | {
         "filtered.h5ad",
@@ -426,7 +448,7 @@ def library_imports(file: Path) -> set[str]:
     return {part for part in parts if (ROOT / f"aenmf_lib/{part}.py").is_file()}
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [*STAGES, STUDY])
 def test_the_makefile_names_the_modules_that_a_notebook_uses(stage):
     # Drawing decides no result but the figures: a new colour must not train again.
     only_shown = set() if stage == "07_figures" else {"drawn", "figures", "page", "programs"}

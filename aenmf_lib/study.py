@@ -1,0 +1,407 @@
+"""What does conditioning keep and remove, at what price? Every model on the same cells, from several starts, scored.
+
+Each start is fitted twice: to all cells, and to those of two donors in three. The other donors were seen by no fit and
+no classifier: where a penalty has read the cell types, their scores are the proof.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from sklearn.decomposition import PCA
+from sklearn.metrics import f1_score
+from tqdm import tqdm
+
+from aenmf_lib import classification, clustering, fits, models, provenance
+from aenmf_lib.baseline import BaseNMF
+from aenmf_lib.conditional import CAENMF1, CAENMF2
+from aenmf_lib.data import CELL_TYPE, DONOR
+from aenmf_lib.models import AENMF
+from aenmf_lib.moments import Moments
+from aenmf_lib.store import OF, Store, fingerprint
+
+log = logging.getLogger(__name__)
+
+CONDITIONAL = {model.name: model for model in (CAENMF1, CAENMF2)}
+PCA_, HARMONY = "PCA", "Harmony"
+YARDSTICKS = (PCA_, HARMONY, BaseNMF.name)
+VARIANT = ("Model", "strength", "labels", "gene_weights")
+LABELS = {"type": CELL_TYPE, "on": DONOR}  # end of a column -> what is read from the usages
+_KEY = ("on", *VARIANT, "seed")
+SEEN = [f"{score}_{label}" for label in LABELS for score in (fits.LOGISTIC, fits.KNN, "NMI", "ARI")]
+UNSEEN = [f"unseen_{name}" for name in SEEN]
+SCORES = ["error", "scatter", *SEEN, "unseen_error", "unseen_scatter", *UNSEEN]
+_COLUMNS = [
+    *_KEY,
+    "k",
+    "strength_left",
+    "n_iter",
+    "seconds",
+    *SCORES,
+    "n_cells",
+    "n_unseen",
+    "max_cells",
+    "date",
+]
+_PACKAGES = "aenmf_lib", "scikit-learn", "igraph", "numpy", "scipy"
+_LEIDEN_SEEDS = range(5)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One model with its settings."""
+
+    Model: str
+    strength: float = 0.0  # 0: the published weights
+    labels: str = "none"  # what the penalties read: "cell_type", "clusters" or "none"
+    gene_weights: str = "none"
+
+    @property
+    def conditional(self) -> bool:
+        """Whether it is told the donor."""
+        return self.Model in CONDITIONAL or self.Model == HARMONY
+
+
+@dataclass
+class Embedding:
+    """What is scored: usages of the cells of the fit, and how others get theirs."""
+
+    H: np.ndarray  # (n_cells, k)
+    transform: Callable[[AnnData], np.ndarray] | None  # None: only the cells of the fit have usages
+    W: np.ndarray | None = None  # (k, n_genes), where ``H W`` is the reconstruction of other cells
+    error: float = np.nan  # ‖X − X̂‖ / ‖X‖, with what the donors add
+    strength_left: float = 0.0  # after chance
+    n_iter: int = 0
+    seconds: float = np.nan
+
+
+def variants(
+    strengths: Sequence[float],
+    *,
+    at: float,
+    labels: Sequence[str],
+    gene_weights: Sequence[str],
+    yardsticks: Sequence[str],
+) -> list[Variant]:
+    """List what a study fits.
+
+    Parameters
+    ----------
+    strengths
+        Of both conditional models, with the first of `labels` and genes alike; the published weights are always there.
+    at
+        Strength at which the other `labels` and `gene_weights` are tried.
+    labels, gene_weights
+        See `conditional.CAENMF1`.
+    yardsticks
+        Of `YARDSTICKS`.
+
+    Raises
+    ------
+    ValueError
+        A yardstick is unknown or not installed, or a strength is not above 0.
+    """
+    if strange := [name for name in yardsticks if name not in YARDSTICKS]:
+        raise ValueError(f"yardsticks holds {strange[0]!r}: there are {', '.join(map(repr, YARDSTICKS))}.")
+    if HARMONY in yardsticks:
+        _harmonypy()
+    if not strengths or min(strengths) <= 0 or not labels:
+        raise ValueError(f"strengths = {list(strengths)}, labels = {list(labels)}: one or more of each, above 0.")
+    others = [rule for rule in gene_weights if rule != "none"]
+    plan = [Variant(name) for name in yardsticks]
+    plan += [Variant(AENMF.name, gene_weights=rule) for rule in ("none", *others)]
+    for name in CONDITIONAL:
+        plan += [Variant(name, labels=CELL_TYPE if name == CAENMF1.name else "none")]  # γ > 0 reads the types
+        plan += [Variant(name, strength, labels[0]) for strength in sorted(strengths)]
+        plan += [Variant(name, at, other) for other in labels[1:]]
+        plan += [Variant(name, at, labels[0], rule) for rule in others]
+    return plan
+
+
+def run(
+    cells: AnnData,
+    plan: Sequence[Variant],
+    *,
+    on: Sequence[str] = (DONOR,),
+    k: int = 80,
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    max_cells: int = 4000,
+    store: str | Path | None = None,
+) -> pd.DataFrame:
+    """Fit and score every variant: a row a column conditioned on, variant and seed.
+
+    Parameters
+    ----------
+    cells : n_cells × n_genes
+        As `data.load` gives them, with the columns of `on`.
+    plan
+        From `variants`.
+    on
+        Columns of obs that the models are conditioned on, each in a study of its own. 'donor_id+condition' is both: a
+        sample. The donors held out are always those of ``obs['donor_id']``.
+    k
+        Programs.
+    seeds
+        A start, and a choice of the donors held out, each.
+    max_cells
+        Cells that are scored, at random, of those of the fit and of the unseen alike.
+    store
+        File that keeps every row as soon as it is made: if killed, the same call goes on.
+
+    Returns
+    -------
+    Rows in the order of `on`, plan and seeds. Scores of a name alone are on the cells of the fit (F1 of five folds, NMI
+    and ARI of five Leiden seeds); `unseen_` on donors held out: F1 of classifiers that learnt from the others (none
+    for a label that is not shared, as the donor itself), clusters of the held-out cells alone (none for a label that
+    is the same for all of them), and ``‖X − H W‖ / ‖X‖``.
+    `scatter` is the variance of the usages between the groups within a type, of all their variance.
+
+    Raises
+    ------
+    ValueError
+        A column is missing, there are fewer than 3 donors, or what a model's fit raises.
+    """
+    donors = cells.obs[DONOR].astype(str).to_numpy()
+    labels = {name: _column(cells.obs, name) for name in on}
+    if len(np.unique(donors)) < 3:
+        raise ValueError(f"{len(np.unique(donors))} donors: a third is held out and two stay, so 3 or more are needed.")
+    names = [(name, variant, seed) for seed in seeds for name in on for variant in plan]
+    held = Store(store, _COLUMNS, _KEY)
+    of = fingerprint(
+        cells.obs_names.to_numpy(str), donors, _column(cells.obs, CELL_TYPE), *labels.values(), cells.X.nnz,
+        float(cells.X.sum(dtype=np.float64)), k, max_cells, packages=_PACKAGES,
+    )  # fmt: skip
+    keys = {which: (which[0], *asdict(which[1]).values(), which[2], of) for which in names}
+    made = {"date": provenance.of_run()["created"][:10], OF: of}
+    todo = [which for which in names if keys[which] not in held]
+    with tqdm(total=len(names), initial=len(names) - len(todo), desc="study", unit="fit") as bar, _without_bars():
+        for seed in sorted({seed for *_, seed in todo}, key=list(seeds).index):
+            out = held_out(donors, seed)
+            rest = {name: of[~out] for name, of in labels.items()}
+            both = _Fits(cells, labels, k, seed), _Fits(cells[~out], rest, k, seed)
+            row = {"seed": seed, "k": k, "n_cells": len(out), "n_unseen": out.sum(), "max_cells": max_cells, **made}
+            for name, variant in [which[:2] for which in todo if which[2] == seed]:
+                bar.set_postfix_str(f"{label(variant)} on {name}")
+                obs = cells.obs[[CELL_TYPE]].assign(**{DONOR: pd.Categorical(labels[name])})
+                scores = _scores(cells, obs, out, *(each.fit(variant, name) for each in both), max_cells)
+                held.add({"on": name, **asdict(variant), **row, **scores})
+                bar.update()
+    table = held.table(keys[name, variant, seed] for name in on for variant in plan for seed in seeds)
+    return table.assign(**{score: table[score].replace("", np.nan).astype(float) for score in SCORES})
+
+
+def summarise(long: pd.DataFrame) -> pd.DataFrame:
+    """Give a row a variant and column conditioned on: mean and standard deviation (ddof 1) over the starts."""
+    table = long.groupby(["on", *VARIANT], sort=False)[[*SCORES, "seconds"]].agg(["mean", "std"])
+    table.columns = [score if of == "mean" else f"{score}_std" for score, of in table.columns]
+    table.insert(0, "n_starts", long.groupby(["on", *VARIANT], sort=False).size())
+    return table.reset_index()
+
+
+def show(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Lay out some columns of `summarise`: mean ± deviation, a row a variant."""
+    shown = {
+        name: [
+            "" if pd.isna(mean) else f"{mean:#.3g}" + ("" if pd.isna(std) else f" ± {std:.1g}")
+            for mean, std in zip(table[name], table[f"{name}_std"], strict=True)
+        ]
+        for name in columns
+    }
+    rows = pd.MultiIndex.from_arrays([table["on"], [label(row) for row in table.itertuples()]], names=["on", "model"])
+    return pd.DataFrame(shown, index=rows)
+
+
+def label(variant: Variant) -> str:
+    """Name a variant in a table or figure."""
+    of_weights = ", weighted" if variant.gene_weights != "none" else ""
+    if variant.Model not in CONDITIONAL:
+        return variant.Model + of_weights
+    reads = "" if variant.labels == CELL_TYPE else ", no labels" if variant.labels == "none" else f", {variant.labels}"
+    return f"{variant.Model}, " + (f"{variant.strength:g}{reads}" if variant.strength else "published") + of_weights
+
+
+# -------------------------------------------------------------------------------------------------------------- fitting
+class _Fits:
+    """Fits to one set of cells from one start; what several need is fitted once."""
+
+    def __init__(self, cells: AnnData, labels: dict[str, np.ndarray], k: int, seed: int) -> None:
+        self.cells, self.labels, self.k, self.seed = cells.copy(), labels, k, seed
+        self.kept: dict[str, Embedding] = {}
+        self.plain: dict[str, AENMF] = {}
+        self.sums: dict[str, Moments] = {}  # of all cells, and of those of each donor
+
+    def fit(self, variant: Variant, on: str) -> Embedding:
+        if variant.conditional:
+            self.cells.obs[DONOR] = pd.Categorical(self.labels[on])
+            return self._harmony() if variant.Model == HARMONY else self._conditional(variant, on)
+        name = label(variant)
+        if name not in self.kept:
+            make = {PCA_: self._pca, BaseNMF.name: self._base}
+            self.kept[name] = make[variant.Model]() if variant.Model in make else self._tied(self._plain(variant))
+        return self.kept[name]
+
+    def _moments(self, on: str) -> Moments:
+        if on not in self.sums:
+            self.sums = {name: kept for name, kept in self.sums.items() if not name}  # of one column at a time
+            whole = {"donor": False, "cell_type": False} if not on else {"by_donor": True}
+            self.sums[on] = Moments.of(self.cells, **whole, k=self.k)
+        return self.sums[on]
+
+    def _plain(self, variant: Variant) -> AENMF:
+        rule = variant.gene_weights
+        if rule not in self.plain:
+            self.plain[rule] = AENMF(k=self.k, seed=self.seed, gene_weights=rule).fit(self._moments(""))
+        return self.plain[rule]
+
+    def _conditional(self, variant: Variant, on: str) -> Embedding:
+        settings = {name: value for name, value in asdict(variant).items() if name != "Model"}
+        model = CONDITIONAL[variant.Model](k=self.k, seed=self.seed, **settings)
+        given = {"plain": self._plain(variant)} if variant.strength else {}
+        return self._tied(model.fit(self._moments(on), **given))
+
+    def _tied(self, model: AENMF) -> Embedding:
+        H = model.transform(self.cells)
+        error = _error(model, self.cells, H)
+        left = getattr(model, "strength_", 0.0)
+        return Embedding(H, model.transform, model.W_, error, left, model.n_iter_, model.seconds_)
+
+    def _base(self) -> Embedding:
+        model = BaseNMF(k=self.k, seed=self.seed).fit(self.cells)
+        error = models.relative_error(self.cells, model.H_, model.W_)
+        return Embedding(model.H_, model.transform, model.W_, error, 0.0, model.n_iter_, model.seconds_)
+
+    def _pca(self) -> Embedding:
+        X, begin = self.cells.X, time.perf_counter()
+        pca = PCA(self.k, svd_solver="arpack", random_state=self.seed)
+        H = pca.fit_transform(X)
+        squares = np.square(X.data, dtype=np.float64).sum()
+        left = (
+            squares
+            - len(H) * np.square(pca.mean_, dtype=np.float64).sum()
+            - (len(H) - 1) * pca.explained_variance_.sum()
+        )
+        error = float(np.sqrt(left / squares))
+        return Embedding(H, lambda cells: pca.transform(cells.X), None, error, seconds=time.perf_counter() - begin)
+
+    def _harmony(self) -> Embedding:
+        H = self.fit(Variant(PCA_), "").H
+        begin = time.perf_counter()
+        found = _harmonypy().run_harmony(H, self.cells.obs, [DONOR], random_state=self.seed, verbose=False)
+        Z = np.asarray(found.Z_corr)
+        return Embedding(Z if Z.shape == H.shape else Z.T, None, seconds=time.perf_counter() - begin)
+
+
+def _harmonypy():
+    try:
+        return importlib.import_module("harmonypy")
+    except ModuleNotFoundError:
+        raise ValueError(f"{HARMONY} is not installed: pip install harmonypy, or leave it out of yardsticks.") from None
+
+
+def _error(model: AENMF, cells: AnnData, H: np.ndarray) -> float:
+    """Give ‖X − X̂‖ / ‖X‖ of a tied model with what the donors add, exact."""
+    if not model.conditional:
+        return models.relative_error(cells, H, model.W_)
+    X, H, donor = cells.X, H.astype(np.float64), cells.obs[DONOR].to_numpy()
+    squares, sse = np.square(X.data, dtype=np.float64).sum(), 0.0
+    for d, name in enumerate(model.donors_):
+        own = donor == name
+        U = model.U_[d].astype(np.float64)
+        V, u = (model.W_ + U, np.zeros(X.shape[1])) if U.ndim == 2 else (model.W_.astype(np.float64), U)
+        M, F = np.vstack([V, u]), np.column_stack([H[own], np.ones(own.sum())])  # X̂ = F M
+        sse += np.square(X[own].data, dtype=np.float64).sum() + np.sum((F.T @ F) * (M @ M.T))
+        sse -= 2 * np.sum((X[own] @ M.T) * F)
+    return float(np.sqrt(sse / squares))
+
+
+# -------------------------------------------------------------------------------------------------------------- scoring
+def _scores(
+    cells: AnnData, obs: pd.DataFrame, out: np.ndarray, seen: Embedding, rest: Embedding, max_cells: int
+) -> dict[str, float]:
+    """Score an embedding of all cells, and how one of the rest does on the cells held out."""
+    row = {"strength_left": seen.strength_left, "n_iter": seen.n_iter, "seconds": seen.seconds, "error": seen.error}
+    row |= {"scatter": scatter(seen.H, obs), **_folds(seen.H, obs, max_cells), **_clusters(seen.H, obs, max_cells)}
+    if rest.transform is None:
+        return row
+    held, of = cells[out], obs[out]
+    H = rest.transform(held)
+    more = {"scatter": scatter(H, of), **_learnt(rest.H, obs[~out], H, of), **_clusters(H, of, max_cells)}
+    if rest.W is not None:
+        more["error"] = models.relative_error(held, H, rest.W)
+    return row | {f"unseen_{score}": value for score, value in more.items()}
+
+
+def scatter(H: np.ndarray, obs: pd.DataFrame) -> float:
+    """Give the variance between donors within a type, of the total: ``I_c(H) / tr Cov(H)``."""
+    table = pd.DataFrame(H.astype(np.float64))
+    types, donors = obs[CELL_TYPE].to_numpy(), obs[DONOR].to_numpy()
+    of_type = table.groupby(types, observed=True).transform("mean")
+    between = table.groupby([types, donors], observed=True).transform("mean") - of_type
+    return float(np.square(between).to_numpy().sum() / len(H) / table.var(ddof=0).sum())
+
+
+def _folds(H: np.ndarray, obs: pd.DataFrame, max_cells: int) -> dict[str, float]:
+    classifiers = [fits.LOGISTIC, fits.KNN]
+    settings = {"used_cell_type": {"H": False}, "labels": list(LABELS.values()), "seeds": [42]}
+    long = classification.score({"H": H}, obs, max_cells=max_cells, classifiers=classifiers, **settings)
+    mean = long.groupby(["classifier", "label"])["F1"].mean()
+    return {f"{by}_{short}": mean[by, of] for by in classifiers for short, of in LABELS.items()}
+
+
+def _clusters(H: np.ndarray, obs: pd.DataFrame, max_cells: int) -> dict[str, float]:
+    some = np.sort(np.random.default_rng(42).choice(len(H), min(max_cells or len(H), len(H)), replace=False))
+    of = {short: name for short, name in LABELS.items() if len(obs[name].iloc[some].unique()) > 1}
+    if not of:
+        return {}
+    graphs = clustering.neighbours_of_all({"H": H[some]}, obs.iloc[some])
+    settings = {"used_cell_type": {"H": False}, "labels": list(of.values())}
+    agreement = clustering.score(graphs, obs.iloc[some], seeds=_LEIDEN_SEEDS, **settings)
+    mean = agreement.groupby("label")[["NMI", "ARI"]].mean()
+    return {f"{score}_{short}": mean.loc[name, score] for score in mean for short, name in of.items()}
+
+
+def _learnt(H_rest: np.ndarray, rest: pd.DataFrame, H: np.ndarray, held: pd.DataFrame) -> dict[str, float]:
+    """F1 on cells of unseen donors, of classifiers that learnt from all others."""
+    found = {}
+    for short, of in LABELS.items():
+        y, truth = rest[of].astype(str).to_numpy(), held[of].astype(str).to_numpy()
+        known = np.isin(truth, np.unique(y))
+        for by in (fits.LOGISTIC, fits.KNN):
+            if known.any() and len(np.unique(y)) > 1:
+                told = fits.CLASSIFIERS[by](42).fit(H_rest, y).predict(H[known])
+                found[f"{by}_{short}"] = f1_score(truth[known], told, average="macro")
+    return found
+
+
+def held_out(donors: np.ndarray, seed: int) -> np.ndarray:
+    """Choose the cells of a third of the donors, two of which stay at least."""
+    names = np.random.default_rng(seed).permutation(np.unique(donors))
+    return np.isin(donors, names[: min(max(1, round(len(names) / 3)), len(names) - 2)])
+
+
+def _column(obs: pd.DataFrame, name: str) -> np.ndarray:
+    parts = name.split("+")
+    if lacking := [part for part in parts if part not in obs]:
+        raise ValueError(
+            f"obs has no column {lacking[0]!r}: it has {', '.join(map(repr, obs))}. Name it in keep_obs of notebook "
+            "01, and filter again."
+        )
+    return obs[parts].astype(str).agg(", ".join, axis=1).to_numpy(str)
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Leave one bar, of the study: those of its hundreds of fits would fill the report."""
+    make = tqdm.__init__
+    with patch.object(tqdm, "__init__", lambda bar, *given, **named: make(bar, *given, **{**named, "disable": True})):
+        yield
