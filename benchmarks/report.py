@@ -7,6 +7,8 @@ Every number between two ``<!-- table -->`` marks is written here.
 
 import re
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,6 +16,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator, NullFormatter
 from measure import RESULTS
+
+from aenmf_lib import study
 
 HERE = Path(__file__).parent
 FIGURE = HERE.parent / "figures" / "speed.png"
@@ -207,24 +211,25 @@ def atlas() -> str:
     return _table(head, rows) + f"\n\n{provenance(table)}."
 
 
-def conditioning(on: str, k: int) -> str:
-    """Tell what each model keeps and removes: means over the seeds, with the deviation where there are several."""
-    table = read("conditioning").query("on == @on and k == @k")
+def conditioning(cells: str, on: str) -> str:
+    """Tell what each model keeps and removes: means over the starts, with the deviation where there are several."""
+    long = read(f"conditioning_{cells}").query("on == @on")
+    table = study.summarise(long)
     shown = {
         "error": "‖X − X̂‖ / ‖X‖", "scatter": "between donors", "logistic_regression_type": "type: logistic",
-        "knn_type": "kNN", "nmi_type": "NMI", "logistic_regression_on": f"{on}: logistic", "knn_on": "kNN",
-        "nmi_on": "NMI", "unseen_knn_type": "unseen donors: type, kNN", "unseen_knn_on": f"{on}, kNN",
+        "knn_type": "kNN", "NMI_type": "NMI", "logistic_regression_on": f"{on}: logistic", "knn_on": "kNN",
+        "NMI_on": "NMI", "unseen_knn_type": "donors held out: type, kNN", "unseen_NMI_type": "NMI",
+        "unseen_knn_on": f"{on}, kNN", "unseen_NMI_on": "NMI",
     }  # fmt: skip
-    rows = []
-    for model, some in table.groupby("model", sort=False):
-        mean, deviation = some[list(shown)].mean(), some[list(shown)].std()
-        values = [
-            "" if pd.isna(mean[name]) else f"{mean[name]:.{4 if name in ('error', 'scatter') else 3}f}"
-            + ("" if pd.isna(deviation[name]) else f" ± {deviation[name]:.{4 if name in ('error', 'scatter') else 3}f}")
-            for name in shown
-        ]  # fmt: skip
-        rows.append([model, *values, str(len(some))])
-    return _table(["", *shown.values(), "seeds"], rows) + f"\n\n{provenance(table)}."
+    shown = {name: words for name, words in shown.items() if long[name].notna().any()}
+    values = study.show(table, list(shown)).to_numpy().tolist()
+    rows = [
+        [name, *value, str(n)]
+        for name, value, n in zip(
+            study.show(table, []).index.get_level_values(1), values, table["n_starts"], strict=True
+        )
+    ]
+    return _table(["", *shown.values(), "starts"], rows) + f"\n\n{', '.join(sorted(set(long['date'])))}."
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -237,9 +242,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "extrapolation": extrapolation,
     "scoring": scoring,
     "scoring atlas": atlas,
-    "conditioning, condition, k 20": lambda: conditioning("condition", 20),
-    "conditioning, condition, k 80": lambda: conditioning("condition", 80),
-    "conditioning, donor_id, k 80": lambda: conditioning("donor_id", 80),
+    **{
+        f"conditioning, {cells}, {on}": partial(conditioning, cells, on)
+        for cells, on in [
+            *product(("kang2018_k20", "kang2018_k80"), ("condition", "donor_id")),
+            *((demo, "donor_id") for demo in ("demo_none", "demo_weak", "demo", "demo_confounded")),
+        ]
+    },
 }
 
 
