@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from aenmf_lib import communities
 from aenmf_lib.classification import select_label
-from aenmf_lib.folds import LABELS, check_embeddings, check_labels
+from aenmf_lib.folds import LABELS, check_embeddings, check_labels, codes
 from aenmf_lib.results import MODELS
 from aenmf_lib.store import OF, Store, fingerprint
 
@@ -115,7 +115,7 @@ def score(
     used_cell_type : model name -> bool
         Whether `cell_type` was used in training; copied to every row of the model.
     labels
-        Columns to compare with.
+        Columns to compare with. Cells without a type are clustered with the others, and not compared.
     seeds
         One clustering each, compared with all labels.
     resolution
@@ -137,7 +137,7 @@ def score(
     """
     check_embeddings({model: cells.X for model, cells in graphs.items()}, obs)
     check_labels(obs, labels, seeds)
-    classes = {label: np.unique(obs[label].astype(str), return_inverse=True)[1] for label in labels}
+    classes = {label: codes(obs[label]) for label in labels}
     in_training = {model: bool(used_cell_type[model]) for model in graphs}
     key = ("Model", "label", "seed")
     held = Store(store, [*key, "ARI", "NMI", *_SETTINGS, "cell_type_in_training"], key)
@@ -146,7 +146,7 @@ def score(
     made_from, settings, tasks = {}, {}, []
     for model, cells in graphs.items():
         n_neighbors = cells.uns["neighbors"]["params"]["n_neighbors"]
-        settings[model] = {"n_cells": len(obs), "n_neighbors": n_neighbors, "resolution": resolution}
+        settings[model] = {"n_neighbors": n_neighbors, "resolution": resolution}
         links = cells.obsp["connectivities"].indptr, cells.obsp["connectivities"].indices
         of = fingerprint(*links, n_neighbors, resolution, in_training[model], code, packages=("igraph", "scikit-learn"))
         made_from |= {(model, label): fingerprint(of, y, packages=()) for label, y in classes.items()}
@@ -167,6 +167,7 @@ def score(
                     {
                         **{"Model": model, "label": label, "seed": seed, OF: made_from[model, label]},
                         **{"ARI": ari, "NMI": nmi, "n_clusters": n_clusters, "n_classes": classes[label].max() + 1},
+                        "n_cells": int((classes[label] >= 0).sum()),
                         **settings[model],
                         "cell_type_in_training": in_training[model],
                     }

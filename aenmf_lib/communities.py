@@ -95,7 +95,8 @@ def agreement(
         See `graph`.
     options
         See `leiden`.
-    classes : label -> (n_cells,)
+    classes : label -> (n_cells,) int
+        Cells below 0 have no class and are not compared.
 
     Returns
     -------
@@ -106,11 +107,12 @@ def agreement(
         _last.clear()
         _last[of] = graph(indptr, indices)
     clusters = leiden(_last[of], name[1], **options)
+    pairs = {label: (y[y >= 0], clusters[y >= 0]) for label, y in classes.items()}
     found = {
         label: (
-            float(adjusted_rand_score(y, clusters)),
-            float(normalized_mutual_info_score(y, clusters, average_method="arithmetic")),
+            float(adjusted_rand_score(*pair)),
+            float(normalized_mutual_info_score(*pair, average_method="arithmetic")),
         )
-        for label, y in classes.items()
+        for label, pair in pairs.items()
     }
     return name, int(clusters.max()) + 1, found

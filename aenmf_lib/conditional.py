@@ -63,6 +63,8 @@ class _Conditional(AENMF):
 
     def _check_moments(self, moments: Moments) -> None:
         super()._check_moments(moments)
+        if self.uses_cell_type:
+            penalties.check_labelled(moments)
         self.donors_ = np.array(moments.donors)
         if len(self.donors_) < 2:
             raise ValueError(

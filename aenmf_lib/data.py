@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 DONOR = "donor_id"
 CELL_TYPE = "cell_type"
+UNLABELLED = " "  # stands for no type where cells are told apart by it: no label is blank
 TARGET_SUM = 1e4  # counts a cell is scaled to before log1p
 
 # what a matrix that is not counts most likely is, told from its values
@@ -63,18 +64,18 @@ def open_h5ad(path: str | Path) -> h5py.File:
         raise OSError(
             f"{path} ({size} bytes) {what}: {error}. An .h5ad is expected; fetch or write it again."
         ) from error
-    if missing := [part for part in ("obs", "var") if part not in file]:
+    if lacking := [part for part in ("obs", "var") if part not in file]:
         parts = ", ".join(file) or "nothing"
         file.close()
-        raise ValueError(f"{path} is not an AnnData file: it has no {' and no '.join(missing)} (it holds {parts}).")
+        raise ValueError(f"{path} is not an AnnData file: it has no {' and no '.join(lacking)} (it holds {parts}).")
     return file
 
 
 def load(path: str | Path) -> AnnData:
     """Read the cells that `filter_cells` wrote; ``uns['input']`` tells their path and hash."""
     cells = read_h5ad(path)
-    if missing := [name for name in (DONOR, CELL_TYPE) if name not in cells.obs]:
-        raise ValueError(f"{path} has no obs column {' and '.join(missing)}: it was not written by notebook 01_filter.")
+    if lacking := [name for name in (DONOR, CELL_TYPE) if name not in cells.obs]:
+        raise ValueError(f"{path} has no obs column {' and '.join(lacking)}: it was not written by notebook 01_filter.")
     cells.uns["input"] = provenance.of_file(path)
     return cells
 
@@ -176,6 +177,7 @@ def filter_cells(
     cell_type_key: str = CELL_TYPE,
     keep_obs: list[str] = (),
     drop_missing: bool = False,
+    keep_unlabelled: bool = False,
     drop_empty: bool = False,
 ) -> tuple[AnnData, pd.DataFrame]:
     """Keep the donors with enough cells, and normalise.
@@ -192,6 +194,8 @@ def filter_cells(
         More columns to keep.
     drop_missing
         Drop cells without a donor or a type; otherwise they are an error.
+    keep_unlabelled
+        Keep cells without a type, as such: they count in the data term of the models, and in no score against the type.
     drop_empty
         Drop cells without counts; otherwise they are an error.
 
@@ -223,11 +227,14 @@ def filter_cells(
             )
 
     keep = np.ones(counts.n_obs, dtype=bool)
-    for key in (donor_key, cell_type_key):
-        missing = obs[key].isna().to_numpy() | (obs[key].astype(str).str.strip() == "").to_numpy()
-        keep &= _drop(
-            missing, drop_missing, counts, f"obs[{key!r}] is empty", f"name another column than {key!r}", "drop_missing"
-        )
+    untyped = missing(obs[cell_type_key])
+    for key, fault in ((donor_key, missing(obs[donor_key])), (cell_type_key, untyped)):
+        instead, typed = f"name another column than {key!r}", key == cell_type_key
+        if typed and keep_unlabelled:
+            continue
+        if typed:
+            instead = f"keep_unlabelled=true (KEEP_UNLABELLED=true) to keep them without a type, or {instead}"
+        keep &= _drop(fault, drop_missing, counts, f"obs[{key!r}] is empty", instead, "drop_missing")
     total = np.asarray(counts.X.sum(axis=1, dtype=np.float64)).ravel()
     keep &= _drop(total == 0, drop_empty, counts, "the counts are all 0", "remove them from the file", "drop_empty")
 
@@ -243,9 +250,13 @@ def filter_cells(
             "(make all MIN_CELLS=…)."
         )
     keep &= donor.isin(donors.loc[donors["kept"], DONOR]).to_numpy()
-    for label, values, who in ((DONOR, donor, "models 1 and 2"), (CELL_TYPE, obs[cell_type_key], "the benchmarks")):
-        if values[keep].nunique() < 2:
-            log.warning("one %s is left (%s): %s need at least 2 and will stop.", label, values[keep].iloc[0], who)
+    types = obs[cell_type_key].astype(str).astype(object).mask(untyped, np.nan)
+    for label, values, who in ((DONOR, donor, "models 1 and 2"), (CELL_TYPE, types, "the benchmarks")):
+        if len(left := values[keep].dropna().unique()) < 2:
+            told = left[0] if len(left) else "none"
+            log.warning("one %s is left (%s): %s need at least 2 and will stop.", label, told, who)
+    if n := int((untyped & keep).sum()):
+        log.info("%d of the cells kept have no type", n)
     log.info("kept %d of %d cells, %d of %d donors", keep.sum(), len(keep), donors["kept"].sum(), len(donors))
 
     X = counts.X[keep]
@@ -253,7 +264,7 @@ def filter_cells(
     X = normalise(X, expressed)
     kept = pd.DataFrame(
         {
-            CELL_TYPE: pd.Categorical(obs[cell_type_key][keep].astype(str)),
+            CELL_TYPE: pd.Categorical(types[keep]),
             DONOR: pd.Categorical(donor[keep]),
             **{key: obs[key][keep] for key in keep_obs},
         },
@@ -263,14 +274,28 @@ def filter_cells(
     return AnnData(X, obs=kept, var=counts.var.loc[expressed, names]), donors
 
 
-def labels(obs: pd.DataFrame, name: str) -> np.ndarray:
-    """Give a column of labels as strings. Raises ValueError where it is missing, or empty for some cells."""
+def missing(column: pd.Series) -> np.ndarray:
+    """Tell which cells have no label: NaN, or blank. (n_cells,) bool."""
+    return column.isna().to_numpy() | (column.astype(str).str.strip() == "").to_numpy()
+
+
+def labels(obs: pd.DataFrame, name: str, *, partly: bool = False) -> np.ndarray:
+    """Give a column of labels as strings, `UNLABELLED` for cells without where they may be `partly` missing.
+
+    Raises ValueError where the column is missing, or else empty for some cells.
+    """
     if name not in obs:
         there = ", ".join(map(repr, obs)) or "no columns"
         raise ValueError(f"obs['{name}'] is needed to train this model; the cells have {there}.")
-    if missing := int(obs[name].isna().sum()):
-        raise ValueError(f"obs['{name}'] is empty for {missing} of {len(obs)} cells: it is needed for every cell.")
-    return obs[name].astype(str).to_numpy()
+    empty, found = missing(obs[name]), np.array(obs[name].astype(str), object)
+    if empty.any() and not partly:
+        raise ValueError(f"obs['{name}'] is empty for {empty.sum()} of {len(obs)} cells: it is needed for every cell.")
+    if empty.any():
+        log.info(
+            "obs['%s'] is empty for %d of %d cells: these are in no group of a penalty", *(name, empty.sum(), len(obs))
+        )
+        found[empty] = UNLABELLED
+    return found
 
 
 def normalise(X: csr_matrix, genes: np.ndarray | None = None) -> csr_matrix:

@@ -14,6 +14,7 @@ CLUSTERING_METRICS = ("ARI", "NMI")
 CLASSIFICATION_METRICS = ("F1", "AUROC", "Accuracy")
 CLASSIFIERS = ("logistic_regression", "knn", "random_forest", "random_forest_intelex")
 LABELS = (CELL_TYPE, DONOR)
+NO_TYPE = "no type"  # of cells without one, in the UMAP
 MAX_POINTS = 50_000  # cells in a UMAP panel; of more, a sample is drawn
 SEED = 0  # of that sample, and of the order in which cells are drawn
 
@@ -148,7 +149,8 @@ def classes(by_class: pd.DataFrame, confusion: pd.DataFrame) -> pd.DataFrame:
 def umap(coords: AnnData) -> pd.DataFrame:
     """Give the cells in the order drawn: ``cell, cell_type, donor_id, <Model>_x, <Model>_y``.
 
-    The order is a seeded shuffle (no type lies above the others), cut at `MAX_POINTS` cells.
+    The order is a seeded shuffle (no type lies above the others), cut at `MAX_POINTS` cells. Cells without a type
+    are of a type of their own, `NO_TYPE`.
 
     Parameters
     ----------
@@ -158,7 +160,7 @@ def umap(coords: AnnData) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        A column or all maps are missing, there are no cells, a cell has no label, or a coordinate is no number.
+        A column or all maps are missing, there are no cells, a cell has no donor, or a coordinate is no number.
     """
     missing = [key for key in LABELS if key not in coords.obs]
     maps = {model: f"X_umap_{model}" for model in results.MODELS if f"X_umap_{model}" in coords.obsm}
@@ -173,7 +175,10 @@ def umap(coords: AnnData) -> pd.DataFrame:
     for key in LABELS:
         labels = pd.Categorical(coords.obs[key]).remove_unused_categories()
         empty = np.flatnonzero(labels.codes < 0)
-        if len(empty):
+        if len(empty) and key == CELL_TYPE:
+            labels = labels.add_categories(NO_TYPE)
+            labels[empty] = NO_TYPE
+        elif len(empty):
             raise ValueError(
                 f"umap.h5ad: obs[{key!r}] is empty for {len(empty):,} of {coords.n_obs:,} cells (first: "
                 f"{coords.obs_names[empty[0]]!r}). Run 06_benchmarks again."

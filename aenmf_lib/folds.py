@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from aenmf_lib import data
 from aenmf_lib.data import CELL_TYPE, DONOR
 
 logger = logging.getLogger(__name__)
@@ -47,8 +48,17 @@ def check_embeddings(H: Mapping[str, np.ndarray], obs: pd.DataFrame) -> None:
             )
 
 
+def codes(labels: pd.Series) -> np.ndarray:
+    """Give each class a number, in the order of their names; -1 for cells without. (n_cells,) int."""
+    there, found = ~data.missing(labels), np.full(len(labels), -1)
+    found[there] = np.unique(labels[there].astype(str), return_inverse=True)[1]
+    return found
+
+
 def check_labels(obs: pd.DataFrame, labels: Sequence[str], seeds: Sequence[int]) -> None:
     """Stop on labels and seeds that neither benchmark can use.
+
+    Cells may lack a `cell_type`: they are left out of every score against it.
 
     Parameters
     ----------
@@ -61,21 +71,23 @@ def check_labels(obs: pd.DataFrame, labels: Sequence[str], seeds: Sequence[int])
     Raises
     ------
     ValueError
-        A label that is missing as a column, missing for some cells, or the same for all; no seed, or one seed twice.
+        A label that is missing as a column, missing for some cells (but for `cell_type`), or the same for all; no
+        seed, or one seed twice.
     """
     for label in labels:
         if label not in obs:
             raise ValueError(f"obs has no column {label!r}, only {list(obs.columns)}. Name a column that holds labels.")
-        missing = (obs[label].isna() | (obs[label].astype(str).str.strip() == "")).to_numpy()
-        if missing.any():
+        missing = data.missing(obs[label])
+        if missing.any() and (label != CELL_TYPE or missing.all()):
             raise ValueError(
                 f"obs[{label!r}] is empty for {missing.sum()} of {len(obs)} cells (first: {obs.index[missing][0]!r}). "
                 f"Every cell that is scored needs a label: leave these cells out before training, or name another "
                 f"column."
             )
-        if obs[label].nunique() < 2:
+        there = obs[label][~missing]
+        if there.nunique() < 2:
             raise ValueError(
-                f"obs[{label!r}] is {obs[label].iloc[0]!r} for all {len(obs)} cells. Agreement and classification need "
+                f"obs[{label!r}] is {there.iloc[0]!r} for all {len(there)} cells. Agreement and classification need "
                 f"at least two classes: keep more cells (a lower min_cells), or leave {label!r} out of the labels."
             )
     if not seeds or len(set(seeds)) < len(seeds):
@@ -100,7 +112,7 @@ def choose_cells(
     ----------
     obs : (n_cells, columns)
     label
-        Column of obs that holds the classes, complete.
+        Column of obs that holds the classes; cells without are left out.
     n_splits
         Folds; each needs a cell of each class.
     min_cells_per_class
@@ -121,7 +133,8 @@ def choose_cells(
         Fewer than two classes are large enough; a class is smaller than the folds; `max_cells` is negative or too
         small.
     """
-    classes = obs[label].astype(str).to_numpy()
+    classes = np.array(obs[label].astype(str), object)
+    classes[data.missing(obs[label])] = None  # in no class
     sizes = pd.Series(classes).value_counts().sort_index()
     kept = sizes[sizes >= min_cells_per_class]
     if len(kept) < 2:

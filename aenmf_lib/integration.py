@@ -15,7 +15,7 @@ from anndata import AnnData
 from sklearn.metrics import silhouette_score
 from tqdm import tqdm
 
-from aenmf_lib.folds import LABELS, check_embeddings, check_labels
+from aenmf_lib.folds import LABELS, check_embeddings, check_labels, codes
 
 SILHOUETTE_CELLS = 20_000  # of more a sample is drawn: the silhouette takes a distance for each pair
 
@@ -50,7 +50,8 @@ def score(
     -------
     A row a model and label: `Model, label, purity, silhouette, n_cells, n_classes, n_neighbors, silhouette_cells,
     cell_type_in_training`, with `LISI` after `silhouette` if asked for. Purity is the mean share of a cell's neighbours
-    that have its label. The silhouette is the mean over cells of (b - a) / max(a, b), in [-1, 1] (Rousseeuw 1987).
+    that have its label, among those that have one. The silhouette is the mean over cells of (b - a) / max(a, b), in
+    [-1, 1] (Rousseeuw 1987).
     LISI is the mean over cells of the inverse Simpson index of the labels nearby, from 1 to the number of classes
     (Korsunsky et al. 2019, doi:10.1038/s41592-019-0619-0), at a perplexity of a third of the neighbours.
 
@@ -67,13 +68,19 @@ def score(
         distances = cells.obsp["distances"]
         near, far = (part.reshape(cells.n_obs, -1) for part in (distances.indices, distances.data))  # itself left out
         for label in labels:
-            y = np.unique(obs[label].astype(str), return_inverse=True)[1]
-            n_sampled = min(SILHOUETTE_CELLS, len(y))
-            sample = np.sort(np.random.default_rng(seed).choice(len(y), n_sampled, replace=False))
+            y = codes(obs[label])
+            there = np.flatnonzero(y >= 0)
+            if simpson and len(there) < len(y):
+                raise ValueError(
+                    f"obs[{label!r}] is empty for {len(y) - len(there)} of {len(y)} cells, and LISI takes a label for "
+                    "each: leave it out (LISI=false)."
+                )
+            n_sampled = min(SILHOUETTE_CELLS, len(there))
+            sample = np.sort(np.random.default_rng(seed).choice(there, n_sampled, replace=False))
             row = {
                 "Model": model,
                 "label": label,
-                "purity": (y[near] == y[:, None]).mean(),
+                "purity": (y[near] == y[:, None])[(y[near] >= 0) & (y[:, None] >= 0)].mean(),
                 "silhouette": silhouette_score(cells.X[sample], y[sample]),
             }
             if simpson:
@@ -81,7 +88,7 @@ def score(
             n_neighbors = cells.uns["neighbors"]["params"]["n_neighbors"]
             rows.append(
                 row
-                | {"n_cells": len(y), "n_classes": y.max() + 1, "n_neighbors": n_neighbors}
+                | {"n_cells": len(there), "n_classes": y.max() + 1, "n_neighbors": n_neighbors}
                 | {"silhouette_cells": n_sampled, "cell_type_in_training": bool(used_cell_type[model])}
             )
     return pd.DataFrame(rows)

@@ -92,7 +92,8 @@ class AENMF:
         ----------
         cells : n_cells × n_genes
             ``X`` CSR, log1p of counts per 10 000; ``obs['donor_id']`` for the conditional models,
-            ``obs['cell_type']`` where a penalty uses it. Or cells on disk, or their moments, which serve many fits.
+            ``obs['cell_type']`` where a penalty uses it (cells without one are in the data term alone). Or cells on
+            disk, or their moments, which serve many fits.
         checkpoint
             File that keeps the state once a minute; if it is there, the fit goes on from it. On the CPU it ends in the
             same bits as one that was not interrupted.

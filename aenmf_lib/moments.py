@@ -123,7 +123,9 @@ class Moments:
     group_counts, group_sums : (n_groups,), (n_groups, n_genes)
         Number and sum of the cells of each (cell type, donor) pair that has any.
     group_type : (n_groups,) int
-        Which cell type a group is of.
+        Which cell type a group is of; -1: cells without one, of whom the penalties take no notice.
+    n_labelled : int
+        Cells that have a type.
     sample : (at most 4096, n_genes) csr_matrix
         Cells taken at random, in an order that does not depend on that of the cells.
     mode, reason : str
@@ -153,10 +155,12 @@ class Moments:
         self.gene_sq = self._tensor(np.stack([sums.gene_sq[owner] for owner in self.owners]))
 
         names = sorted(sums.groups)
-        types, self.donors = (sorted({name[i] for name in names}) for i in (0, 1))
+        types, self.donors = (sorted({name[i] for name in names} - {data.UNLABELLED}) for i in (0, 1))
         self.group_counts = self._tensor([sums.groups[name][0] for name in names])
         self.group_sums = self._tensor(np.stack([sums.groups[name][1] for name in names]))
-        self.group_type = torch.tensor([types.index(name[0]) for name in names], device=device)
+        codes = {data.UNLABELLED: -1} | {name: code for code, name in enumerate(types)}
+        self.group_type = torch.tensor([codes[name[0]] for name in names], device=device)
+        self.n_labelled = sum(n for name, (n, _) in sums.groups.items() if name[0] != data.UNLABELLED)
         of_donor = self._tensor([[name[1] == donor for name in names] for donor in self.donors])
         self.donor_counts, self.donor_sums = of_donor @ self.group_counts, of_donor @ self.group_sums
         self._sparse: list[tuple[int, torch.Tensor, torch.Tensor]] = []
@@ -187,7 +191,7 @@ class Moments:
             An AnnData whose ``X`` is CSR, log1p of counts per 10 000, float32 or float64; or a `stream.Cells`.
         donor, cell_type
             Tell groups apart by ``obs['donor_id']``, ``obs['cell_type']``. The conditional models need the donor, the
-            invariance of model 1 the type.
+            invariance the type, which some cells may lack: each donor's are then a group of no type.
         by_donor
             Keep one second moment a donor, as model 2 needs; it serves the other models too.
         mode
@@ -198,7 +202,7 @@ class Moments:
         Raises
         ------
         ValueError
-            A column is missing or empty for some cells.
+            A column is missing, or the donor of some cells.
         MemoryError
             What was asked for does not fit; told before anything is computed.
         """
@@ -207,7 +211,7 @@ class Moments:
         genes, nnz = (cells.var_names, cells.X.nnz) if in_memory else (cells.genes, cells.nnz)
         nothing = np.full(len(obs), "")
         labels = [
-            data.labels(obs, name) if wanted else nothing
+            data.labels(obs, name, partly=name == CELL_TYPE) if wanted else nothing
             for name, wanted in ((CELL_TYPE, cell_type), (DONOR, donor or by_donor))
         ]
         owner = labels[1] if by_donor else nothing

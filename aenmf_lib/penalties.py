@@ -3,6 +3,10 @@
 Both penalties are of the form ``‖P Wᵀ‖²`` with rows P made of group sums, so no pass over the cells is needed. A
 weight that bites on one data set does nothing on another; a strength means the same on all: 1 makes the penalty at the
 plain AE-NMF solution as large as the error of reconstruction there.
+
+Cells without a type are in no group of the invariance, ``I_c = (1/n_l) Σ n_td ‖h̄_td − h̄_t‖²`` over the n_l cells that
+have one: a mean over them, so that γ means the same however many labels are missing. HSIC and the error of
+reconstruction are of all n cells.
 """
 
 import logging
@@ -10,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from aenmf_lib.data import CELL_TYPE
 from aenmf_lib.moments import Moments
 from aenmf_lib.objectives import Tied
 
@@ -28,11 +33,12 @@ class Weights:
 
     def rows(self, moments: Moments) -> torch.Tensor:
         """Rows P with ``‖P Wᵀ‖²`` the sum of both penalties, (n_rows, n_genes)."""
-        n = moments.n_cells
-        rows = [
-            *([(self.gamma / n) ** 0.5 * invariance_rows(moments, centred=self.centred)] if self.gamma else []),
-            *([self.eta**0.5 / (n - 1) * hsic_rows(moments)] if self.eta else []),
-        ]
+        rows = []
+        if self.gamma:
+            invariance = invariance_rows(moments, centred=self.centred)
+            rows.append((self.gamma / moments.n_labelled) ** 0.5 * invariance)
+        if self.eta:
+            rows.append(self.eta**0.5 / (moments.n_cells - 1) * hsic_rows(moments))
         return torch.cat(rows) if rows else moments.donor_sums[:0]
 
 
@@ -40,9 +46,10 @@ def of_strength(strength: float, labels: str, moments: Moments, W: torch.Tensor)
     """Turn a strength into weights, at the plain AE-NMF solution W.
 
     ``γ = c SSE₀ / (n I_c(H₀))``, or ``η = c SSE₀ / (n HSIC(H₀, C))``. The centred invariance of a finite group is not 0
-    where there is no difference: were the cells of each group drawn from all cells, it would be ``(G − T)/n · V`` on
-    average, for G groups, T types and the total variance V of the usages. That share of it is left in peace:
-    ``c (1 − (G − T)/n · V / I_c(H₀))₊``, so where donors do not differ nothing is paid.
+    where there is no difference: were the cells of each group drawn from all cells, it would be ``(G − T)/n_l · V`` on
+    average, for G groups and T types of n_l cells that have one, and the total variance V of the usages. That share of
+    it is left in peace: ``c (1 − (G − T)/n_l · V / I_c(H₀))₊``, so where donors do not differ nothing is paid. V is of
+    all n cells, for no second moment is kept of those with a type alone.
 
     Parameters
     ----------
@@ -69,10 +76,11 @@ def of_strength(strength: float, labels: str, moments: Moments, W: torch.Tensor)
         weights = Weights(0.0, strength * sse / (n * hsic) if hsic else 0.0, centred=True)
         log.info("strength %g: η = %.4g", strength, weights.eta)
         return weights, strength
-    between = _sq(invariance_rows(moments, centred=True).double() @ W.T) / n
+    typed, n_labelled = moments.group_type[moments.group_type >= 0], moments.n_labelled
+    between = _sq(invariance_rows(moments, centred=True).double() @ W.T) / n_labelled
     mean = W @ moments.donor_sums.double().sum(0) / n
     variance = float(point.F.sum(0).trace()) / n - _sq(mean)
-    chance = (len(moments.group_counts) - len(moments.group_type.unique())) / n * variance
+    chance = (len(typed) - len(typed.unique())) / n_labelled * variance
     left = strength * max(0.0, 1 - chance / between) if between else 0.0
     weights = Weights(left * sse / (n * between) if between else 0.0, 0.0, centred=True)
     log.info(
@@ -83,15 +91,26 @@ def of_strength(strength: float, labels: str, moments: Moments, W: torch.Tensor)
 
 
 def invariance_rows(moments: Moments, *, centred: bool) -> torch.Tensor:
-    """Rows D with ``‖D Wᵀ‖² = Σ n_td ‖h̄_td‖²``; centred, of ``h̄_td − h̄_t`` instead."""
-    n_td, sums = moments.group_counts[:, None], moments.group_sums
+    """Rows D with ``‖D Wᵀ‖² = Σ n_td ‖h̄_td‖²`` over groups that have a type; centred, of ``h̄_td − h̄_t`` instead."""
+    check_labelled(moments)
+    typed = moments.group_type >= 0
+    n_td, sums, group_type = moments.group_counts[typed, None], moments.group_sums[typed], moments.group_type[typed]
     means = sums / n_td
     if centred:
-        n_types = int(moments.group_type.max()) + 1
+        n_types = int(group_type.max()) + 1
         of_type = torch.zeros(n_types, len(sums), dtype=sums.dtype, device=sums.device)
-        of_type[moments.group_type, torch.arange(len(sums), device=sums.device)] = 1
-        means = means - ((of_type @ sums) / (of_type @ n_td))[moments.group_type]
+        of_type[group_type, torch.arange(len(sums), device=sums.device)] = 1
+        means = means - ((of_type @ sums) / (of_type @ n_td))[group_type]
     return n_td.sqrt() * means
+
+
+def check_labelled(moments: Moments) -> None:
+    """Refuse cells none of which has a type."""
+    if not moments.n_labelled:
+        raise ValueError(
+            f"obs['{CELL_TYPE}'] is empty for all {moments.n_cells} cells, and the invariance compares donors within a "
+            "type: give some cells their type, or set labels='none'."
+        )
 
 
 def hsic_rows(moments: Moments) -> torch.Tensor:

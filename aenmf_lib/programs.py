@@ -56,7 +56,7 @@ def usage_by_type(H: Mapping[str, np.ndarray], cell_types: pd.Series) -> pd.Data
     H : {model: (n_cells, k)}
         Usages of each model, the same cells in the same order (as in ``results.Embeddings.H``).
     cell_types : (n_cells,)
-        The type of each cell; none may be missing.
+        The type of each cell; those without one are left out.
 
     Returns
     -------
@@ -67,18 +67,18 @@ def usage_by_type(H: Mapping[str, np.ndarray], cell_types: pd.Series) -> pd.Data
     Raises
     ------
     ValueError
-        No model, a matrix that does not fit ``cell_types`` or is not finite, or a cell without type.
+        No model, a matrix that does not fit ``cell_types`` or is not finite, or no cell with a type.
     """
     types = pd.Categorical(cell_types).remove_unused_categories()
-    missing = np.flatnonzero(types.codes < 0)
-    if len(missing):
+    there = np.flatnonzero(types.codes >= 0)
+    if not H or not len(there):
         raise ValueError(
-            f"{len(missing)} of {len(types)} cells have no cell type (first: cell {missing[0]}): every cell needs one."
+            f"{len(H)} models and {len(there)} cells with a type, of {len(types)}: a table of usages needs at least "
+            "one of each."
         )
-    if not H or not len(types):
-        raise ValueError(f"{len(H)} models and {len(types)} cells: a table of usages needs at least one of each.")
-    counts = np.bincount(types.codes, minlength=len(types.categories))  # (n_types,)
-    members = csr_matrix((np.ones(len(types)), (types.codes, np.arange(len(types)))))  # (n_types, n_cells)
+    counts = np.bincount(types.codes[there], minlength=len(types.categories))  # (n_types,)
+    shape = len(types.categories), len(types)
+    members = csr_matrix((np.ones(len(there)), (types.codes[there], there)), shape)  # (n_types, n_cells)
     tables = []
     for model, usage in H.items():
         usage = np.asarray(usage)

@@ -45,6 +45,7 @@ WEIGHTS = "gene_weights"  # of the genes in the objective, where they are not al
 U_DONOR = "U_donor_k{k}"  # model 2, written when asked for
 PROVENANCE = "provenance"
 
+_LABELS = (CELL_TYPE, DONOR)  # which every results file has; cells may lack the type
 _NEEDED = ("cell_type_in_training", "loss_history", "n_iter", "sq_norm_per_cell")  # of the provenance, by what reads it
 
 MODELS = tuple(OBSM)  # the order of rows in every table and figure
@@ -164,7 +165,7 @@ class Embeddings:
     """The embeddings of the same cells by several models."""
 
     H: dict[str, np.ndarray]  # model -> (n_cells, k) float32
-    obs: pd.DataFrame  # a row a cell, in the order of H; cell_type and donor_id categorical
+    obs: pd.DataFrame  # a row a cell, in the order of H; cell_type (NaN: none) and donor_id categorical
     used_cell_type: dict[str, bool]  # model -> whether training read cell_type
     k: int
 
@@ -238,7 +239,10 @@ def read_embeddings(paths: Sequence[str | Path], role: str = "shared") -> Embedd
         _check_same_cells(obs, first, cells.obs, path)
     if obs is None:
         raise ValueError("no results file was given.")
-    obs = obs.assign(**{label: obs[label].astype("category") for label in (CELL_TYPE, DONOR)})
+    untyped = data.missing(obs[CELL_TYPE])
+    if untyped.any():
+        log.info("%d of %d cells have no %s: left out of the scores against it", untyped.sum(), len(obs), CELL_TYPE)
+    obs = obs.assign(**{label: obs[label].mask(untyped & (label == CELL_TYPE)).astype("category") for label in _LABELS})
     names = [name for name in MODELS if name in found]
     return Embeddings({m: found[m][2] for m in names}, obs, {m: found[m][3] for m in names}, rank)
 
@@ -281,11 +285,11 @@ def check(path: str | Path) -> list[str]:
 
 def _faults(cells: AnnData) -> list[str]:
     faults = []
-    for label in (CELL_TYPE, DONOR):
+    for label in _LABELS:
         if label not in cells.obs:
             faults.append(f"obs has no column {label!r} (it has {', '.join(map(repr, cells.obs)) or 'none'})")
-        elif missing := int((cells.obs[label].isna() | (cells.obs[label].astype(str).str.strip() == "")).sum()):
-            faults.append(f"obs[{label!r}] is empty for {missing} of {cells.n_obs} cells")
+        elif label != CELL_TYPE and (empty := int(data.missing(cells.obs[label]).sum())):
+            faults.append(f"obs[{label!r}] is empty for {empty} of {cells.n_obs} cells")
     if cells.X is not None:
         faults.append(f"X is a matrix of {cells.n_obs} × {cells.n_vars}: a results-only file has none")
     try:
@@ -333,7 +337,7 @@ def _check_same_cells(obs: pd.DataFrame, path, other: pd.DataFrame, other_path) 
             f"{other_path} holds {len(other)} cells, {path} {len(obs)}; {shared} are in both{order}. A benchmark needs "
             "the same cells in the same order: train all models on one filtered file."
         )
-    for label in (CELL_TYPE, DONOR):
+    for label in _LABELS:
         if differ := int((obs[label].astype(str).to_numpy() != other[label].astype(str).to_numpy()).sum()):
             raise ValueError(f"{other_path} and {path} differ in obs[{label!r}] for {differ} of {len(obs)} cells.")
 

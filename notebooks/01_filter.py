@@ -13,6 +13,7 @@ layer: str = ""  # layer of raw counts; '' finds raw.X, or X
 fractional: bool = False  # let counts be fractions, for layers of corrected counts
 keep_obs: list[str] = []  # more obs columns to keep
 drop_missing: bool = False  # leave out cells without donor or type; otherwise they are an error
+keep_unlabelled: bool = False  # keep cells without type: in the data term of the models, in no score against the type
 drop_empty: bool = False  # leave out cells without counts; otherwise they are an error
 
 # %%
@@ -45,6 +46,7 @@ cells, donors = cells_io.filter_cells(
     cell_type_key=cell_type_key,
     keep_obs=keep_obs,
     drop_missing=drop_missing,
+    keep_unlabelled=keep_unlabelled,
     drop_empty=drop_empty,
 )
 donors

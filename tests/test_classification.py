@@ -516,3 +516,15 @@ def test_broken_embeddings_are_named():
         run(H, obs)
     with pytest.raises(ValueError, match="no embedding"):
         classification.score({}, obs, used_cell_type={})
+
+
+def test_cells_without_a_type_are_left_out_of_the_scores_against_it(only_neighbours):
+    H, obs = simulate()
+    without = np.random.default_rng(1).random(len(H)) < 0.2
+    some = obs.assign(cell_type=obs["cell_type"].mask(without))
+    found, left = run(H, some), run(H[~without], obs[~without])
+    for label, expected in (("cell_type", left), ("donor_id", run(H, obs))):
+        rows = [table[table["label"] == label].reset_index(drop=True) for table in (found, expected)]
+        pd.testing.assert_frame_equal(*rows)
+    with pytest.raises(ValueError, match=r"obs\['cell_type'\] is empty for 240 of 240 cells"):
+        run(H, obs.assign(cell_type=None))

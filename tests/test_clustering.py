@@ -276,3 +276,18 @@ def test_a_single_donor_is_refused():
     H, obs = simulate(n_cells=100)
     with pytest.raises(ValueError, match=r"obs\['donor_id'\] is 'd1' for all 100 cells"):
         run(H, obs.assign(donor_id="d1"))
+
+
+def test_cells_without_a_type_are_clustered_and_not_compared():
+    H, obs = simulate(distance=0.3)
+    graphs, without = clustering.neighbours_of_all({"AE_NMF": H}, obs), np.random.default_rng(1).random(400) < 0.3
+    long = run(H, obs.assign(cell_type=obs["cell_type"].mask(without)))
+    links = graphs["AE_NMF"].obsp["connectivities"]
+    clusters = communities.leiden(communities.graph(links.indptr, links.indices), 0)
+    types, donors = (long[(long["label"] == label) & (long["seed"] == 0)] for label in ("cell_type", "donor_id"))
+    left = obs["cell_type"].astype(str)[~without], clusters[~without]
+    np.testing.assert_allclose(types["ARI"], adjusted_rand_score(*left), atol=1e-12)
+    np.testing.assert_allclose(types["NMI"], normalized_mutual_info_score(*left), atol=1e-12)
+    np.testing.assert_allclose(donors["NMI"], normalized_mutual_info_score(obs["donor_id"], clusters), atol=1e-12)
+    assert (types["n_cells"].item(), types["n_classes"].item()) == ((~without).sum(), 5)
+    assert donors["n_cells"].item() == 400

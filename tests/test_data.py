@@ -210,6 +210,33 @@ def test_cells_without_a_label_are_an_error_or_dropped_by_choice(counts, column,
     assert not {"cell2", "cell5"} & set(cells.obs_names)
 
 
+@pytest.mark.parametrize("empty", [np.nan, "", " "])
+def test_cells_without_a_type_are_kept_by_choice_and_those_without_a_donor_are_not(counts, empty, tmp_path, caplog):
+    counts.obs["cell_type"] = counts.obs["cell_type"].astype(object)
+    counts.obs.iloc[[2, 5], counts.obs.columns.get_loc("cell_type")] = empty
+    with pytest.raises(ValueError, match=r"or keep_unlabelled=true \(KEEP_UNLABELLED=true\) to keep them"):
+        data.filter_cells(counts, min_cells=1)
+    caplog.set_level("INFO")
+    cells, _ = data.filter_cells(counts, min_cells=1, keep_unlabelled=True)
+    cells.write_h5ad(tmp_path / "filtered.h5ad")
+    assert "2 of the cells kept have no type" in caplog.text
+    kept = data.load(tmp_path / "filtered.h5ad").obs["cell_type"]
+    assert list(kept.index[kept.isna()]) == ["cell2", "cell5"]
+    assert list(kept.cat.categories) == ["B", "T"]
+    counts.obs["donor_id"] = counts.obs["donor_id"].mask(np.arange(60) == 7)
+    with pytest.raises(ValueError, match=r"obs\['donor_id'\] is empty for 1 of 60 cells \(first: 'cell7'\)"):
+        data.filter_cells(counts, min_cells=1, keep_unlabelled=True)
+    assert data.filter_cells(counts, min_cells=1, keep_unlabelled=True, drop_missing=True)[0].n_obs == 59
+
+
+def test_cells_none_of_which_has_a_type_can_be_kept(counts, tmp_path, caplog):
+    counts.obs["cell_type"] = np.nan
+    cells, _ = data.filter_cells(counts, min_cells=1, keep_unlabelled=True)
+    cells.write_h5ad(tmp_path / "filtered.h5ad")
+    assert data.load(tmp_path / "filtered.h5ad").obs["cell_type"].isna().all()
+    assert "one cell_type is left (none): the benchmarks need at least 2" in caplog.text
+
+
 def test_cells_without_counts_are_an_error_or_dropped_by_choice(counts):
     X = counts.X.toarray()
     X[4] = 0

@@ -583,6 +583,9 @@ def test_other_faults_are_refused_too(small, tmp_path):
         coords = small["umap"].copy()
         coords.obs.loc["cell3", "donor_id"] = np.nan
         figures.umap(coords)
+    coords = small["umap"].copy()
+    coords.obs.loc["cell3", "cell_type"] = np.nan
+    assert drawn.umap(coords).set_index("cell")["cell_type"]["cell3"] == "no type"
     for history in ([], [1.0, np.nan], [[1.0], [2.0]]):
         with pytest.raises(ValueError, match="expected one finite number an iteration"):
             figures.loss_curve(history)

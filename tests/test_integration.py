@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import silhouette_score
 from sklearn.preprocessing import StandardScaler
 
 from aenmf_lib import clustering, integration
@@ -69,3 +70,26 @@ def test_lisi_is_one_where_types_are_apart_and_more_where_donors_are_mixed():
     found = run(*simulate(8.0), lisi=True)
     assert found.loc["cell_type", "LISI"] == pytest.approx(1, abs=0.01)
     assert 1.5 < found.loc["donor_id", "LISI"] <= 2
+
+
+def test_purity_and_silhouette_are_of_cells_that_have_a_type():
+    H, obs = simulate(1.0)
+    without = np.random.default_rng(1).random(200) < 0.2
+    found = run(H, obs.assign(cell_type=obs["cell_type"].mask(without))).loc["cell_type"]
+    z = StandardScaler().fit_transform(H.astype(float))
+    distance = np.sqrt(((z[:, None] - z) ** 2).sum(-1))
+    y, same = obs["cell_type"].to_numpy(), []
+    for cell in np.flatnonzero(~without):
+        near = [other for other in np.argsort(distance[cell])[1:25] if not without[other]]
+        same += [y[cell] == y[other] for other in near]
+    assert found["purity"] == pytest.approx(np.mean(same), abs=1e-12)
+    alone = run(H, obs)["silhouette"]["cell_type"]
+    assert found["silhouette"] == pytest.approx(silhouette_score(z[~without], y[~without]), abs=1e-5) != alone
+    assert found["n_cells"] == (~without).sum()
+
+
+def test_lisi_takes_a_label_for_each_cell(monkeypatch):
+    H, obs = simulate(1.0)
+    monkeypatch.setattr(integration, "_lisi", lambda: lambda near, far, y: 1.0)
+    with pytest.raises(ValueError, match="is empty for 1 of 200 cells, and LISI takes a label for each"):
+        run(H, obs.assign(cell_type=obs["cell_type"].mask(np.arange(200) == 3)), lisi=True)

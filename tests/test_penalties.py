@@ -10,6 +10,7 @@ from scipy.sparse import csr_matrix
 from aenmf_lib import AENMF, CAENMF1, CAENMF2, penalties
 from aenmf_lib.conditional import path
 from aenmf_lib.moments import Moments
+from aenmf_lib.objectives import Tied
 
 BOTH = (CAENMF1, CAENMF2)
 
@@ -177,3 +178,99 @@ def test_the_published_preset_has_no_strength():
     assert CAENMF1(strength=0.2, labels="none", preset="published").strength == 0
     assert CAENMF1(strength=0.2, labels="none", preset="published").gamma == 1e-3
     assert CAENMF2(strength=0.2, preset="published").strength == 0
+
+
+# ---- labels that are partly missing
+def unlabel(cells: AnnData, which: np.ndarray) -> AnnData:
+    other = cells.copy()
+    other.obs["cell_type"] = other.obs["cell_type"].mask(which)
+    return other
+
+
+def dense_rows(X: np.ndarray, obs: pd.DataFrame) -> np.ndarray:
+    """sqrt(n_td / n_l) (x̄_td − x̄_t) of the cells that have a type."""
+    X, obs, rows = X[obs["cell_type"].notna()], obs[obs["cell_type"].notna()], []
+    for (kind, _), of in obs.groupby(["cell_type", "donor_id"], observed=True).indices.items():
+        rows.append((len(of) / len(X)) ** 0.5 * (X[of].mean(0) - X[obs["cell_type"] == kind].mean(0)))
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("mode", ["implicit", "explicit"])
+def test_cells_without_a_type_are_in_the_data_term_and_in_no_group(tiny, mode):
+    rng = np.random.default_rng(2)
+    some, W = unlabel(tiny, rng.random(60) < 0.3), rng.random((4, tiny.n_vars)) * 0.3
+    X, donor = tiny.X.toarray(), pd.get_dummies(tiny.obs["donor_id"]).to_numpy(float)
+    moments = Moments.of(some, by_donor=True, mode=mode)
+    assert (moments.n_cells, moments.n_labelled) == (60, int(some.obs["cell_type"].notna().sum()))
+    assert moments.n_labelled < 50
+
+    def penalty(gamma: float, eta: float) -> float:
+        rows = penalties.Weights(gamma, eta, centred=True).rows(moments)
+        return float((rows @ torch.from_numpy(W).T).square().sum())
+
+    hsic = np.square((X @ W.T).T @ (donor - donor.mean(0))).sum() / 59**2
+    assert penalty(0.7, 0.0) == pytest.approx(0.7 * np.square(dense_rows(X, some.obs) @ W.T).sum(), rel=1e-12)
+    assert penalty(0.0, 0.4) == pytest.approx(0.4 * hsic, rel=1e-12)
+    tied = Tied(moments, lambda_W=0.0)
+    error = np.square(X - X @ W.T @ W).sum() / 60
+    assert tied.value(tied.point(torch.from_numpy(W))) == pytest.approx(error, rel=1e-12)
+    np.testing.assert_allclose(moments.donor_sums, donor.T @ X, rtol=1e-12)
+
+
+def test_a_strength_is_reckoned_from_the_cells_that_have_a_type(tiny):
+    rng = np.random.default_rng(3)
+    tiny.X = csr_matrix(tiny.X.toarray() * np.where((tiny.obs["donor_id"] == "d1").to_numpy()[:, None], 4, 1))
+    some, W = unlabel(tiny, rng.random(60) < 0.3), rng.random((4, tiny.n_vars)) * 0.3
+    X = some.X.toarray()
+    H, has = X @ W.T, some.obs["cell_type"].notna().to_numpy()
+    between = np.square(dense_rows(X, some.obs) @ W.T).sum()
+    chance = (len(dense_rows(X, some.obs)) - 2) / has.sum() * H.var(0).sum()
+    weights, left = penalties.of_strength(0.3, "cell_type", Moments.of(some), torch.from_numpy(W))
+    assert 0 < left < 0.3
+    assert left == pytest.approx(0.3 * (1 - chance / between), rel=1e-9)
+    assert weights.gamma * between == pytest.approx(left * np.square(X - H @ W).sum() / 60, rel=1e-9)
+
+
+@pytest.mark.parametrize("model", BOTH)
+def test_where_a_whole_type_has_no_label_the_effect_is_taken_from_the_others(model):
+    cells = made(effect=2.0)
+    some = unlabel(cells, (cells.obs["cell_type"] == "t1").to_numpy())
+    plain = AENMF(k=6).fit(some)
+    H, H_plain = model(k=6, strength=0.5).fit(some, plain=plain).transform(some), plain.transform(some)
+    typed = some.obs.dropna()
+    assert set(typed["cell_type"]) == {"t0", "t2"}
+    assert scatter(H, typed) < 0.15 * scatter(H_plain, typed)
+
+
+@pytest.mark.parametrize("model", BOTH)
+def test_what_cells_without_a_type_express_is_learnt(model):
+    cells = made(effect=1.0, n=600)
+    without = (cells.obs["cell_type"] == "t1").to_numpy()
+    some = unlabel(cells, without)
+    other = some.copy()
+    other.X = csr_matrix(some.X.toarray()[:, ::-1] * without[:, None] + some.X.toarray() * ~without[:, None])
+    W, W_other, W_dropped = (model(k=6, strength=0.3).fit(c).W_ for c in (some, other, some[~without].copy()))
+    assert np.abs(W - W_other).max() > 0.1 * W.max()
+    assert np.abs(W - W_dropped).max() > 0.1 * W.max()
+
+
+def test_moments_with_cells_without_a_type_add_up_and_are_saved(tiny, tmp_path):
+    some = unlabel(tiny, (tiny.obs["cell_type"] == "T").to_numpy() & (np.arange(60) % 2 == 0))
+    some.obs["cell_type"] = some.obs["cell_type"].astype(object).mask(np.arange(60) % 7 == 0, " ")  # blank is missing
+    whole = Moments.of(some)
+    added = Moments.of(some[:20].copy()) + Moments.of(some[20:].copy())
+    added.save(tmp_path / "moments.npz")
+    for other in (added, Moments.load(tmp_path / "moments.npz")):
+        assert (other.n_labelled, other.sums.labels) == (whole.n_labelled, ["cell_type", "donor_id"])
+        rows = [penalties.invariance_rows(moments, centred=True) for moments in (other, whole)]
+        torch.testing.assert_close(*rows, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("model", BOTH)
+def test_cells_none_of_which_has_a_type_are_refused_where_types_are_read(tiny, model):
+    none = unlabel(tiny, np.ones(60, bool))
+    with pytest.raises(ValueError, match=r"obs\['cell_type'\] is empty for all 60 cells.*labels='none'"):
+        model(k=3, strength=0.2).fit(none)
+    model(k=3, strength=0.2, labels="none").fit(none)
+    with pytest.raises(ValueError, match="is empty for all 60 cells"):
+        CAENMF1(k=3).fit(tiny).objective(none)  # γ > 0

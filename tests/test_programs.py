@@ -38,6 +38,12 @@ def test_usage_by_type_is_the_mean_of_each_group():
     assert sizes.to_dict() == types.astype(str).value_counts().to_dict()
 
 
+def test_usage_by_type_leaves_out_cells_without_one():
+    H, types = np.random.default_rng(1).random((9, 3)), pd.Series([*"aabbab", None, None, None])
+    some = programs.usage_by_type({"AE_NMF": H}, types)
+    pd.testing.assert_frame_equal(some, programs.usage_by_type({"AE_NMF": H[:6]}, types[:6]))
+
+
 def test_usage_by_type_does_not_depend_on_cell_order():
     rng = np.random.default_rng(1)
     H, types, order = rng.random((60, 4)), pd.Series(rng.choice(["x", "y"], 60)), rng.permutation(60)
@@ -82,10 +88,10 @@ def test_match_undoes_a_shuffle_and_a_scale():
         (lambda: programs.match(np.ones(3), np.ones((1, 3))), r"W_a has shape \(3,\)"),
         (lambda: programs.top_genes(np.ones((2, 3)), ["a", "b"]), "W has 3 genes"),
         (lambda: programs.top_genes(np.ones((2, 3)), list("abc"), n=0), "n = 0"),
-        (lambda: programs.usage_by_type({"AE_NMF": np.ones((2, 2))}, pd.Series(["a", None])), "1 of 2 cells .*cell 1"),
+        (lambda: programs.usage_by_type({"AE_NMF": np.ones((1, 2))}, pd.Series([None])), "1 models and 0 cells with a"),
         (lambda: programs.usage_by_type({"AE_NMF": np.ones((3, 2))}, pd.Series(["a", "b"])), "AE_NMF has shape"),
         (lambda: programs.usage_by_type({"AE_NMF": np.full((1, 2), np.inf)}, pd.Series(["a"])), "AE_NMF holds NaN"),
-        (lambda: programs.usage_by_type({}, pd.Series(["a"])), "0 models and 1 cells"),
+        (lambda: programs.usage_by_type({}, pd.Series(["a"])), "0 models and 1 cells with a type, of 1"),
     ],
 )
 def test_errors_say_what_was_found(call, words):

@@ -171,3 +171,16 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         raise RuntimeError("power cut")
     assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]
     assert path.read_text() == "a\n1\n"
+
+
+def test_a_file_whose_cells_lack_a_type_is_read_and_one_that_lacks_a_donor_is_not(written, caplog):
+    caplog.set_level("INFO")
+    for label in ("cell_type", "donor_id"):
+        change(
+            written["AE_NMF"], lambda f, label=label: f.obs.insert(0, label, f.obs.pop(label).mask(np.arange(60) < 3))
+        )
+        if label == "cell_type":
+            obs = results.read_embeddings([written["AE_NMF"]]).obs
+            assert obs["cell_type"].isna().sum() == 3
+            assert "3 of 60 cells have no cell_type: left out of the scores against it" in caplog.text
+    assert results.check(written["AE_NMF"]) == ["obs['donor_id'] is empty for 3 of 60 cells"]
