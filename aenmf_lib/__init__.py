@@ -29,6 +29,7 @@ _MODULES = (
     "folds",
     "forming",
     "gradient",
+    "groups",
     "integration",
     "kernels",
     "models",

@@ -16,53 +16,17 @@ import pandas as pd
 import scanpy as sc
 from anndata import AnnData
 from joblib import Parallel, delayed
-from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from aenmf_lib import communities
 from aenmf_lib.classification import select_label
 from aenmf_lib.folds import LABELS, check_embeddings, check_labels, codes
+from aenmf_lib.groups import neighbours
 from aenmf_lib.results import MODELS
 from aenmf_lib.store import OF, Store, fingerprint
 
 SEEDS = tuple(range(10))
 _SETTINGS = ("n_clusters", "n_cells", "n_classes", "n_neighbors", "resolution")
-
-
-def neighbours(H: np.ndarray, *, n_neighbors: int = 25) -> AnnData:
-    """Find each cell's nearest neighbours in the z-scored embedding, exactly.
-
-    Parameters
-    ----------
-    H : (n_cells, k)
-        Usages. A constant column becomes 0.
-    n_neighbors
-        As scanpy counts them: the cell itself is one.
-
-    Returns
-    -------
-    AnnData as `scanpy.pp.neighbors` leaves it: X (n_cells, k) holds the z-scores, `obsp["connectivities"]` the
-    symmetric weights in [0, 1], `uns["neighbors"]` the parameters.
-
-    Raises
-    ------
-    ValueError
-        Not more cells than `n_neighbors`.
-    """
-    if len(H) <= n_neighbors:
-        raise ValueError(
-            f"The embedding has {len(H)} cells; n_neighbors={n_neighbors} needs at least {n_neighbors + 1}. Keep more "
-            f"cells."
-        )
-    cells = AnnData(StandardScaler().fit_transform(H))
-    # use_rep: without it scanpy puts a PCA before the search when there are more than 50 columns.
-    sc.pp.neighbors(
-        cells, n_neighbors=n_neighbors, use_rep="X", method="umap", metric="euclidean", transformer="sklearn"
-    )
-    graph = cells.obsp["connectivities"]
-    # umap's fuzzy union is symmetric already; the definition of the benchmark says so without umap.
-    cells.obsp["connectivities"] = graph.maximum(graph.T)
-    return cells
 
 
 def neighbours_of_all(H: Mapping[str, np.ndarray], obs: pd.DataFrame, *, n_neighbors: int = 25) -> dict[str, AnnData]:

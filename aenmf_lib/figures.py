@@ -27,7 +27,13 @@ CUT = 3  # z-scores beyond have the last colour
 
 
 @page.STYLE
-def umap(coords: AnnData, *, k: int | None = None, used_cell_type: Mapping[str, bool] | None = None) -> Figure:
+def umap(
+    coords: AnnData,
+    *,
+    k: int | None = None,
+    used_cell_type: Mapping[str, bool] | None = None,
+    groups: Mapping[str, str] | None = None,
+) -> Figure:
     """Draw the UMAP of each embedding, by cell type and by donor.
 
     Parameters
@@ -38,6 +44,8 @@ def umap(coords: AnnData, *, k: int | None = None, used_cell_type: Mapping[str, 
         Rank of the models, for the caption.
     used_cell_type
         Was cell_type used in training, a value a model (``results.Embeddings.used_cell_type``): marks those with †.
+    groups
+        Within what donors were compared, a value a model (``results.Embeddings.groups``): clusters are told of.
 
     Returns
     -------
@@ -61,6 +69,7 @@ def umap(coords: AnnData, *, k: int | None = None, used_cell_type: Mapping[str, 
     note = [
         f"n = {coords.n_obs:,} cells" + (sample if len(points) < coords.n_obs else ""),
         words.rank(k),
+        words.grouped(groups),
         "UMAP 1 to the right, UMAP 2 up, no unit; distances compare within a column only",
         "colours repeat" if any(len(set(key.colours)) < len(key.names) for key in keys.values()) else "",
     ]
@@ -88,7 +97,12 @@ def umap(coords: AnnData, *, k: int | None = None, used_cell_type: Mapping[str, 
 
 
 @page.STYLE
-def programs(table: pd.DataFrame, *, used_cell_type: Mapping[str, bool] | None = None) -> Figure:
+def programs(
+    table: pd.DataFrame,
+    *,
+    used_cell_type: Mapping[str, bool] | None = None,
+    groups: Mapping[str, str] | None = None,
+) -> Figure:
     """Draw which cell types use which programs.
 
     Parameters
@@ -97,6 +111,8 @@ def programs(table: pd.DataFrame, *, used_cell_type: Mapping[str, bool] | None =
         From ``programs.usage_by_type``: ``Model, program, cell_type, mean_usage, n_cells``.
     used_cell_type
         Was cell_type used in training, a value a model: marks those with †.
+    groups
+        Within what donors were compared, a value a model (``results.Embeddings.groups``): clusters are told of.
 
     Returns
     -------
@@ -131,6 +147,7 @@ def programs(table: pd.DataFrame, *, used_cell_type: Mapping[str, bool] | None =
     note = [
         f"n = {cells.sum():,} cells",
         f"rank k = {words.span(ranks)}",
+        words.grouped(groups),
         f"colour: mean usage of a program by the cells of a type, as z-score over the types, cut at ±{CUT}",
         "programs in the order of the type they peak in",
     ]
@@ -159,7 +176,13 @@ def programs(table: pd.DataFrame, *, used_cell_type: Mapping[str, bool] | None =
 
 
 @page.STYLE
-def training(history: pd.DataFrame, *, k: int | None = None, n_cells: int | None = None) -> Figure:
+def training(
+    history: pd.DataFrame,
+    *,
+    k: int | None = None,
+    n_cells: int | None = None,
+    groups: Mapping[str, str] | None = None,
+) -> Figure:
     """Draw the loss of each model against the iteration.
 
     Parameters
@@ -169,6 +192,8 @@ def training(history: pd.DataFrame, *, k: int | None = None, n_cells: int | None
         end is known) is a marker.
     k, n_cells
         Rank of the models and number of cells, for the caption.
+    groups
+        Within what donors were compared, a value a model (``results.Embeddings.groups``): clusters are told of.
 
     Returns
     -------
@@ -185,6 +210,7 @@ def training(history: pd.DataFrame, *, k: int | None = None, n_cells: int | None
     note = [
         "" if n_cells is None else f"n = {n_cells:,} cells",
         words.rank(k),
+        words.grouped(groups),
         "relative loss: what was minimised, penalties included, over the mean squared norm of a cell",
         "numbers: last values",
         "marker: only the end is known" if min(map(len, lines.values())) == 1 else "",

@@ -117,7 +117,7 @@ class AENMF:
         if self.gene_weights != "none":
             self.gene_weights_ = weighting.weights(moments, self.gene_weights) if plain is None else plain.gene_weights_
         moments = self._weighted(moments)
-        first = self._prepare(moments, plain, checkpoint)
+        first = self._prepare(moments, plain)
         if start is not None:
             W = self._in(_check_start(start, self.k, moments.n_genes))
             first = torch.from_numpy(W).to(moments.device, moments.dtype)
@@ -225,7 +225,7 @@ class AENMF:
         if moments.device != self.device:
             raise ValueError(f"the moments are on {moments.device!r}, the model on {self.device!r}: load them there.")
 
-    def _prepare(self, moments: Moments, plain: "AENMF | None", checkpoint: str | Path | None) -> torch.Tensor | None:
+    def _prepare(self, moments: Moments, plain: "AENMF | None") -> torch.Tensor | None:
         """Settle what the objective takes from the cells; gives W to start from, if that has found one."""
         return None
 

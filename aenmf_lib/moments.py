@@ -292,6 +292,14 @@ class Moments:
         keep = {"mode": self.mode, "reason": self.reason, "dtype": self.dtype, "device": self.device}
         return Moments(self.genes, sums, second, sample, **keep)
 
+    def regrouped(self, cells: AnnData, cell_type: np.ndarray) -> "Moments":
+        """Moments of the same cells, other types told apart, (n_cells,) str; what products need is shared."""
+        donor = data.labels(cells.obs, DONOR)
+        sums = Sums.of(cells.X, cell_type, donor, donor if self.by_donor else np.full(len(donor), ""))
+        other = self._with(sums, self._second, self._sample)
+        other.ready, other._sparse, other._stack = self.ready, self._sparse, self._stack
+        return other
+
     def weighted(self, w: np.ndarray) -> "Moments":
         """Moments of ``X diag(w)``, for weights w ≥ 0 of the genes, (n_genes,)."""
         squares = {owner: w**2 * of for owner, of in self.sums.gene_sq.items()}

@@ -20,7 +20,8 @@ from aenmf_lib.objectives import Tied
 
 log = logging.getLogger(__name__)
 
-LABELS = ("cell_type", "none")  # within what groups donors are compared: those of a label, or all cells together
+# within what groups donors are compared: those of a label, those found without one, or all cells together
+LABELS = ("cell_type", "clusters", "none")
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,9 @@ def of_strength(strength: float, labels: str, moments: Moments, W: torch.Tensor)
     strength
         c, 0 or above.
     labels
-        'cell_type': the centred invariance, which reads the cell types. 'none': HSIC, which does not, and so pushes
-        out differences in composition as well.
+        'cell_type': the centred invariance, which reads the cell types. 'clusters': the same, of moments that tell
+        clusters apart in their place. 'none': HSIC, which reads neither, and so pushes out differences in composition
+        as well.
     moments
         Of the cells, with the donor, and for 'cell_type' the type.
     W

@@ -44,6 +44,7 @@ META = {"CAE_NMF1": "cond_meta_concat_k{k}", "CAE_NMF2": "cond_meta_concat_k{k}"
 WEIGHTS = "gene_weights"  # of the genes in the objective, where they are not all alike: H = X (W diag(w²))ᵀ
 U_DONOR = "U_donor_k{k}"  # model 2, written when asked for
 PROVENANCE = "provenance"
+GROUPS = "groups_in_training"  # obs: the clusters of a fit with labels="clusters"; in tables: its labels
 
 _LABELS = (CELL_TYPE, DONOR)  # which every results file has; cells may lack the type
 _NEEDED = ("cell_type_in_training", "loss_history", "n_iter", "sq_norm_per_cell")  # of the provenance, by what reads it
@@ -109,6 +110,11 @@ def plain_checkpoint(path: str | Path) -> Path:
     return Path(path).with_suffix(".plain.npz")
 
 
+def hsic_checkpoint(path: str | Path) -> Path:
+    """Where the fit that clusters are found on keeps its state, likewise."""
+    return Path(path).with_suffix(".hsic.npz")
+
+
 def write(path: str | Path, model, cells: AnnData, *, donor_U: bool = False) -> None:
     """Write what a trained model found, without the expression matrix.
 
@@ -137,6 +143,8 @@ def write(path: str | Path, model, cells: AnnData, *, donor_U: bool = False) -> 
         out.uns[META[name].format(k=k)] = hyper | ({"donors": donors} if donors else {})
     if donor_U and name == "CAE_NMF2":
         out.uns[U_DONOR.format(k=k)] = model.U_
+    if getattr(model, "groups_", None) is not None:
+        out.obs[GROUPS] = model.groups_.astype("category")
     out.uns[PROVENANCE] = {
         "model": name,
         "parameters": hyper,
@@ -154,8 +162,9 @@ def write(path: str | Path, model, cells: AnnData, *, donor_U: bool = False) -> 
         **provenance.of_run(),
     }
     write_h5ad(out, path)
-    for state in (checkpoint(path), plain_checkpoint(checkpoint(path))):
-        state.unlink(missing_ok=True)
+    state = checkpoint(path)
+    for done in (state, plain_checkpoint(state), hsic_checkpoint(state)):
+        done.unlink(missing_ok=True)
     log.info("wrote %s (%.1f MB)", path, Path(path).stat().st_size / 1e6)
 
 
@@ -167,7 +176,12 @@ class Embeddings:
     H: dict[str, np.ndarray]  # model -> (n_cells, k) float32
     obs: pd.DataFrame  # a row a cell, in the order of H; cell_type (NaN: none) and donor_id categorical
     used_cell_type: dict[str, bool]  # model -> whether training read cell_type
+    groups: dict[str, str]  # model -> within what its penalties compared donors: cell_type, clusters, none
     k: int
+
+    def told(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Add to a table of scores, a row a model at least, within what the model compared donors."""
+        return table.assign(**{GROUPS: table["Model"].map(self.groups)})
 
 
 def read(path: str | Path) -> AnnData:
@@ -231,7 +245,7 @@ def read_embeddings(paths: Sequence[str | Path], role: str = "shared") -> Embedd
         name, k, H, cells = embedding(path, role)
         if name in found:
             raise ValueError(f"{path} and {found[name][0]} are both of {name}: give one file a model.")
-        found[name] = path, k, H, _used_cell_type(name, cells)
+        found[name] = path, k, H, _used_cell_type(name, cells), _groups(name, cells)
         if obs is None:
             obs, first, rank = cells.obs, path, k
         if k != rank:
@@ -244,7 +258,8 @@ def read_embeddings(paths: Sequence[str | Path], role: str = "shared") -> Embedd
         log.info("%d of %d cells have no %s: left out of the scores against it", untyped.sum(), len(obs), CELL_TYPE)
     obs = obs.assign(**{label: obs[label].mask(untyped & (label == CELL_TYPE)).astype("category") for label in _LABELS})
     names = [name for name in MODELS if name in found]
-    return Embeddings({m: found[m][2] for m in names}, obs, {m: found[m][3] for m in names}, rank)
+    H, used, groups = ({m: found[m][i] for m in names} for i in (2, 3, 4))
+    return Embeddings(H, obs, used, groups, rank)
 
 
 def history(paths: Sequence[str | Path]) -> pd.DataFrame:
@@ -327,6 +342,13 @@ def _matrix_faults(place, where: str, key: str, width: int | None) -> list[str]:
 def _used_cell_type(name: str, cells: AnnData) -> bool:
     made = cells.uns.get(PROVENANCE)
     return name in _PUBLISHED_WITH_CELL_TYPE if made is None else bool(made["cell_type_in_training"])
+
+
+def _groups(name: str, cells: AnnData) -> str:
+    if _used_cell_type(name, cells):
+        return CELL_TYPE
+    parameters = cells.uns.get(PROVENANCE, {}).get("parameters", {})
+    return "clusters" if parameters.get("labels") == "clusters" else "none"
 
 
 def _check_same_cells(obs: pd.DataFrame, path, other: pd.DataFrame, other_path) -> None:

@@ -46,6 +46,7 @@ def clustering(long: pd.DataFrame, *, k: int | None = None) -> Figure:
     note = [
         f"n = {words.span(long['n_cells'])} cells",
         words.rank(k),
+        words.grouped(long),
         f"Leiden seeds: {words.span(seeds)}, neighbours: {words.span(long['n_neighbors'])}, "
         f"resolution: {words.span(long['resolution'])}",
         f"points: seeds; bars: mean{words.spread(points)}",
@@ -81,6 +82,7 @@ def classification(long: pd.DataFrame, *, k: int | None = None) -> Figure:
     note = [
         f"n = {words.span(long['n_cells'])} cells" + (f" (max_cells = {cap:,})" if cap else ""),
         words.rank(k),
+        words.grouped(long),
         f"classes of at least {words.span(long['min_cells_per_class'])} cells",
         f"fits a model and classifier: {words.span(fits)} ({by})",
         f"points: fits; bars: mean{words.spread(points)} of a classifier; upright line: mean of all fits of a model",
@@ -125,6 +127,7 @@ def resolution(curve: pd.DataFrame, *, k: int | None = None) -> Figure:
     note = [
         f"n = {words.span(curve['n_cells'])} cells",
         words.rank(k),
+        words.grouped(curve),
         f"Leiden seeds: {curve['seed'].nunique()}, neighbours: {words.span(curve['n_neighbors'])}",
         f"clusters: {words.span(curve['n_clusters'])}",
     ]
@@ -151,6 +154,7 @@ def classes(
     *,
     k: int | None = None,
     used_cell_type: Mapping[str, bool] | None = None,
+    groups: Mapping[str, str] | None = None,
 ) -> Figure:
     """Draw how well each cell type is read from each embedding, and what it is taken for.
 
@@ -162,6 +166,8 @@ def classes(
         Rank of the models, for the caption.
     used_cell_type
         Was cell_type used in training, a value a model: marks those with †.
+    groups
+        Within what donors were compared, a value a model (``results.Embeddings.groups``): clusters are told of.
 
     Returns
     -------
@@ -188,6 +194,7 @@ def classes(
     note = [
         f"n = {cells.sum():,} cells",
         words.rank(k),
+        words.grouped(groups),
         f"mean of {', '.join(kinds)} over all folds and seeds",
         "colour: share of the cells of a type that were taken for a type, in the order of the rows",
     ]

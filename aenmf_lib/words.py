@@ -27,6 +27,15 @@ def dagger(model: str, marked: Collection[str]) -> str:
     return f"{model}†" if model in marked else model
 
 
+def grouped(groups: Mapping[str, str] | pd.DataFrame | None) -> str:
+    """Say which models compared donors within clusters; from a value a model, or a table that tells it."""
+    if isinstance(groups, pd.DataFrame):
+        told = groups[["Model", results.GROUPS]] if results.GROUPS in groups else groups.iloc[:0, :0]
+        groups = dict(told.drop_duplicates().itertuples(index=False, name=None))
+    named = [model for model in results.MODELS if (groups or {}).get(model) == "clusters"]
+    return f"donors compared within clusters in training: {', '.join(named)}" if named else ""
+
+
 def span(values: pd.Series) -> str:
     """Say the value that all share, or the range."""
     low, high = values.min(), values.max()

@@ -23,7 +23,8 @@ seed: int = 42  # of the subset, of UMAP and of the sample for silhouettes
 
 # %% [markdown]
 # All models must have been trained on the same cells in the same order; anything else stops here. A model that used
-# `cell_type` in training has seen the answer: its scores against `cell_type` are not label-free.
+# `cell_type` in training has seen the answer: its scores against `cell_type` are not label-free. The groups are those
+# within which its penalties compared donors.
 
 # %%
 import logging
@@ -36,9 +37,8 @@ from aenmf_lib import classification, clustering, integration, results
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 warnings.filterwarnings("ignore", message="IProgress not found")  # umap asks for widgets; the bars here are text
 embeddings = results.read_embeddings(models)
-pd.DataFrame(
-    {"programs": {model: H.shape[1] for model, H in embeddings.H.items()}, "cell_type used": embeddings.used_cell_type}
-)
+ranks = {model: H.shape[1] for model, H in embeddings.H.items()}
+pd.DataFrame({"programs": ranks, "cell_type used": embeddings.used_cell_type, "groups": embeddings.groups})
 
 # %% [markdown]
 # Fewer seeds or cells than published make the run short and its numbers rough. What this run does, beside the published
@@ -68,7 +68,7 @@ agreement = clustering.score(
     n_jobs=n_jobs,
     store=f"{out_dir}/clustering_scores.csv",
 )
-results.write_table(agreement, f"{out_dir}/clustering_long.csv")
+results.write_table(embeddings.told(agreement), f"{out_dir}/clustering_long.csv")
 agreement.pivot_table(index="Model", columns="label", values=["n_clusters", "n_classes"], sort=False)
 
 # %% [markdown]
@@ -103,7 +103,7 @@ curve = clustering.resolution_curve(
     n_jobs=n_jobs,
     store=f"{out_dir}/clustering_scores.csv",
 )
-results.write_table(curve, f"{out_dir}/clustering_resolution.csv")
+results.write_table(embeddings.told(curve), f"{out_dir}/clustering_resolution.csv")
 curve.pivot_table(index=["label", "Model"], columns="resolution", values="NMI", sort=False).round(3)
 
 # %% [markdown]
@@ -113,7 +113,7 @@ curve.pivot_table(index=["label", "Model"], columns="resolution", values="NMI", 
 
 # %%
 mixing = integration.score(graphs, embeddings.obs, used_cell_type=embeddings.used_cell_type, lisi=lisi, seed=seed)
-results.write_table(mixing, f"{out_dir}/integration.csv")
+results.write_table(embeddings.told(mixing), f"{out_dir}/integration.csv")
 mixing.drop(columns=["n_neighbors", "silhouette_cells", "cell_type_in_training"]).round(3)
 
 # %% [markdown]
@@ -143,7 +143,7 @@ fits = classification.score(
     forest=forest,
     store=f"{out_dir}/classification_scores.csv",
 )
-results.write_table(fits[classification.LONG], f"{out_dir}/classification_long.csv")
+results.write_table(embeddings.told(fits[classification.LONG]), f"{out_dir}/classification_long.csv")
 results.write_table(classification.by_class(fits), f"{out_dir}/classification_by_class.csv")
 results.write_table(classification.confusion(fits), f"{out_dir}/classification_confusion.csv")
 fits.pivot_table(index=["label", "Model"], columns="classifier", values=["F1", "AUROC"], sort=False)
@@ -185,7 +185,7 @@ unseen = classification.score(
     unseen="donor_id",
     store=f"{out_dir}/unseen_donors_scores.csv",
 )
-results.write_table(unseen[[*classification.LONG, "n_scored"]], f"{out_dir}/unseen_donors_long.csv")
+results.write_table(embeddings.told(unseen[[*classification.LONG, "n_scored"]]), f"{out_dir}/unseen_donors_long.csv")
 results.write_table(classification.by_class(unseen), f"{out_dir}/unseen_donors_by_class.csv")
 unseen.pivot_table(index="Model", columns="classifier", values="F1", sort=False).round(3)
 

@@ -70,7 +70,8 @@ fig
 # %%
 by_class = drawn.read_table(f"{tables}/classification_by_class.csv")
 confusion = drawn.read_table(f"{tables}/classification_confusion.csv")
-fig = scored.classes(by_class, confusion, k=embeddings.k, used_cell_type=embeddings.used_cell_type)
+trained = {"used_cell_type": embeddings.used_cell_type, "groups": embeddings.groups}
+fig = scored.classes(by_class, confusion, k=embeddings.k, **trained)
 figures.save(fig, f"{out_dir}/classes", drawn.classes(by_class, confusion))
 fig
 
@@ -81,7 +82,7 @@ fig
 
 # %%
 coords = data.read_h5ad(f"{tables}/umap.h5ad")
-fig = figures.umap(coords, k=embeddings.k, used_cell_type=embeddings.used_cell_type)
+fig = figures.umap(coords, k=embeddings.k, **trained)
 figures.save(fig, f"{out_dir}/umap", drawn.umap(coords))
 fig
 
@@ -92,7 +93,7 @@ fig
 
 # %%
 usage = programs.usage_by_type(embeddings.H, embeddings.obs["cell_type"])
-fig = figures.programs(usage, used_cell_type=embeddings.used_cell_type)
+fig = figures.programs(usage, **trained)
 figures.save(fig, f"{out_dir}/programs", drawn.programs(usage))
 fig
 
@@ -104,6 +105,6 @@ fig
 
 # %%
 history = results.history(files)
-fig = figures.training(history, k=embeddings.k, n_cells=len(embeddings.obs))
+fig = figures.training(history, k=embeddings.k, n_cells=len(embeddings.obs), groups=embeddings.groups)
 figures.save(fig, f"{out_dir}/training", drawn.training(history))
 fig

@@ -4,6 +4,7 @@ import signal
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_matrix
 
 from aenmf_lib import AENMF, CAENMF1, CAENMF2, checkpoint, descent, gradient, results
 
@@ -58,6 +59,39 @@ def test_killed_again_and_again_it_ends_in_the_same_bits(tiny, tmp_path, monkeyp
     np.testing.assert_array_equal(model.W_, whole.W_)
     np.testing.assert_array_equal(model.loss_history_, whole.loss_history_)
     assert whole.U_ is None or np.array_equal(model.U_, whole.U_)
+
+
+def test_killed_in_any_of_the_fits_that_clusters_take_it_ends_in_the_same_bits(tiny, tmp_path, monkeypatch):
+    make = lambda: CAENMF1(k=4, tol=0, max_iter=60, strength=0.5, labels="clusters")  # noqa: E731
+    tiny.X = csr_matrix(tiny.X.toarray() * np.where((tiny.obs["donor_id"] == "d1").to_numpy()[:, None], 4, 1))
+    whole, rng, path, deaths, there = (
+        make().fit(tiny),
+        np.random.default_rng(1),
+        results.checkpoint(tmp_path / "m.h5ad"),
+        0,
+        set(),
+    )
+    assert whole.strength_ > 0
+    for _ in range(50):
+        with monkeypatch.context() as patch:
+            at_step(patch, "CAE_NMF1", int(rng.integers(11, 25)), die)
+            try:
+                model = make().fit(tiny, checkpoint=path)
+                break
+            except Killed:
+                deaths += 1
+                there.add(len(list(tmp_path.iterdir())))
+    assert deaths > 2
+    assert there == {1, 2, 3}
+    np.testing.assert_array_equal(model.W_, whole.W_)
+    np.testing.assert_array_equal(model.loss_history_, whole.loss_history_)
+    other = make()
+    other.groups_, other.penalty_ = model.groups_[::-1], model.penalty_
+    with pytest.raises(ValueError, match=r"groups is '.*' there and '.*' here"):
+        other._fit(other._moments(tiny), None, path)
+    tiny.uns["input"] = {}
+    results.write(tmp_path / "m.h5ad", model, tiny)
+    assert [file.name for file in tmp_path.iterdir()] == ["m.h5ad"]
 
 
 def test_killed_while_it_writes_the_state_before_holds(tiny, tmp_path, monkeypatch):

@@ -496,6 +496,19 @@ def test_the_dagger_marks_who_saw_the_cell_types(small):
         assert not any("†" in word for word, _ in words(function(name)(*inputs(name, small))))
 
 
+def test_captions_tell_of_clusters(small):
+    groups = dict.fromkeys(results.MODELS, "none")
+    told = "donors compared within clusters in training: CAE_NMF2"
+    for name in figures.NAMES:
+        assert "within clusters" not in caption(draw(name, small))
+        if name in ("clustering", "classification", "resolution"):
+            table = small[name].assign(groups_in_training=small[name]["Model"].replace("CAE_NMF2", "clusters"))
+            assert told in caption(draw(name, {**small, name: table}))
+        else:
+            given = {"groups": groups | {"CAE_NMF2": "clusters"}}
+            assert told in caption(function(name)(*inputs(name, small), **given))
+
+
 def test_loss_curve_and_donors():
     fig = figures.loss_curve([3.0, 2.0, 1.5])
     np.testing.assert_array_equal(fig.axes[0].lines[0].get_xydata(), [[0, 3], [1, 2], [2, 1.5]])

@@ -6,11 +6,13 @@ import pytest
 import torch
 from anndata import AnnData
 from scipy.sparse import csr_matrix
+from sklearn.neighbors import KNeighborsClassifier
 
-from aenmf_lib import AENMF, CAENMF1, CAENMF2, penalties
+from aenmf_lib import AENMF, CAENMF1, CAENMF2, clustering, communities, penalties
 from aenmf_lib.conditional import path
 from aenmf_lib.moments import Moments
 from aenmf_lib.objectives import Tied
+from aenmf_lib.stream import Cells
 
 BOTH = (CAENMF1, CAENMF2)
 
@@ -46,7 +48,7 @@ def made(effect: float, *, shares=(0.5, 0.5), alone: bool = False, seed: int = 0
     return AnnData(X, obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(120)]))
 
 
-@pytest.mark.parametrize("labels", penalties.LABELS)
+@pytest.mark.parametrize("labels", ["cell_type", "none"])
 def test_a_strength_is_a_share_of_the_error_at_the_plain_solution(tiny, labels):
     """From the definitions, dense: and what chance explains is taken off where types are compared."""
     moments, W = Moments.of(tiny), torch.from_numpy(np.random.default_rng(1).random((4, tiny.n_vars)) * 0.3)
@@ -274,3 +276,62 @@ def test_cells_none_of_which_has_a_type_are_refused_where_types_are_read(tiny, m
     model(k=3, strength=0.2, labels="none").fit(none)
     with pytest.raises(ValueError, match="is empty for all 60 cells"):
         CAENMF1(k=3).fit(tiny).objective(none)  # γ > 0
+
+
+# ---- groups found without labels
+@pytest.mark.parametrize("model", BOTH)
+def test_clusters_take_an_effect_out_and_no_label_is_read(model):
+    cells = made(effect=2.0)
+    bare = AnnData(cells.X, obs=cells.obs[["donor_id"]], var=cells.var)
+    plain = AENMF(k=6).fit(cells)
+    fitted = model(k=6, strength=0.5, labels="clusters").fit(bare, plain=plain)
+    assert not fitted.uses_cell_type
+    assert (fitted.penalty_.gamma > 0, fitted.penalty_.eta) == (True, 0)
+    assert scatter(fitted.transform(cells), cells.obs) < 0.2 * scatter(plain.transform(cells), cells.obs)
+    loss = fitted.loss_history_.min()
+    assert fitted.objective(bare) == pytest.approx(loss, rel=1e-3 if model is CAENMF2 else 1e-5)
+
+
+def test_clusters_are_those_of_the_benchmark_in_the_fit_without_labels():
+    cells = made(effect=2.0)
+    plain = AENMF(k=6).fit(cells)
+    loose = CAENMF1(k=6, strength=0.2, labels="none").fit(cells, plain=plain)
+    links = clustering.neighbours(loose.transform(cells)).obsp["connectivities"]
+    expected = communities.leiden(communities.graph(links.indptr, links.indices), 0, resolution=0.8)
+    fitted = CAENMF1(k=6, strength=0.5, labels="clusters").fit(cells, plain=plain)
+    np.testing.assert_array_equal(fitted.groups_.astype(int), expected)
+    typed = cells.copy()
+    typed.obs["cell_type"] = expected.astype(str)
+    same = CAENMF1(k=6, strength=0.5).fit(typed, plain=plain, start=loose.W_)
+    np.testing.assert_array_equal(fitted.W_, same.W_)
+    assert fitted.penalty_ == same.penalty_
+    unseen = cells[:100].copy()
+    unseen.obs_names = [f"new{i}" for i in range(100)]
+    with pytest.raises(ValueError, match="is empty for all 100 cells"):
+        fitted.objective(unseen)
+
+
+def test_clusters_leave_composition_alone_where_hsic_would_not():
+    cells = made(effect=0.0, shares=(0.9, 0.1))
+    plain = AENMF(k=6).fit(cells)
+
+    def unseen(labels):
+        """Accuracy of the nearest neighbours among cells of the other donor."""
+        H = CAENMF1(k=6, strength=1.0, labels=labels).fit(cells, plain=plain).transform(cells)
+        first, kind = (cells.obs["donor_id"] == "d0").to_numpy(), cells.obs["cell_type"].to_numpy()
+        return KNeighborsClassifier().fit(H[first], kind[first]).score(H[~first], kind[~first])
+
+    assert unseen("clusters") > 0.97
+    assert unseen("none") < 0.9
+
+
+def test_clusters_need_the_cells_and_a_strength(tmp_path):
+    cells = made(effect=1.0, n=300)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    model = CAENMF1(k=4, strength=0.2, labels="clusters")
+    for given, name in ((Moments.of(cells), "Moments"), (Cells(tmp_path / "cells.h5ad"), "Cells")):
+        with pytest.raises(ValueError, match=f"needs them in memory: fit takes an AnnData then, not {name}"):
+            model.fit(given)
+    with pytest.raises(ValueError, match="labels='clusters' goes with a strength"):
+        CAENMF2(labels="clusters")
+    assert CAENMF2(labels="clusters", strength=0.2, preset="published").labels == "cell_type"

@@ -184,3 +184,25 @@ def test_a_file_whose_cells_lack_a_type_is_read_and_one_that_lacks_a_donor_is_no
             assert obs["cell_type"].isna().sum() == 3
             assert "3 of 60 cells have no cell_type: left out of the scores against it" in caplog.text
     assert results.check(written["AE_NMF"]) == ["obs['donor_id'] is empty for 3 of 60 cells"]
+
+
+def test_labels_of_the_training_are_told(cells, tmp_path):
+    for model, labels in ((CAENMF1, "clusters"), (CAENMF2, "none"), (CAENMF1, "cell_type")):
+        path = tmp_path / f"{model.name}.h5ad"
+        fitted = model(k=K, strength=0.5, labels=labels).fit(cells)
+        results.write(path, fitted, cells)
+        embeddings = results.read_embeddings([path])
+        assert embeddings.groups == {model.name: labels}
+        assert embeddings.used_cell_type == {model.name: labels == "cell_type"}
+        told = embeddings.told(pd.DataFrame({"Model": [model.name] * 2, "NMI": 1.0}))
+        assert told["groups_in_training"].tolist() == [labels] * 2
+        kept = embeddings.obs.get("groups_in_training")
+        assert (kept is not None) == (labels == "clusters")
+        assert kept is None or kept.tolist() == fitted.groups_.tolist()
+
+
+def test_models_without_penalties_compare_no_groups(written):
+    assert results.read_embeddings(list(written.values())).groups == {
+        "CAE_NMF1": "cell_type",
+        **dict.fromkeys(("CAE_NMF2", "AE_NMF", "Base_NMF"), "none"),
+    }
