@@ -11,7 +11,7 @@ comma := ,
 
 # ---- On which cells, with which values -------------------------------------------------------------------------------
 # Assigned here, so that a variable of the environment does nothing: it takes the command line to override.
-OVERRIDES := DATA MIN_CELLS SEED DONOR_KEY CELL_TYPE_KEY LAYER FRACTIONAL DROP_MISSING KEEP_UNLABELLED DROP_EMPTY MAX_CELLS FOREST LISI N_JOBS STRENGTH LABELS GENE_WEIGHTS DEVICE
+OVERRIDES := DATA MIN_CELLS SEED N_STARTS DONOR_KEY CELL_TYPE_KEY LAYER FRACTIONAL DROP_MISSING KEEP_UNLABELLED DROP_EMPTY MAX_CELLS FOREST LISI N_JOBS STRENGTH LABELS GENE_WEIGHTS DEVICE
 $(foreach name,$(OVERRIDES),$(eval $(name) :=))
 # A name that is none would be ignored without a word.
 known := DATASET K $(OVERRIDES) EXECUTOR PYTHON SHELL UV_FIND_LINKS
@@ -120,7 +120,7 @@ notebooks := $(addprefix notebooks/,$(addsuffix .py,01_filter 02_train_base_nmf 
 
 # The modules whose code decides a stage's results; tests/test_packaging.py holds them against the imports.
 FILTER_LIB := data provenance results
-TRAIN_LIB := baseline checkpoint checks communities conditional data descent forming gradient groups kernels models moments objectives penalties provenance results solver start stream weighting
+TRAIN_LIB := baseline checkpoint checks communities conditional data descent forming gradient groups kernels models moments objectives penalties programs provenance results solver start stream weighting
 BENCHMARKS_LIB := classification clustering communities data fits folds groups integration nearest provenance results store
 FIGURES_LIB := data drawn figures page programs provenance results scored words
 CONDITIONING_LIB := baseline checkpoint checks classification clustering communities conditional data descent fits folds forming gradient kernels models moments nearest objectives penalties provenance results solver start store stream study tradeoff weighting words

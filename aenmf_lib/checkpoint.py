@@ -34,6 +34,10 @@ class Checkpoint:
         if time.monotonic() - self.last >= SECONDS:
             self._write()
 
+    def finish(self) -> None:
+        """Write the newest state at once: what it is of has ended, and what is to follow takes long."""
+        self._write()
+
     @contextlib.contextmanager
     def at_the_end(self) -> Iterator[None]:
         """Let SIGTERM, which announces a time limit or a preemption, write the newest state before it has its way."""

@@ -13,7 +13,8 @@ from aenmf_lib.stream import Cells
 def settings(model) -> None:
     """Refuse hyper-parameters that no training can use, when the model is made rather than hours later."""
     for name, value in vars(model).items():
-        if name in ("k", "max_iter") and not (isinstance(value, numbers.Integral) and value >= (name == "max_iter")):
+        whole = isinstance(value, numbers.Integral)
+        if name in ("k", "max_iter", "n_starts") and not (whole and value >= (name != "k")):
             raise ValueError(f"{name}={value!r}: a whole number above 0 is expected.")
         if name in ("tol", "gamma", "eta", "lambda_W", "lambda_U", "strength") and not 0 <= value < np.inf:
             raise ValueError(f"{name}={value!r}: a number of 0 or above is expected.")

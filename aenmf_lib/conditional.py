@@ -29,7 +29,8 @@ _MILD = 0.2  # strength of HSIC that takes a strong effect out and leaves the ty
 class _Conditional(AENMF):
     """What the two conditional models share: the donors, their latent, and what keeps the usages from telling of them.
 
-    A fit sets ``penalty_``, the weights, and ``strength_``, what was left of the strength after chance.
+    A fit sets ``penalty_``, the weights, and ``strength_``, what was left of the strength after chance. With a strength
+    it is one fit, from the best of the `n_starts` of a plain AE-NMF: ``starts_`` and ``stability_`` are of these.
 
     With ``labels="clusters"`` donors are compared within groups that the cells form by themselves, kept in ``groups_``,
     a Series by cell: those of benchmark 1, in the usages of a fit with ``labels="none"`` of the same strength, but at
@@ -93,6 +94,8 @@ class _Conditional(AENMF):
                 moments, start = self._grouped(moments, cells, loose), loose.W_ if start is None else start
             cells = moments
         super().fit(cells, checkpoint=checkpoint, plain=plain, start=start)
+        if plain is not None:
+            self.starts_, self.stability_ = plain.starts_, plain.stability_
         self.seconds_ = time.perf_counter() - begin
         return self
 

@@ -2,26 +2,30 @@
 
 A model is a dataclass of hyper-parameters; `fit` sets ``W_`` (k × genes), ``U_`` (the donor part, conditional models),
 ``n_iter_``, ``loss_history_`` (the exact objective over all cells, at the start and after each iteration), ``stop_``
-(why it ended) and ``genes_``, and returns the model. Cells are an AnnData as `data.load` gives it.
+(why it ended), ``genes_``, ``starts_`` (how each start ended) and ``stability_`` (how alike each program is in the
+other starts, see `programs.stability`), and returns the model. Cells are an AnnData as `data.load` gives it.
 """
 
+import functools
 import hashlib
 import logging
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 from sklearn.decomposition import non_negative_factorization
 from sklearn.exceptions import ConvergenceWarning
 
-from aenmf_lib import checks, solver, start, weighting
+from aenmf_lib import checks, programs, results, solver, start, weighting
 from aenmf_lib.baseline import BaseNMF
 from aenmf_lib.checkpoint import Checkpoint
 from aenmf_lib.data import CELL_TYPE, DONOR
@@ -45,6 +49,7 @@ class AENMF:
     _: KW_ONLY
     k: int = 80  # programs
     seed: int = 42  # of the start
+    n_starts: int = 1  # fit from so many starts, seed, seed + 1 …, and keep the best
     lambda_W: float = 1e-2  # weight of ‖W‖²
     row_norm: bool = False  # hold the rows of W at length 1
     gene_weights: str = "none"  # "shared": a gene counts by the variance it shares with others (module weighting)
@@ -126,15 +131,50 @@ class AENMF:
         return self
 
     def _fit(self, moments: Moments, first: torch.Tensor | None, checkpoint: str | Path | None) -> None:
-        keep = checkpoint and Checkpoint(Path(checkpoint), self._identity(moments))
         settings = {"row_norm": self.row_norm, "tol": self.tol, "max_iter": self.max_iter, "name": self.name}
-        solution = solver.minimise(
-            self._objective(moments),
-            lambda: self._start(moments) if first is None else first,
-            **settings,
-            checkpoint=keep,
+        objective, found = self._objective(moments), []
+        seeds = range(self.seed, self.seed + (self.n_starts if first is None else 1))  # a start that is given is one
+        for i, seed in enumerate(seeds):
+            place = checkpoint and results.start_checkpoint(checkpoint, i)
+            keep = place and Checkpoint(place, self._identity(moments) | {"start": seed})
+            begin = functools.partial(self._start, moments, seed) if first is None else lambda: first
+            found.append(solver.minimise(objective, begin, **settings, checkpoint=keep))
+            if keep and len(seeds) > 1:  # killed later, this start is not made again
+                keep.finish()
+        best = min(range(len(found)), key=lambda i: min(found[i].loss_history))
+        self._keep(found[best], moments)
+        self._compare(found, best, seeds)
+
+    def _compare(self, found: list[solver.Solution], best: int, seeds: Sequence[int]) -> None:
+        """Tell how the starts ended, and how alike their programs are to those kept."""
+        others = [i for i in range(len(found)) if i != best]
+        self.stability_ = programs.stability([self._out(found[i].W.cpu().numpy()) for i in (best, *others)])
+        cosines = self.stability_.filter(like="start ").mean().tolist()
+        self.starts_ = pd.DataFrame(
+            {
+                "seed": list(seeds),
+                "objective": [min(one.loss_history) for one in found],
+                "iterations": [one.n_iter for one in found],
+                "seconds": [one.seconds for one in found],
+                "stop": [one.reason for one in found],
+                "kept": [i == best for i in range(len(found))],
+                "cosine": [1.0 if i == best else cosines[others.index(i)] for i in range(len(found))],
+            }
         )
-        self._keep(solution, moments)
+        if others:
+            objective = self.starts_["objective"]
+            log.info(
+                "%s: %d starts, objective %.6g to %.6g (%.2g %%), seed %d kept; mean cosine of its programs to the "
+                "others' %.3f to %.3f",
+                *(
+                    self.name,
+                    len(found),
+                    objective.min(),
+                    objective.max(),
+                    100 * (objective.max() / objective.min() - 1),
+                ),
+                *(seeds[best], min(cosines), max(cosines)),
+            )
 
     @property
     def encoder_(self) -> np.ndarray:
@@ -232,8 +272,8 @@ class AENMF:
     def _objective(self, moments: Moments) -> Tied:
         return Tied(moments, lambda_W=self.lambda_W)
 
-    def _start(self, moments: Moments) -> torch.Tensor:
-        settings = {"init": self.init, "seed": self.seed, "lambda_W": self.lambda_W, "row_norm": self.row_norm}
+    def _start(self, moments: Moments, seed: int) -> torch.Tensor:
+        settings = {"init": self.init, "seed": seed, "lambda_W": self.lambda_W, "row_norm": self.row_norm}
         return start.first(moments, self.k, **settings)
 
     def _identity(self, moments: Moments) -> dict[str, str | int | float | bool | None]:

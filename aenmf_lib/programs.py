@@ -131,6 +131,37 @@ def match(W_a: np.ndarray, W_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return pairs, cosines[pairs[:, 0], pairs[:, 1]]
 
 
+def stability(Ws: Sequence[np.ndarray]) -> pd.DataFrame:
+    """Tell how alike each program of a fit is to its partner in others: those of low cosine hang on the start.
+
+    Parameters
+    ----------
+    Ws : (k, n_genes) each
+        Programs of the fit that is kept, then those of the others, over the same genes.
+
+    Returns
+    -------
+    DataFrame
+        A row a program of the first: ``program`` (from 0), ``cosine`` (mean over the others), ``least``, and
+        ``start 1``, ``start 2`` … with each. NaN where another, of lower rank, has no partner; all, without others.
+
+    Raises
+    ------
+    ValueError
+        From `match`; or there is no W.
+    """
+    if not len(Ws):
+        raise ValueError("there are no programs: give those of one fit at least.")
+    table = pd.DataFrame(index=pd.RangeIndex(len(Ws[0]), name="program"))
+    for i, W in enumerate(Ws[1:], 1):
+        pairs, cosine = match(Ws[0], W)
+        table[f"start {i}"] = pd.Series(cosine, pairs[:, 0])
+    each = table.copy()
+    table.insert(0, "cosine", each.mean(axis=1))
+    table.insert(1, "least", each.min(axis=1))
+    return table.reset_index()
+
+
 def _programs(W: np.ndarray, name: str) -> np.ndarray:
     """Give W as a float64 matrix, or say what is wrong with it."""
     W = np.asarray(W, dtype=np.float64)

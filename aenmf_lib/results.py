@@ -110,6 +110,11 @@ def plain_checkpoint(path: str | Path) -> Path:
     return Path(path).with_suffix(".plain.npz")
 
 
+def start_checkpoint(path: str | Path, start: int) -> Path:
+    """Where one of several starts of a fit keeps its state: the first where a fit of one start does."""
+    return Path(path).with_suffix(f".start{start}.npz") if start else Path(path)
+
+
 def hsic_checkpoint(path: str | Path) -> Path:
     """Where the fit that clusters are found on keeps its state, likewise."""
     return Path(path).with_suffix(".hsic.npz")
@@ -158,13 +163,16 @@ def write(path: str | Path, model, cells: AnnData, *, donor_U: bool = False) -> 
         "stop": model.stop_,
         "second_moment": getattr(model, "second_moment_", ""),
         "fit_seconds": model.seconds_,
+        "starts": getattr(model, "starts_", {}),
+        "stability": getattr(model, "stability_", {}),
         "device": getattr(model, "device", "cpu"),
         **provenance.of_run(),
     }
     write_h5ad(out, path)
     state = checkpoint(path)
     for done in (state, plain_checkpoint(state), hsic_checkpoint(state)):
-        done.unlink(missing_ok=True)
+        for start in range(getattr(model, "n_starts", 1)):
+            start_checkpoint(done, start).unlink(missing_ok=True)
     log.info("wrote %s (%.1f MB)", path, Path(path).stat().st_size / 1e6)
 
 

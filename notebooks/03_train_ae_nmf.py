@@ -8,6 +8,7 @@ cells: str = "results/demo/filtered.h5ad"  # made by 01
 out: str = "results/demo/k80/ae_nmf_k80.h5ad"  # results-only file
 k: int = 80  # programs
 seed: int = 42  # everything random
+n_starts: int = 1  # fit from so many starts, seed, seed + 1 …, and keep the best
 lambda_W: float = 1e-2  # weight of ‖W‖²
 tol: float = 5e-4  # stop at this relative decrease of the objective over 10 sweeps
 max_iter: int = 1000  # iterations at most
@@ -36,6 +37,7 @@ cells_
 model = AENMF(
     k=k,
     seed=seed,
+    n_starts=n_starts,
     lambda_W=lambda_W,
     row_norm=row_norm,
     preset=preset or None,
@@ -62,6 +64,16 @@ figures.loss_curve(model.loss_history_)
 print(models.summary(model, cells_))
 if untied:
     print(models.cost_of_the_tie(model, cells_))
+
+# %% [markdown]
+# How each start ended, and the mean cosine of its programs to those kept. Below, the programs that hang most on the
+# start; with one start there is nothing to compare.
+
+# %%
+model.starts_
+
+# %%
+model.stability_.nsmallest(10, "cosine")
 
 # %% [markdown]
 # Genes that weigh most in each program. A program is worth a name when its genes are.

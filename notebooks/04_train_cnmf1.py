@@ -8,6 +8,7 @@ cells: str = "results/demo/filtered.h5ad"  # made by 01
 out: str = "results/demo/k80/cae_nmf1_k80.h5ad"  # results-only file
 k: int = 80  # programs
 seed: int = 42  # everything random
+n_starts: int = 1  # fit from so many starts, seed, seed + 1 …, and keep the best
 lambda_W: float = 1e-2  # weight of ‖W‖²
 lambda_U: float = 1e-1  # weight of ‖U‖²
 gamma: float = 1e-3  # weight of the invariance, which uses cell_type; 0 trains without labels
@@ -45,6 +46,7 @@ cells_
 model = CAENMF1(
     k=k,
     seed=seed,
+    n_starts=n_starts,
     lambda_W=lambda_W,
     lambda_U=lambda_U,
     gamma=gamma,
@@ -80,6 +82,16 @@ print(models.summary(model, cells_))
 if untied:
     print(models.cost_of_the_tie(model, cells_))
 pd.Series((model.U_**2).sum(axis=1) ** 0.5, index=model.donors_, name="‖U‖ of the donor").to_frame()
+
+# %% [markdown]
+# How each start ended, and the mean cosine of its programs to those kept. Below, the programs that hang most on the
+# start; with one start there is nothing to compare.
+
+# %%
+model.starts_
+
+# %%
+model.stability_.nsmallest(10, "cosine")
 
 # %% [markdown]
 # Genes that weigh most in each program. A program is worth a name when its genes are.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from aenmf_lib import AENMF, CAENMF1, CAENMF2, checkpoint, descent, gradient, results
+from aenmf_lib import AENMF, CAENMF1, CAENMF2, checkpoint, descent, gradient, models, results
 
 KINDS = {
     "AE_NMF": lambda **more: AENMF(k=4, tol=0, max_iter=60, **more),
@@ -92,6 +92,33 @@ def test_killed_in_any_of_the_fits_that_clusters_take_it_ends_in_the_same_bits(t
     tiny.uns["input"] = {}
     results.write(tmp_path / "m.h5ad", model, tiny)
     assert [file.name for file in tmp_path.iterdir()] == ["m.h5ad"]
+
+
+@pytest.mark.parametrize("wait", [0.0, 1e9])
+@pytest.mark.parametrize("name", ["AE_NMF", "CAE_NMF2", "row_norm"])
+def test_killed_in_the_second_start_it_ends_in_the_same_bits(tiny, tmp_path, monkeypatch, name, wait):
+    whole, path = KINDS[name](n_starts=3).fit(tiny), results.checkpoint(tmp_path / "m.h5ad")
+    monkeypatch.setattr(checkpoint, "SECONDS", wait)  # or nothing is written but at the end of a start
+    first, began = whole.starts_["iterations"][0], []
+    with monkeypatch.context() as patch:
+        at_step(patch, name, int(first) + 5, die)
+        with pytest.raises(Killed):
+            KINDS[name](n_starts=3).fit(tiny, checkpoint=path)
+    there = {file.name for file in tmp_path.iterdir()}
+    assert there == {"m.checkpoint.npz"} | ({"m.checkpoint.start1.npz"} if not wait else set())
+    real = models.AENMF._start
+    monkeypatch.setattr(models.AENMF, "_start", lambda self, of, seed: began.append(seed) or real(self, of, seed))
+    model = KINDS[name](n_starts=3).fit(tiny, checkpoint=path)
+    assert began == ([43, 44] if wait else [44])  # the first start is not made again
+    np.testing.assert_array_equal(model.W_, whole.W_)
+    assert model.starts_.drop(columns="seconds").equals(whole.starts_.drop(columns="seconds"))
+    assert model.stability_.equals(whole.stability_)
+    tiny.uns["input"] = {}
+    results.write(tmp_path / "m.h5ad", model, tiny)
+    assert [file.name for file in tmp_path.iterdir()] == ["m.h5ad"]
+    held = results.read(tmp_path / "m.h5ad").uns["provenance"]
+    assert held["starts"]["objective"].tolist() == model.starts_["objective"].tolist()
+    assert held["stability"]["cosine"].tolist() == model.stability_["cosine"].tolist()
 
 
 def test_killed_while_it_writes_the_state_before_holds(tiny, tmp_path, monkeypatch):

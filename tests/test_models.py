@@ -350,3 +350,60 @@ def test_unknown_donors_have_no_latent(tiny):
 def test_moments_kept_by_donor_serve_the_other_models_too(tiny, model, mode):
     fitted = [model(k=4).fit(moments.Moments.of(tiny, by_donor=apart, mode=mode)) for apart in (False, True)]
     np.testing.assert_allclose(fitted[1].loss_history_[-1], fitted[0].loss_history_[-1], rtol=1e-6)
+
+
+# ---- several starts
+@pytest.mark.parametrize("model", AUTOENCODERS)
+def test_the_best_of_several_starts_is_kept(tiny, model):
+    several = model(k=4, seed=4, n_starts=4).fit(tiny)
+    alone = [model(k=4, seed=seed).fit(tiny) for seed in (4, 5, 6, 7)]
+    objectives = [one.loss_history_.min() for one in alone]
+    best = int(np.argmin(objectives))
+    assert best > 0  # else the first could be kept always
+    np.testing.assert_array_equal(several.W_, alone[best].W_)
+    assert several.U_ is None or np.array_equal(several.U_, alone[best].U_)
+    np.testing.assert_array_equal(several.loss_history_, alone[best].loss_history_)
+    table = several.starts_
+    assert table["seed"].tolist() == [4, 5, 6, 7]
+    assert table["objective"].tolist() == objectives
+    assert table["iterations"].tolist() == [one.n_iter_ for one in alone]
+    assert table["stop"].tolist() == [one.stop_ for one in alone]
+    assert table.index[table["kept"]].tolist() == [best]
+    cosines = [programs.match(several.W_, one.W_)[1].mean() for one in alone]
+    np.testing.assert_allclose(table["cosine"], cosines, rtol=1e-6)
+    others = [programs.match(several.W_, one.W_)[1] for i, one in enumerate(alone) if i != best]
+    np.testing.assert_allclose(several.stability_["cosine"], np.mean(others, axis=0), rtol=1e-6)
+
+
+def test_the_spread_of_starts_is_told(tiny, caplog):
+    caplog.set_level("INFO")
+    AENMF(k=4, n_starts=3).fit(tiny)
+    assert "AE_NMF: 3 starts, objective" in caplog.text
+    one = AENMF(k=4).fit(tiny)
+    assert (len(one.starts_), one.starts_["cosine"].item(), one.stability_["cosine"].isna().all()) == (1, 1.0, True)
+    with pytest.raises(ValueError, match="n_starts=0: a whole number above 0"):
+        AENMF(n_starts=0)
+
+
+@pytest.mark.parametrize("model", [CAENMF1, CAENMF2])
+def test_with_a_strength_the_starts_are_those_of_the_plain_solution(tiny, model):
+    moments = Moments.of(tiny, by_donor=model.by_donor)
+    plain = AENMF(k=4, seed=4, n_starts=4).fit(moments)
+    assert plain.starts_["kept"].idxmax() > 0
+    given = model(k=4, seed=4, strength=0.2, labels="none").fit(moments, plain=plain)
+    found = model(k=4, seed=4, strength=0.2, labels="none", n_starts=4).fit(moments)
+    np.testing.assert_array_equal(found.W_, given.W_)
+    assert found.starts_.drop(columns="seconds").equals(plain.starts_.drop(columns="seconds"))
+
+
+def test_planted_programs_are_stable_and_one_of_noise_is_not():
+    """Of one program more than were planted, what it takes up hangs on the start."""
+    rng = np.random.default_rng(0)
+    truth = np.kron(np.eye(5), np.ones(20)) * rng.gamma(4, 0.5, 100)
+    X = csr_matrix(np.log1p(rng.poisson(rng.gamma(0.3, 3, (800, 5)) @ truth + 0.3)).astype(np.float32))
+    fitted = AENMF(k=6, n_starts=4).fit(AnnData(X))
+    pairs, matched = programs.match(truth, fitted.W_)
+    cosine = fitted.stability_.set_index("program")["cosine"]
+    assert (matched > 0.95).sum() == 4  # the fifth shares its genes with the surplus one
+    assert cosine[pairs[matched > 0.95, 1]].min() > 0.9
+    assert cosine.drop(pairs[:, 1]).item() < 0.5

@@ -80,6 +80,25 @@ def test_match_undoes_a_shuffle_and_a_scale():
     np.testing.assert_allclose(cosine, 1, atol=1e-12)
 
 
+def test_stability_tells_planted_programs_from_noise():
+    rng = np.random.default_rng(4)
+    planted, noise = rng.gamma(0.3, size=(5, 300)), rng.gamma(0.3, size=(3, 1, 300))
+    Ws = [np.vstack([planted + 0.02 * rng.random(planted.shape), more])[rng.permutation(6)] for more in noise]
+    table = programs.stability(Ws)
+    assert list(table) == ["program", "cosine", "least", "start 1", "start 2"]
+    surplus = int(np.argmin(np.abs(Ws[0] - noise[0]).sum(1)))
+    assert (table["cosine"] > 0.9).tolist() == [program != surplus for program in range(6)]
+    assert table["cosine"][surplus] < 0.6
+    for i, W in enumerate(Ws[1:], 1):
+        pairs, cosine = programs.match(Ws[0], W)
+        assert table[f"start {i}"].tolist() == cosine[np.argsort(pairs[:, 0])].tolist()
+    assert table["least"].tolist() == table[["start 1", "start 2"]].min(axis=1).tolist()
+    assert programs.stability([Ws[0], Ws[1][:4]])["cosine"].isna().sum() == 2
+    assert programs.stability(Ws[:1])["cosine"].isna().all()
+    with pytest.raises(ValueError, match="there are no programs"):
+        programs.stability([])
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
