@@ -58,6 +58,7 @@ class BaseNMF:
         self.n_iter_ = int(self._nmf.n_iter_)
         self.stop_ = f"reached max_iter = {self.max_iter}" if self.n_iter_ >= self.max_iter else f"tol = {self.tol:g}"
         self.seconds_ = time.perf_counter() - begin
+        self.sq_norm_per_cell_ = float(np.square(X.data, dtype=np.float64).sum()) / X.shape[0]
         self.genes_ = cells.var_names.copy()
         self.loss_history_ = np.array([self._loss(X, self.H_)])  # scikit-learn tells the last one only
         return self

@@ -1,6 +1,7 @@
 """Is what a model is given what it can use? Each refusal says what was found and what was expected."""
 
 import numbers
+from collections.abc import Iterable
 
 import numpy as np
 from anndata import AnnData
@@ -57,6 +58,11 @@ def same_genes(model: object, X: AnnData | csr_matrix | Cells) -> csr_matrix | C
     if X.shape[1] != len(model.genes_):
         raise ValueError(f"X has {X.shape[1]} genes, the model {len(model.genes_)}. Give the genes of the fit.")
     return X
+
+
+def blocks(X: csr_matrix | Cells) -> Iterable[tuple[csr_matrix, slice]]:
+    """Give cells and where they are: those on disk block by block, those in memory at once."""
+    return X if isinstance(X, Cells) else [(matrix(X), slice(None))]
 
 
 def matrix(X: csr_matrix) -> csr_matrix:

@@ -143,7 +143,7 @@ class _Conditional(AENMF):
                 "needs at least 2. Lower min_cells to keep more donors, or train AENMF."
             )
 
-    def _donor_codes(self, cells: AnnData) -> np.ndarray:
+    def _donor_codes(self, cells: AnnData | Cells) -> np.ndarray:
         """Row of U of each cell."""
         donor, known = data.labels(cells.obs, DONOR), self.donors_
         if strange := sorted(set(donor) - set(known)):
@@ -153,7 +153,7 @@ class _Conditional(AENMF):
             )
         return np.searchsorted(known, donor)
 
-    def embeddings(self, cells: AnnData) -> dict[str, np.ndarray]:
+    def embeddings(self, cells: AnnData | Cells) -> dict[str, np.ndarray]:
         """Give what the results file holds for each cell, by role: usages, the donor's latent, both side by side."""
         shared, latent = self.transform(cells), self.cond_latent(cells)
         return {"shared": shared, "cond_latent": latent, "concat_full": np.hstack([shared, latent])}
@@ -202,7 +202,7 @@ class CAENMF1(_Conditional):
     def _weights(self) -> penalties.Weights:
         return penalties.Weights(self.gamma, self.eta, centred=self.invariance == "centred")
 
-    def cond_latent(self, cells: AnnData) -> np.ndarray:
+    def cond_latent(self, cells: AnnData | Cells) -> np.ndarray:
         """Give ``C U Wᵀ``, (n_cells, k): the usages of the profile of each cell's donor."""
         return (self.U_ @ self.encoder_.T)[self._donor_codes(cells)]
 
@@ -232,7 +232,7 @@ class CAENMF2(_Conditional):
         "gene_weights": "none",
     }
 
-    def cond_latent(self, cells: AnnData) -> np.ndarray:
+    def cond_latent(self, cells: AnnData | Cells) -> np.ndarray:
         """Give ``h ∘ diag(U_d Wᵀ)``, (n_cells, k)."""
         overlap = np.einsum("djp,jp->dj", self.U_, self.encoder_)
         return self.transform(cells) * overlap[self._donor_codes(cells)]

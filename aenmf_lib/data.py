@@ -74,10 +74,15 @@ def open_h5ad(path: str | Path) -> h5py.File:
 def load(path: str | Path) -> AnnData:
     """Read the cells that `filter_cells` wrote; ``uns['input']`` tells their path and hash."""
     cells = read_h5ad(path)
-    if lacking := [name for name in (DONOR, CELL_TYPE) if name not in cells.obs]:
-        raise ValueError(f"{path} has no obs column {' and '.join(lacking)}: it was not written by notebook 01_filter.")
+    check_filtered(path, cells.obs)
     cells.uns["input"] = provenance.of_file(path)
     return cells
+
+
+def check_filtered(path: str | Path, obs: pd.DataFrame) -> None:
+    """Refuse cells without donor and type."""
+    if missing := [name for name in (DONOR, CELL_TYPE) if name not in obs]:
+        raise ValueError(f"{path} has no obs column {' and '.join(missing)}: it was not written by notebook 01_filter.")
 
 
 def read_counts(path: str | Path, *, layer: str = "", fractional: bool = False) -> tuple[AnnData, str]:

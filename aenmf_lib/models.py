@@ -118,6 +118,7 @@ class AENMF:
         begin = time.perf_counter()
         moments = cells if isinstance(cells, Moments) else self._moments(checks.cells_of(cells, self.k))
         self._check_moments(moments)
+        self.sq_norm_per_cell_ = moments.sq_norm / moments.n_cells
         self.gene_weights_ = None
         if self.gene_weights != "none":
             self.gene_weights_ = weighting.weights(moments, self.gene_weights) if plain is None else plain.gene_weights_
@@ -213,8 +214,7 @@ class AENMF:
         ValueError
             The genes are not those of the fit.
         """
-        X = checks.same_genes(self, X)
-        blocks = X if isinstance(X, Cells) else [(checks.matrix(X), None)]
+        blocks = checks.blocks(checks.same_genes(self, X))
         E = torch.from_numpy(self.encoder_.T.copy()).to(self.device)
         return np.concatenate(
             [
@@ -223,16 +223,18 @@ class AENMF:
             ]
         )
 
-    def refit(self, cells: AnnData) -> np.ndarray:
+    def refit(self, cells: AnnData | Cells) -> np.ndarray:
         """Give usages that are not tied to W: H ≥ 0 that fits the cells best for this W, (n_cells, k).
 
         By scikit-learn's non-negative least squares. `relative_error` tells what the tie costs.
         """
-        X = checks.matrix(checks.same_genes(self, cells))
-        W = np.ascontiguousarray(self.W_, dtype=X.dtype)
+        found, settings = [], {"n_components": self.k, "update_H": False, "tol": 1e-3, "max_iter": 50}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            return non_negative_factorization(X, H=W, n_components=self.k, update_H=False, tol=1e-3, max_iter=50)[0]
+            for X, _ in checks.blocks(checks.same_genes(self, cells)):
+                W = np.ascontiguousarray(self.W_, dtype=X.dtype)
+                found.append(non_negative_factorization(X, H=W, **settings)[0])
+        return np.concatenate(found)
 
     def objective(self, cells: AnnData) -> float:
         """Value of the trained objective at ``W_`` and ``U_`` on these cells, exact."""
@@ -247,7 +249,7 @@ class AENMF:
         objective = self._objective(moments)
         return objective.value(objective.point(W, U))
 
-    def embeddings(self, cells: AnnData) -> dict[str, np.ndarray]:
+    def embeddings(self, cells: AnnData | Cells) -> dict[str, np.ndarray]:
         """Give what the results file holds for each cell, by role: ``shared`` is H."""
         return {"shared": self.transform(cells)}
 
@@ -301,22 +303,23 @@ def _check_start(W: np.ndarray, k: int, n_genes: int) -> np.ndarray:
     return W
 
 
-def summary(model: "AENMF | BaseNMF", cells: AnnData) -> str:
-    """Say how a fit to these cells ended, and what share of ‖X‖² it explains, penalties counted against it."""
+def summary(model: "AENMF | BaseNMF") -> str:
+    """Say how a fit ended, and what share of ‖X‖² it explains, penalties counted against it."""
     loss = model.loss_history_.min()
-    explained = 1 - loss / (np.square(cells.X.data, dtype=np.float64).sum() / cells.n_obs)
+    explained = 1 - loss / model.sq_norm_per_cell_
     return f"{model.name}: {model.n_iter_} iterations, {model.stop_}; objective {loss:.6g}, {explained:.1%} explained"
 
 
-def cost_of_the_tie(model: AENMF, cells: AnnData) -> str:
+def cost_of_the_tie(model: AENMF, cells: AnnData | Cells) -> str:
     """Say what error W leaves with ``H = X Wᵀ``, and with the H ≥ 0 that fits best."""
     tied, free = (relative_error(cells, H, model.W_) for H in (model.transform(cells), model.refit(cells)))
     return f"{model.name}: ‖X − H W‖ / ‖X‖ is {tied:.4f} with H tied to W, {free:.4f} with H by least squares"
 
 
-def relative_error(cells: AnnData, H: np.ndarray, W: np.ndarray) -> float:
+def relative_error(cells: AnnData | Cells, H: np.ndarray, W: np.ndarray) -> float:
     """Give ``‖X − H W‖ / ‖X‖``, exact, without forming ``H W``."""
-    X, H, W = cells.X, H.astype(np.float64), W.astype(np.float64)
-    squares = np.square(X.data, dtype=np.float64).sum()
-    sse = squares - 2 * np.sum((X @ W.T) * H) + np.sum((H.T @ H) * (W @ W.T))
-    return float(np.sqrt(sse / squares))
+    H, W, squares, cross = H.astype(np.float64), W.astype(np.float64), 0.0, 0.0
+    for X, rows in checks.blocks(cells if isinstance(cells, Cells) else cells.X):
+        squares += np.square(X.data, dtype=np.float64).sum()
+        cross += np.sum((X @ W.T) * H[rows])
+    return float(np.sqrt((squares - 2 * cross + np.sum((H.T @ H) * (W @ W.T))) / squares))

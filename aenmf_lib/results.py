@@ -120,7 +120,7 @@ def hsic_checkpoint(path: str | Path) -> Path:
     return Path(path).with_suffix(".hsic.npz")
 
 
-def write(path: str | Path, model, cells: AnnData, *, donor_U: bool = False) -> None:
+def write(path: str | Path, model, cells, *, donor_U: bool = False) -> None:
     """Write what a trained model found, without the expression matrix.
 
     Parameters
@@ -130,7 +130,7 @@ def write(path: str | Path, model, cells: AnnData, *, donor_U: bool = False) -> 
     model
         A fitted model of `aenmf_lib.models`.
     cells
-        The cells of the fit, from `data.load`.
+        The cells of the fit, from `data.load` or `stream.load`.
     donor_U
         Write model 2's U (donors × k × genes) too.
     """
@@ -158,7 +158,7 @@ def write(path: str | Path, model, cells: AnnData, *, donor_U: bool = False) -> 
         "input": cells.uns["input"],
         "source": cells.uns.get(PROVENANCE, {}).get("input", {}),
         "loss_history": model.loss_history_,
-        "sq_norm_per_cell": float(np.square(cells.X.data, dtype=np.float64).sum()) / cells.n_obs,
+        "sq_norm_per_cell": model.sq_norm_per_cell_,
         "n_iter": model.n_iter_,
         "stop": model.stop_,
         "second_moment": getattr(model, "second_moment_", ""),

@@ -20,7 +20,7 @@ import pandas as pd
 from anndata.io import read_elem
 from scipy.sparse import csr_matrix
 
-from aenmf_lib import data
+from aenmf_lib import data, provenance
 
 _AHEAD = 2  # blocks that are read or being read while the caller works on another
 _LOOK = 1024  # cells that tell whether a matrix holds counts, and how many; the others are checked as they come
@@ -54,8 +54,10 @@ class Cells:
     nnz : int
         Their nonzeros, guessed from the first cells of the file: to choose by, not to count on.
     genes : Index
-    obs : DataFrame
-        Of the cells given, all columns.
+    obs, var : DataFrame
+        Of the cells and genes given, all columns.
+    uns : dict
+        What `load` tells of the file.
     where : str
         ``X``, ``raw.X`` or ``layers['…']``.
 
@@ -102,9 +104,10 @@ class Cells:
                 X, self.where, self._at, var = look(file["X"]), "X", "X", "var"
             else:
                 raise ValueError(f"{path} has no X. If it holds raw counts elsewhere, give counts=True.")
-            names = read_elem(file[var]).index
+            frame = read_elem(file[var])
             obs = read_elem(file["obs"])
             shape = _shape(file[self._at])
+        names, self.uns = frame.index, {}
         if shape != (len(obs), len(names)):
             raise ValueError(
                 f"{path}: {self.where} is {shape[0]} × {shape[1]}, but there are {len(obs)} cells in obs and "
@@ -112,7 +115,8 @@ class Cells:
             )
         data.check_names(path, cells=obs.index, genes=names)
         self._columns = None if genes is None else self._find(names, genes)
-        self.genes = names if genes is None else names[self._columns]
+        self.var = frame if genes is None else frame.iloc[self._columns]
+        self.genes = self.var.index
         self._rows = range(len(obs))[rows or slice(None)]
         if self._rows.step != 1:
             raise ValueError(f"rows = {rows}: a run of cells is expected, slice(first, last + 1).")
@@ -199,6 +203,17 @@ class Cells:
         if not genes.is_unique:
             raise ValueError(f"genes: {genes[genes.duplicated()][0]!r} is asked for more than once.")
         return columns
+
+
+def load(path: str | Path) -> Cells:
+    """Give the cells that notebook 01 wrote as `data.load` does, but on disk."""
+    cells = Cells(path)
+    data.check_filtered(path, cells.obs)
+    cells.uns["input"] = provenance.of_file(path)
+    with data.open_h5ad(path) as file:
+        if "uns/provenance" in file:
+            cells.uns["provenance"] = read_elem(file["uns/provenance"])
+    return cells
 
 
 def _first(ahead: deque[tuple[Future[csr_matrix], slice]]) -> tuple[csr_matrix, slice]:

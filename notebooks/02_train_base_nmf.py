@@ -37,7 +37,7 @@ figures.loss_curve(model.loss_history_)
 # How it ended, and how much of ‖X‖² the model explains (penalties counted against it).
 
 # %%
-print(models.summary(model, cells_))
+print(models.summary(model))
 
 # %% [markdown]
 # Genes that weigh most in each program. A program is worth a name when its genes are.

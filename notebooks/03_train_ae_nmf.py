@@ -61,7 +61,7 @@ figures.loss_curve(model.loss_history_)
 # How it ended, and how much of ‖X‖² the model explains (penalties counted against it).
 
 # %%
-print(models.summary(model, cells_))
+print(models.summary(model))
 if untied:
     print(models.cost_of_the_tie(model, cells_))
 
@@ -79,7 +79,7 @@ model.stability_.nsmallest(10, "cosine")
 # Genes that weigh most in each program. A program is worth a name when its genes are.
 
 # %%
-genes = programs.top_genes(model.W_, cells_.var.get("feature_name", cells_.var_names), n=8)
+genes = programs.top_genes(model.W_, cells_.var.get("feature_name", cells_.var.index), n=8)
 genes.groupby("program")["gene"].agg(", ".join).to_frame()
 
 # %% [markdown]

@@ -78,7 +78,7 @@ figures.loss_curve(model.loss_history_)
 # profile is.
 
 # %%
-print(models.summary(model, cells_))
+print(models.summary(model))
 if untied:
     print(models.cost_of_the_tie(model, cells_))
 pd.Series((model.U_**2).sum(axis=1) ** 0.5, index=model.donors_, name="‖U‖ of the donor").to_frame()
@@ -97,7 +97,7 @@ model.stability_.nsmallest(10, "cosine")
 # Genes that weigh most in each program. A program is worth a name when its genes are.
 
 # %%
-genes = programs.top_genes(model.W_, cells_.var.get("feature_name", cells_.var_names), n=8)
+genes = programs.top_genes(model.W_, cells_.var.get("feature_name", cells_.var.index), n=8)
 genes.groupby("program")["gene"].agg(", ".join).to_frame()
 
 # %% [markdown]

@@ -71,7 +71,7 @@ figures.loss_curve(model.loss_history_)
 # the programs.
 
 # %%
-print(models.summary(model, cells_))
+print(models.summary(model))
 if untied:
     print(models.cost_of_the_tie(model, cells_))
 pd.Series((model.U_**2).sum(axis=(1, 2)) ** 0.5, index=model.donors_, name="‖U‖ of the donor").to_frame()
@@ -90,7 +90,7 @@ model.stability_.nsmallest(10, "cosine")
 # Genes that weigh most in each program. A program is worth a name when its genes are.
 
 # %%
-genes = programs.top_genes(model.W_, cells_.var.get("feature_name", cells_.var_names), n=8)
+genes = programs.top_genes(model.W_, cells_.var.get("feature_name", cells_.var.index), n=8)
 genes.groupby("program")["gene"].agg(", ".join).to_frame()
 
 # %% [markdown]
