@@ -11,7 +11,7 @@ comma := ,
 
 # ---- On which cells, with which values -------------------------------------------------------------------------------
 # Assigned here, so that a variable of the environment does nothing: it takes the command line to override.
-OVERRIDES := DATA MIN_CELLS SEED N_STARTS DONOR_KEY CELL_TYPE_KEY LAYER FRACTIONAL DROP_MISSING KEEP_UNLABELLED DROP_EMPTY MAX_CELLS FOREST LISI N_JOBS STRENGTH LABELS GENE_WEIGHTS DEVICE
+OVERRIDES := DATA MIN_CELLS SEED N_STARTS DONOR_KEY CELL_TYPE_KEY LAYER FRACTIONAL DROP_MISSING KEEP_UNLABELLED DROP_EMPTY MAX_CELLS FOREST LISI N_JOBS STRENGTH LABELS GENE_WEIGHTS DEVICE SHARDS
 $(foreach name,$(OVERRIDES),$(eval $(name) :=))
 # A name that is none would be ignored without a word.
 known := DATASET K $(OVERRIDES) EXECUTOR PYTHON SHELL UV_FIND_LINKS
@@ -41,6 +41,9 @@ endif
 ifneq ($(shell case '$(K)' in (''|0*|*[!0-9]*) echo odd;; esac),)
 $(error K='$(K)': expected the number of programs, such as K=20)
 endif
+ifneq ($(shell case '$(SHARDS)' in (0*|*[!0-9]*) echo odd;; esac),)
+$(error SHARDS='$(SHARDS)': expected the number of parts in which the cells are summed over, such as SHARDS=8)
+endif
 
 data := $(or $(DATA),$(shell sed -n "s/^data: *[\"']*\([^ \"']*\).*/\1/p" $(params) /dev/null))
 ifeq ($(data),)
@@ -55,7 +58,7 @@ endif
 # A missing file is no prerequisite: the notebook says more about it than make would.
 simulated := $(patsubst %,data/%.h5ad,demo demo_none demo_weak demo_confounded)
 cells := $(if $(filter $(simulated),$(data)),$(data),$(wildcard $(data)))
-given := -p k $(K) $(foreach name,$(OVERRIDES),$(if $(filter command,$(origin $(name))),\
+given := -p k $(K) $(if $(SHARDS),-p sums results/$(DATASET)/sums.npz) $(foreach name,$(filter-out SHARDS,$(OVERRIDES)),$(if $(filter command,$(origin $(name))),\
     -p $(shell echo $(name) | tr A-Z a-z) '$($(name))'))
 
 # ---- With which Python -----------------------------------------------------------------------------------------------
@@ -105,6 +108,9 @@ RUN := $(DIR)/k$(K)
 FIGURES := clustering resolution classification classes umap programs training
 
 filtered := $(DIR)/filtered.h5ad
+# a job for each shard of the cells, if they are asked for
+shards := $(if $(SHARDS),$(patsubst %,$(DIR)/sums/%-of-$(SHARDS).npz,$(shell seq -w 0 $$(($(SHARDS) - 1)))))
+sums := $(if $(SHARDS),$(DIR)/sums.npz)
 models := $(foreach name,base_nmf ae_nmf cae_nmf1 cae_nmf2,$(RUN)/$(name)_k$(K).h5ad)
 tables := $(addprefix $(RUN)/,clustering_cell_type.csv clustering_donor_id.csv classification_cell_type.csv \
     classification_donor_id.csv clustering_long.csv classification_long.csv clustering_resolution.csv \
@@ -120,10 +126,11 @@ notebooks := $(addprefix notebooks/,$(addsuffix .py,01_filter 02_train_base_nmf 
 
 # The modules whose code decides a stage's results; tests/test_packaging.py holds them against the imports.
 FILTER_LIB := data provenance results
-TRAIN_LIB := baseline checkpoint checks communities conditional data descent forming gradient groups kernels models moments objectives penalties programs provenance results solver start stream weighting
+SUMS_LIB := data forming moments provenance results shards stream
+TRAIN_LIB := baseline checkpoint checks communities conditional data descent forming gradient groups kernels models moments objectives penalties programs provenance results shards solver start stream weighting
 BENCHMARKS_LIB := classification clustering communities data fits folds groups integration nearest provenance results store
 FIGURES_LIB := data drawn figures page programs provenance results scored words
-CONDITIONING_LIB := baseline checkpoint checks classification clustering communities conditional data descent fits folds forming gradient kernels models moments nearest objectives penalties provenance results solver start store stream study tradeoff weighting words
+CONDITIONING_LIB := baseline checkpoint checks classification clustering communities conditional data descent fits folds forming gradient groups kernels models moments nearest objectives penalties programs provenance results solver start store stream study tradeoff weighting words
 lib = $(patsubst %,aenmf_lib/%.py,$(1))
 
 ifneq ($(origin EXECUTOR),command line)
@@ -185,16 +192,27 @@ $(DIR)/filtered%h5ad $(DIR)/01_filter%ipynb: \
     notebooks/01_filter.py $(DIR)/params/01_filter.yaml $(cells) $(call lib,$(FILTER_LIB)) | $(setup)
 	$(execute) --report $(DIR)/01_filter.ipynb -p out $(filtered)
 
-# $(call train,NOTEBOOK,RESULT)
+# $(call shard,NUMBER)
+define shard
+$(DIR)/sums/$(1)-of-$(SHARDS).npz: $(filtered) $(call lib,$(SUMS_LIB)) | $(setup)
+	exec "$(PYTHON)" -m aenmf_lib.shards $$< --shard $(1) $(SHARDS) --out $$@
+endef
+$(foreach file,$(shards),$(eval $(call shard,$(firstword $(subst -of-, ,$(notdir $(file)))))))
+
+# Of the shards it leaves those alone that it added: another number of them is made again, and added.
+$(sums): $(shards)
+	exec "$(PYTHON)" -m aenmf_lib.shards $(filtered) --merge $^ --out $@
+
+# $(call train,NOTEBOOK,RESULT,SUMS)
 define train
 $(RUN)/$(2)_k$(K)%h5ad $(RUN)/$(1)%ipynb: \
-    notebooks/$(1).py $(RUN)/params/$(1).yaml $(filtered) $(call lib,$(TRAIN_LIB)) | $(setup)
+    notebooks/$(1).py $(RUN)/params/$(1).yaml $(filtered) $(3) $(call lib,$(TRAIN_LIB)) | $(setup)
 	$$(execute) --report $(RUN)/$(1).ipynb -p cells $(filtered) -p out $(RUN)/$(2)_k$(K).h5ad
 endef
 $(eval $(call train,02_train_base_nmf,base_nmf))
-$(eval $(call train,03_train_ae_nmf,ae_nmf))
-$(eval $(call train,04_train_cnmf1,cae_nmf1))
-$(eval $(call train,05_train_cnmf2,cae_nmf2))
+$(eval $(call train,03_train_ae_nmf,ae_nmf,$(sums)))
+$(eval $(call train,04_train_cnmf1,cae_nmf1,$(sums)))
+$(eval $(call train,05_train_cnmf2,cae_nmf2,$(sums)))
 
 # $(call part,MODEL,LABEL)
 define part

@@ -42,6 +42,7 @@ _MODULES = (
     "results",
     "run",
     "scored",
+    "shards",
     "solver",
     "start",
     "stream",

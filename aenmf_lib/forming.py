@@ -92,11 +92,20 @@ def _tf32(allowed: bool):
 
 
 def choose(
-    *, n_cells: int, n_genes: int, nnz: int, k: int, n_owners: int = 1, mode: str = "auto", device: str = "cpu"
+    *,
+    n_cells: int,
+    n_genes: int,
+    nnz: int,
+    k: int,
+    n_owners: int = 1,
+    mode: str = "auto",
+    device: str = "cpu",
+    beside: int = 0,
 ) -> tuple[str, str]:
     """Choose how S is kept: the mode that takes fewer operations for one fit and fits in memory.
 
-    Operations are counted in those of a dense product: `DENSE_OVER_SPARSE` is what one on a nonzero costs.
+    Operations are counted in those of a dense product: `DENSE_OVER_SPARSE` is what one on a nonzero costs. `beside`
+    are bytes that an explicit one takes besides.
 
     Returns
     -------
@@ -112,7 +121,7 @@ def choose(
     there = available_memory(device)
     need = {
         IMPLICIT: 24 * nnz,  # the cells, and a copy by gene
-        EXPLICIT: n_owners * 12 * n_genes**2 + 8 * _BLOCK * n_genes,  # S in float64 and in the precision of X
+        EXPLICIT: n_owners * 12 * n_genes**2 + 8 * _BLOCK * n_genes + beside,  # S in float64 and in the precision of X
     }
     operations = {
         IMPLICIT: PRODUCTS * 4.0 * nnz * k * DENSE_OVER_SPARSE,

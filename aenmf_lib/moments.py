@@ -11,6 +11,7 @@ costs ``2 p²`` a program, however many the cells. `choose` weighs the two.
 
 import logging
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import pairwise
@@ -21,6 +22,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scipy.sparse import csr_matrix, vstack
+from tqdm import tqdm
 
 from aenmf_lib import data, results
 from aenmf_lib.data import CELL_TYPE, DONOR
@@ -29,7 +31,7 @@ from aenmf_lib.stream import Cells
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 2  # of the saved file
+FORMAT = 2  # of the saved file
 _MAX_NNZ = 2**31 - 1  # torch's CSR kernels are twice as fast with 32-bit indices, which can count this many nonzeros
 SAMPLE = 4096  # cells of the sample
 _CSR = ("data", "indices", "indptr")
@@ -220,7 +222,9 @@ class Moments:
         log.info("second moment %s: %s", mode, reason)
 
         sums, second, sample, dtype = Sums(), {}, None, torch.float32
+        bar = tqdm(total=len(obs), desc="sums", unit="cell", unit_scale=True, mininterval=5, disable=in_memory)
         for X, rows in [(cells.X, slice(0, cells.n_obs))] if in_memory else cells:
+            bar.update(X.shape[0])
             dtype = torch.float64 if X.dtype == np.float64 else torch.float32
             sums += Sums.of(X, *(label[rows] for label in labels), owner[rows])
             more = Sample.of(X, obs.index[rows], None if sample is None else sample.limit)
@@ -233,6 +237,7 @@ class Moments:
                     if name not in second:
                         second[name] = Forming(len(genes), dtype, device)
                     second[name].add(X_d)
+        bar.close()
         done = {
             name: part.finish() if mode == EXPLICIT else part[0] if len(part) == 1 else vstack(part, format="csr")
             for name, part in second.items()
@@ -242,6 +247,13 @@ class Moments:
     # ---------------------------------------------------------------- merge, save, load
     def __add__(self, other: "Moments") -> "Moments":
         """Moments of both sets of cells together."""
+        return self._added(other, torch.add)
+
+    def __iadd__(self, other: "Moments") -> "Moments":
+        """Likewise; an explicit S is added to where it is, so that there are two at most, not three."""
+        return self._added(other, torch.Tensor.add_)
+
+    def _added(self, other: "Moments", add: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> "Moments":
         if not self.genes.equals(other.genes):
             shared = len(self.genes.intersection(other.genes))
             raise ValueError(
@@ -261,7 +273,7 @@ class Moments:
             if name not in second:
                 second[name] = more
             elif self.mode == EXPLICIT:
-                second[name] = second[name] + more.to(self.device)
+                second[name] = add(second[name], more.to(self.device))
             else:
                 second[name] = vstack([second[name], more], format="csr")
         return self._with(self.sums + other.sums, second, self._sample + other._sample)
@@ -315,8 +327,8 @@ class Moments:
     def _zeros(self) -> torch.Tensor:
         return torch.zeros(self.n_genes, self.n_genes, dtype=torch.float64, device=self.device)
 
-    def save(self, path: str | Path) -> None:
-        """Write everything to one file (NumPy's ``.npz``), whole or not at all."""
+    def save(self, path: str | Path, **more: np.ndarray | str) -> None:
+        """Write everything, and more if given, to one file (NumPy's ``.npz``), whole or not at all."""
         names = sorted(self.sums.groups)
         arrays = {
             "genes": self.genes.to_numpy(str),
@@ -340,7 +352,7 @@ class Moments:
                 sparse[f"cells{i}"] = self._second[name]
         for name, X in sparse.items():
             arrays |= {f"{name}_{part}": getattr(X, part) for part in _CSR}
-        results.write_npz(path, _FORMAT, **arrays)
+        results.write_npz(path, FORMAT, **arrays, **more)
 
     @classmethod
     def load(cls, path: str | Path, *, device: str = "cpu") -> "Moments":
@@ -351,7 +363,7 @@ class Moments:
         FileNotFoundError, ValueError
             There is no such file; it is not one of moments, is cut short, or of another version.
         """
-        held = results.read_npz(path, _FORMAT, "moments")
+        held = results.read_npz(path, FORMAT, "moments")
         groups = [tuple(map(str, name)) for name in held["groups"]]
         owners = [str(name) for name in held["owners"]]
         sums = Sums(

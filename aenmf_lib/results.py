@@ -79,11 +79,11 @@ def write_npz(path: str | Path, version: int, **arrays: np.ndarray) -> None:
         np.savez(file, format=version, **arrays)
 
 
-def read_npz(path: str | Path, version: int, what: str) -> dict[str, np.ndarray]:
-    """Read an ``.npz`` whole; `what` names it in errors. Raises FileNotFoundError, ValueError."""
+def read_npz(path: str | Path, version: int, what: str, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """Read an ``.npz``, whole or some arrays; `what` names it in errors. Raises FileNotFoundError, ValueError."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            held = {name: file[name] for name in file.files}
+            held = {name: file[name] for name in (file.files if names is None else ["format", *names])}
         found = int(held["format"])
     except FileNotFoundError:
         raise

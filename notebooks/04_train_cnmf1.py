@@ -5,6 +5,7 @@
 
 # %% tags=["parameters"]
 cells: str = "results/demo/filtered.h5ad"  # made by 01
+sums: str = ""  # sums over them that make SHARDS made: the cells are then not held in memory
 out: str = "results/demo/k80/cae_nmf1_k80.h5ad"  # results-only file
 k: int = 80  # programs
 seed: int = 42  # everything random
@@ -31,10 +32,10 @@ import logging
 
 import pandas as pd
 
-from aenmf_lib import CAENMF1, data, figures, models, programs, results
+from aenmf_lib import CAENMF1, data, figures, models, programs, results, shards, stream
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-cells_ = data.load(cells)
+cells_ = stream.load(cells) if sums else data.load(cells)
 cells_
 
 # %% [markdown]
@@ -63,7 +64,8 @@ model = CAENMF1(
     gene_weights=gene_weights,
     device=device,
 )
-model.fit(cells_, checkpoint=results.checkpoint(out))
+moments = shards.load(sums, cells_, mode=mode, device=device) if sums else cells_
+model.fit(moments, checkpoint=results.checkpoint(out))
 
 # %% [markdown]
 # The exact objective over all cells, at the start and after each iteration. It should fall and flatten; with `row_norm`

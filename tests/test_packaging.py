@@ -115,6 +115,10 @@ if sys.argv[1:3] == ["-m", "aenmf_lib.synthetic"]:
     made = [sys.argv[3]]
 elif sys.argv[1:3] == ["-m", "aenmf_lib.part"]:
     made = [sys.argv[sys.argv.index("--done") + 1]]
+elif sys.argv[1:3] == ["-m", "aenmf_lib.shards"]:
+    made = [sys.argv[-1]]
+    with open("summed", "a") as summed:
+        summed.write(Path(made[0]).stem + "\\n")
 else:
     notebook, *options = sys.argv[4:]
     given = {{options[i + 1]: options[i + 2] for i, option in enumerate(options) if option == "-p"}}
@@ -156,9 +160,8 @@ class Sandbox:
         (root / "aenmf_lib/aenmf.mplstyle").touch()
         for stage in [*STAGES, STUDY]:
             k = "k: int = 80\n" if stage in [*MODELS, STUDY] else ""
-            own = {"01_filter": 'data: str = ""\nmin_cells: int = 5\n', "06_benchmarks": "max_cells: int = 0\n"}.get(
-                stage, ""
-            )
+            own = {"01_filter": 'data: str = ""\nmin_cells: int = 5\n', "06_benchmarks": "max_cells: int = 0\n"}
+            own = own.get(stage, 'sums: str = ""\n' if stage in STAGES[2:5] else "")
             (root / f"notebooks/{stage}.py").write_text(f'# %% tags=["parameters"]\n{k}{own}')
         (root / "notebooks/params/demo.yaml").write_text("data: data/demo.h5ad\nk: 20\n")
         (root / "notebooks/params/other.yaml").write_text("data: other.h5ad\n")
@@ -265,6 +268,33 @@ def test_jobs_of_the_classification_come_before_the_notebook_if_they_are_asked_f
     jobs = make.files("results/demo/k20/classification_scores")
     assert jobs == {f"{model}.{label}.done" for model in MODELS.values() for label in ("cell_type", "donor_id")}
     assert make.ran("scores", "benchmarks") == []
+
+
+def test_sums_over_shards_come_between_the_filter_and_the_models_that_take_them(make):
+    def summed(*arguments):
+        (make.root / "summed").unlink(missing_ok=True)
+        ran = make.ran("-j4", "train", *arguments)
+        return ran, (make.root / "summed").read_text().split() if (make.root / "summed").exists() else []
+
+    eleven = [f"{i:02}-of-11" for i in range(11)]  # in the order of their numbers by name too
+    ran, first = summed("SHARDS=11")
+    assert (ran[0], sorted(ran)) == (STAGES[0], STAGES[:5])
+    assert (sorted(first[:-1]), first[-1]) == (eleven, "sums")
+    for stage, takes in zip(STAGES[1:5], (False, True, True, True), strict=True):
+        values = (make.root / f"results/demo/k20/params/{stage}.yaml").read_text()
+        assert ("sums: results/demo/sums.npz" in values) == takes
+    assert summed("SHARDS=11") == ([], [])
+    (make.root / "results/demo/sums/03-of-11.npz").unlink()
+    again, sums = summed("SHARDS=11")
+    assert (sorted(again), sums) == (STAGES[2:5], ["03-of-11", "sums"])
+    assert summed("SHARDS=11", "K=5")[1] == []  # of the data set, for all ranks
+    assert sorted(summed("SHARDS=2")[1]) == ["0-of-2", "1-of-2", "sums"]
+    os.utime(make.root / "aenmf_lib/moments.py")
+    again, sums = summed("SHARDS=2")
+    assert (sorted(again), sorted(sums)) == (STAGES[1:5], ["0-of-2", "1-of-2", "sums"])
+    assert sorted(summed()[0]) == STAGES[2:5]  # from the cells again
+    os.utime(make.root / "results/demo/filtered.h5ad")
+    assert sorted(summed("SHARDS=2")[1]) == ["0-of-2", "1-of-2", "sums"]
 
 
 @pytest.mark.parametrize("jobs", ["-j1", "-j8"])
@@ -382,6 +412,8 @@ def test_a_data_set_without_its_file_is_left_to_the_notebook(make):
         (["DATASET=", "DATA=x.h5ad"], "DATASET='' is to name a folder"),
         (["DATASET=a/b", "DATA=x.h5ad"], "DATASET='a/b' is to name a folder"),
         (["K=many"], "K='many': expected the number of programs"),
+        (["SHARDS=0"], "SHARDS='0': expected the number of parts in which the cells are summed over"),
+        (["SHARDS=-3"], "SHARDS='-3': expected the number of parts"),
         (["DATASET=bare"], "notebooks/params/bare.yaml has no line 'data: cells.h5ad'"),
     ],
 )
@@ -448,11 +480,12 @@ def library_imports(file: Path) -> set[str]:
     return {part for part in parts if (ROOT / f"aenmf_lib/{part}.py").is_file()}
 
 
-@pytest.mark.parametrize("stage", [*STAGES, STUDY])
+@pytest.mark.parametrize("stage", [*STAGES, STUDY, "01_sums"])
 def test_the_makefile_names_the_modules_that_a_notebook_uses(stage):
     # Drawing decides no result but the figures: a new colour must not train again.
     only_shown = set() if stage == "07_figures" else {"drawn", "figures", "page", "programs"}
-    todo, used = library_imports(ROOT / f"notebooks/{stage}.py") - only_shown, set()
+    notebook, used = ROOT / f"notebooks/{stage}.py", set()
+    todo = library_imports(notebook) - only_shown if notebook.exists() else {"shards"}
     while todo:
         used.add(module := todo.pop())
         todo |= library_imports(ROOT / f"aenmf_lib/{module}.py") - used - only_shown
