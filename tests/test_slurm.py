@@ -359,7 +359,7 @@ def test_values_reach_the_jobs_as_they_were_given(make, slurm):
     (make.root / name).touch()
     sent = make("filter", f"DATA={name.replace('$', '$$')}", "DATASET=mine")
     assert sent.returncode == 0, sent.stderr
-    ended(make, slurm)
+    assert ended(make, slurm) == [STAGES[0]]  # no more than was asked for
     assert (make.root / "results/mine/01_filter.ipynb").exists()
     assert name in (make.root / "results/mine/params/01_filter.yaml").read_text()
 
