@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from argparse import Namespace
 from pathlib import Path
 
 import cluster
@@ -309,6 +310,20 @@ def test_killed_for_memory_it_says_so_and_what_to_raise(make, slurm):
 
 def test_one_job_cancelled_takes_with_it_what_waits_for_it_and_nothing_else(make, slurm):
     (make.root / "slow-04_train_cnmf1").touch()
+def test_killed_for_time_it_says_so_and_what_to_raise(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "slurm")
+    from graph import Stage
+    from submit import Job, why
+
+    stage = Stage("02_train_base_nmf", tmp_path, [["file"]], [], [0])
+    log = "== 02_train_base_nmf on n1, job 7\nslurmstepd: error: *** JOB 7 ON n1 CANCELLED AT … DUE TO TIME LIMIT ***\n"
+    stage.log().write_text(log)
+    site = Namespace(memory_share=1, cpus=0, gpu_partition="", cpu_partition="", account="", gpu_type="", sbatch="")
+    told = why(stage, 0, Job("7", stage.job, 0, "TIMEOUT", "TimeLimit", ""), site)
+    asked = "failed: killed for time: it had asked for --time=2-00:00:00. Raise its time in slurm/stages.tsv"
+    assert told.startswith(asked)
+
+
     make("all")
     call(slurm, "scancel", running(make, slurm, "04_train_cnmf1"))
     (make.root / "slow-04_train_cnmf1").unlink()
