@@ -8,14 +8,19 @@ from pathlib import Path
 
 from jobs import command
 
-# first prerequisite of a notebook's rule; target of one of several jobs that together make a stage
-_NOTEBOOK, _TASK = re.compile(r"^notebooks/(\d\d_\w+)\.py$"), re.compile(r"/classification_scores/.*\.done$")
-_TASKS_OF = "06_scores"
+# first prerequisite of a notebook's rule; folder and target of the jobs of a stage that is no notebook
+_NOTEBOOK = re.compile(r"^notebooks/(\d\d_\w+)\.py$")
+_JOBS = {
+    "01_sums": re.compile(r"^(.*)/sums/[^/]+\.npz$"),
+    "01_merge": re.compile(r"^(.*)/sums\.npz$"),
+    "06_scores": re.compile(r"^(.*)/classification_scores/[^/]+\.done$"),
+}
+_SCORES = "06_scores"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A notebook, or several jobs that a notebook gathers."""
+    """A notebook, or jobs that make a file each."""
 
     name: str
     folder: Path  # of its report and log
@@ -35,7 +40,7 @@ class Stage:
 
     def log(self, task: int | str = 0) -> Path:
         """Where a job writes to."""
-        return self.folder / (f"{self.name}.{task}.log" if self.name == _TASKS_OF else f"{self.name}.log")
+        return self.folder / (f"{self.name}.{task}.log" if len(self.tasks) > 1 else f"{self.name}.log")
 
 
 def graph(make: list[str], goals: list[str], *, resolve: bool = True) -> dict[str, Stage]:
@@ -48,8 +53,8 @@ def graph(make: list[str], goals: list[str], *, resolve: bool = True) -> dict[st
         if not (rule := re.search(r"^(results/[^:%\n ]+): (\S[^\n]*)$", block, re.M)):
             continue
         needs = rule[2].split()
-        if _TASK.search(rule[1]):
-            name, own = _TASKS_OF, [rule[1]]
+        if job := next((name for name, target in _JOBS.items() if target.match(rule[1])), ""):
+            name, own = job, [rule[1]]
         elif notebook := _NOTEBOOK.match(needs[0]):
             also = re.search(r"^#  Also makes: ([^\n]*)$", block, re.M)
             name, own = notebook[1], sorted([rule[1], *(also[1].split() if also else [])])
@@ -60,16 +65,18 @@ def graph(make: list[str], goals: list[str], *, resolve: bool = True) -> dict[st
         rules.setdefault(name, set()).update(needs)
     stage_of = {file: name for name, tasks in files.items() for task in tasks for file in task}
     needs_of = {name: sorted({stage_of[file] for file in rules[name] if file in stage_of}) for name in files}
-    runs = set(re.findall(r"run execute notebooks/(\d\d_\w+)\.py", told)) | set(re.findall(r"--done (\S+)", told))
+    runs = set(re.findall(r"run execute notebooks/(\d\d_\w+)\.py", told)) | set(
+        re.findall(r"--(?:done|out) (\S+)", told)
+    )
     stages = {}
     for name in sorted(files, key=lambda name: (_depth(name, needs_of), name)):
         tasks = sorted(files[name])
         missing = [i for i, task in enumerate(tasks) if {name, *task} & runs]
         stages[name] = Stage(name, _folder(tasks, name), tasks, needs_of[name], missing)
-    if _TASKS_OF in stages and "scores" not in goals and not any(
-        stage.missing for stage in stages.values() if _TASKS_OF in stage.needs
+    if _SCORES in stages and "scores" not in goals and not any(
+        stage.missing for stage in stages.values() if _SCORES in stage.needs
     ):  # fmt: skip
-        stages[_TASKS_OF].missing.clear()  # what they are for is made
+        stages[_SCORES].missing.clear()  # what they are for is made
     return stages
 
 
@@ -78,5 +85,7 @@ def _depth(name: str, needs: dict[str, list[str]]) -> int:
 
 
 def _folder(tasks: list[list[str]], name: str) -> Path:
+    if name in _JOBS:
+        return Path(_JOBS[name].match(tasks[0][0])[1])
     reports = [Path(file) for file in tasks[0] if file.endswith(f"/{name}.ipynb")]
-    return reports[0].parent if reports else Path(tasks[0][0]).parent.parent
+    return reports[0].parent

@@ -48,11 +48,12 @@ def submit(site: argparse.Namespace, make: list[str], goals: list[str]) -> None:
     with alone(site.run.parent):
         there = queue()
         run = "/".join(site.run.parts[-2:])
-        if other := [job for job in there if job.name.startswith(f"{run}:") and job.values != site.values]:
+        if other := [job for job in there if changed(job, run, site.values)]:
+            of, theirs = other[0].name.partition(":")[0], other[0].values or "none"
             raise SlurmError(
-                f"{len(other)} jobs of {run} are there with other values ({other[0].values or 'none'}; now "
-                f"{site.values or 'none'}), which new ones would change under them. Wait (make watch {site.again}), or "
-                f"take them back (make cancel {site.again})."
+                f"{len(other)} jobs of {of} are there with other values ({theirs}; now {site.values or 'none'}), which "
+                f"new ones would change under them. Wait (make watch {site.again}), or take them back (make cancel "
+                f"{site.again})."
             )
         stages = graph(make, goals)
         jobs = {name: [job for job in there if job.name == stage.job] for name, stage in stages.items()}
@@ -79,6 +80,17 @@ def submit(site: argparse.Namespace, make: list[str], goals: list[str]) -> None:
         print(f"Next: make watch {site.again} (or status, cancel). Logs: {site.run}/*.log")
     else:
         print("Everything is made.")
+
+
+def changed(job: Job, run: str, values: str) -> bool:
+    """Tell whether new jobs would change a job under its hands: one of this run, or of sums over other shards."""
+    if job.name.startswith(f"{run}:"):
+        return job.values != values
+    shards, theirs = ([w for w in shlex.split(of) if w.startswith("SHARDS=")] for of in (values, job.values))
+    return job.name in {f"{Path(run).parent}:{stage}" for stage in ("01_sums", "01_merge")} and shards not in (
+        [],
+        theirs,
+    )
 
 
 def send(stage: Stage, tasks: list[int], after: list[str], site: argparse.Namespace, make: list[str]) -> str:

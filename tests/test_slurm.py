@@ -32,6 +32,8 @@ if "--done" in sys.argv:
     stage = Path(sys.argv[sys.argv.index("--done") + 1]).stem
     with open("scored", "a") as file:
         file.write(stage + "\\n")
+if sys.argv[1:3] == ["-m", "aenmf_lib.shards"]:
+    stage = Path(sys.argv[-1]).stem
 while Path(f"slow-{stage}").exists():
     time.sleep(0.1)
 if Path(f"eat-{stage}").exists():
@@ -39,7 +41,7 @@ if Path(f"eat-{stage}").exists():
     taken[:: 4096] = taken[:: 4096].replace(b"\\0", b"x")
     time.sleep(30)
 if Path(f"fail-{stage}").exists():
-    if not "--done" in sys.argv:
+    if "--report" in sys.argv:
         open(f"results/demo/k20/{stage}.failed.ipynb", "w")
     sys.exit("error: it was to fail")
 """
@@ -308,8 +310,6 @@ def test_killed_for_memory_it_says_so_and_what_to_raise(make, slurm):
     assert sorted(ended(make, slurm)) == sorted({*STAGES} - {*STAGES[:5]} | {"03_train_ae_nmf"})
 
 
-def test_one_job_cancelled_takes_with_it_what_waits_for_it_and_nothing_else(make, slurm):
-    (make.root / "slow-04_train_cnmf1").touch()
 def test_killed_for_time_it_says_so_and_what_to_raise(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "slurm")
     from graph import Stage
@@ -324,6 +324,8 @@ def test_killed_for_time_it_says_so_and_what_to_raise(tmp_path, monkeypatch):
     assert told.startswith(asked)
 
 
+def test_one_job_cancelled_takes_with_it_what_waits_for_it_and_nothing_else(make, slurm):
+    (make.root / "slow-04_train_cnmf1").touch()
     make("all")
     call(slurm, "scancel", running(make, slurm, "04_train_cnmf1"))
     (make.root / "slow-04_train_cnmf1").unlink()
@@ -351,6 +353,30 @@ def test_of_the_jobs_of_the_classification_one_that_fails_is_done_again_alone(ma
     assert scored.read_text().split() == ["ae_nmf.donor_id"]
 
 
+def test_of_the_sums_over_shards_one_that_fails_is_done_again_alone(make, slurm):
+    for name in ("fail-2-of-4", "slow-01_filter"):
+        (make.root / name).touch()
+    sent = make("all", "SHARDS=4")
+    assert re.search(r"^ +\d+  01_sums, 4 tasks, after 01_filter$", sent.stdout, re.M), sent
+    assert re.search(r"^ +\d+  03_train_ae_nmf, after 01_filter, 01_merge$", sent.stdout, re.M), sent
+    asked = call(slurm, "scontrol", "show", "job", re.search(r"(\d+)  01_sums", sent.stdout)[1])
+    assert "ArrayTaskThrottle=8" in asked  # the width of stages.tsv
+    (make.root / "slow-01_filter").unlink()
+    assert sorted(ended(make, slurm)) == STAGES[:2]  # what does not take them is made all the same
+    summed = make.root / "summed"
+    assert sorted(summed.read_text().split()) == ["0-of-4", "1-of-4", "3-of-4"]
+    told = make("status", "SHARDS=4").stdout
+    assert "01_sums              failed: results/demo/01_sums.2.log\n" in told
+    assert "01_merge             not made" in told
+    (make.root / "fail-2-of-4").unlink()
+    summed.unlink()
+    sent = make("all", "SHARDS=4").stdout
+    assert re.search(r"^ +\d+  01_sums, 1 tasks$", sent, re.M), sent
+    ran = ended(make, slurm)
+    assert (sorted(ran[:3]), ran[3:]) == (STAGES[2:5], STAGES[5:])
+    assert summed.read_text().split() == ["2-of-4", "sums"]
+
+
 def test_other_values_are_refused_while_jobs_are_there(make, slurm):
     (make.root / "slow-01_filter").touch()
     make("all")
@@ -358,7 +384,10 @@ def test_other_values_are_refused_while_jobs_are_there(make, slurm):
     assert refused.returncode
     assert "jobs of demo/k20 are there with other values (none; now MAX_CELLS=7)" in refused.stderr
     assert "max_cells" not in (make.root / "results/demo/k20/params/06_benchmarks.yaml").read_text()
-    assert make("all", "K=21", "MAX_CELLS=7").returncode == 0  # another run
+    assert make("all", "K=21", "MAX_CELLS=7", "SHARDS=2").returncode == 0  # another run
+    refused = make("all", "K=22", "SHARDS=4")  # another too, but of the same sums
+    assert "jobs of demo are there with other values (MAX_CELLS=7 SHARDS=2; now SHARDS=4)" in refused.stderr
+    assert make("all", "K=22", "SHARDS=2").returncode == 0
 
 
 def test_where_results_cannot_be_written_nothing_is_sent(make, slurm):
