@@ -42,7 +42,7 @@ class _Conditional(AENMF):
     """
 
     _: KW_ONLY
-    strength: float = 0.0  # of the centred invariance, or with labels="none" of HSIC; above 0 in place of γ and η
+    strength: float = penalties.STRENGTH  # of the centred invariance, or with labels="none" of HSIC; 0: as published
     labels: str = "cell_type"  # "clusters": groups found without labels; "none": HSIC alone, so γ is 0
 
     conditional: ClassVar[bool] = True
@@ -164,15 +164,16 @@ class CAENMF1(_Conditional):
     """Conditional AE-NMF, model 1: an additive profile per donor, ``X̂ = X Wᵀ W + C U``.
 
     ``(1/n) ‖X − X̂‖² + λ_W ‖W‖² + λ_U ‖U‖² + γ · I(H) + η · HSIC(H, C)`` over W, U ≥ 0. I shrinks the mean usage of
-    every (cell type, donor) group, or with ``invariance="centred"`` its distance from the mean of the type; HSIC is
-    the linear one of Gretton et al. (2005). γ = 0 trains without ``cell_type``.
+    every (cell type, donor) group, or centred its distance from the mean of the type; HSIC is the linear one of Gretton
+    et al. (2005). A `strength` sets the weight of one of them (module `penalties`); with 0 they are the numbers given,
+    by default the published ones, and γ = 0 trains without ``cell_type``.
     """
 
     _: KW_ONLY
     lambda_U: float = 1e-1  # weight of ‖U‖²
-    gamma: float = 1e-3  # weight of the invariance, which uses cell_type
-    eta: float = 0.256  # weight of the HSIC between usages and donor
-    invariance: str = "published"  # "published", or "centred": only what differs between donors within a type
+    gamma: float = 1e-3  # without a strength: weight of the invariance, which uses cell_type
+    eta: float = 0.256  # without a strength: weight of the HSIC between usages and donor
+    invariance: str = "published"  # or "centred", as a strength has it: only what differs between donors within a type
 
     name: ClassVar[str] = "CAE_NMF1"
     published: ClassVar[dict] = {
@@ -189,6 +190,17 @@ class CAENMF1(_Conditional):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.strength:
+            given = [
+                f"{name}={getattr(self, name)!r}"
+                for name in ("gamma", "eta", "invariance")
+                if getattr(self, name) != self.published[name] and not (name == "gamma" and self.labels != "cell_type")
+            ]
+            if given:
+                raise ValueError(
+                    f"{', '.join(given)} would not be used: strength={self.strength:g} sets the weights of the "
+                    "penalties. Set strength=0 to give them as numbers."
+                )
         if self.invariance not in ("published", "centred"):
             raise ValueError(f"invariance={self.invariance!r} is not known: give 'published' or 'centred'.")
         if self.labels != "cell_type":
@@ -214,8 +226,8 @@ class CAENMF1(_Conditional):
 class CAENMF2(_Conditional):
     """Conditional AE-NMF, model 2: programs that bend per donor, ``x̂ = h (W + U_d)``.
 
-    ``(1/n) ‖X − X̂‖² + λ_W ‖W‖² + λ_U ‖U‖²`` over W, U ≥ 0; with a `strength` the penalty of model 1 as well, which
-    the published code reads here and never uses.
+    ``(1/n) ‖X − X̂‖² + λ_W ‖W‖² + λ_U ‖U‖²`` over W, U ≥ 0, and with a `strength` the penalty of model 1, which the
+    published code reads here and never uses.
     """
 
     _: KW_ONLY

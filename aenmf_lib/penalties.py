@@ -21,6 +21,7 @@ from aenmf_lib.objectives import Tied
 log = logging.getLogger(__name__)
 
 # within what groups donors are compared: those of a label, those found without one, or all cells together
+STRENGTH = 0.2  # by default: see README, what differs from the published scripts
 LABELS = ("cell_type", "clusters", "none")
 
 

@@ -267,7 +267,8 @@ class _Fits:
         settings = {name: value for name, value in asdict(variant).items() if name != "Model"}
         model = CONDITIONAL[variant.Model](k=self.k, seed=self.seed, **settings)
         given = {"plain": self._plain(variant)} if variant.strength else {}
-        return self._tied(model.fit(self._moments(on), **given))
+        cells = self.cells if variant.labels == "clusters" else self._moments(on)  # they are found in the cells
+        return self._tied(model.fit(cells, **given))
 
     def _tied(self, model: AENMF) -> Embedding:
         H = model.transform(self.cells)

@@ -12,10 +12,10 @@ seed: int = 42  # everything random
 n_starts: int = 1  # fit from so many starts, seed, seed + 1 …, and keep the best
 lambda_W: float = 1e-2  # weight of ‖W‖²
 lambda_U: float = 1e-1  # weight of ‖U‖²
-gamma: float = 1e-3  # weight of the invariance, which uses cell_type; 0 trains without labels
-eta: float = 0.256  # weight of the HSIC between usages and donor
+gamma: float = 1e-3  # weight of the invariance, which uses cell_type, where strength is 0
+eta: float = 0.256  # weight of the HSIC between usages and donor, likewise
 invariance: str = "published"  # or 'centred': only what differs between donors within a type
-strength: float = 0.0  # above 0, in place of γ and η: share of the error that the penalty is at the plain AE-NMF
+strength: float = 0.2  # share of the error that the penalty is at the plain AE-NMF; 0: γ, η and invariance as given
 labels: str = "cell_type"  # or 'clusters', found without labels; 'none': HSIC in place of the invariance
 tol: float = 5e-4  # stop at this relative decrease of the objective over 10 sweeps
 max_iter: int = 1000  # iterations at most
@@ -39,9 +39,8 @@ cells_ = stream.load(cells) if sums else data.load(cells)
 cells_
 
 # %% [markdown]
-# It starts from AE-NMF on samples of the cells, then takes all cells, the donor profiles U and both penalties; with a
-# `strength` it starts from AE-NMF on all cells. With γ > 0 the training has seen `cell_type`, and every score against
-# it says so.
+# It starts from AE-NMF on all cells, at which the `strength` of the penalty is reckoned, and adds the donor profiles U
+# and the penalty. Where `labels` is 'cell_type' the training has seen the types, and every score says so.
 
 # %%
 model = CAENMF1(

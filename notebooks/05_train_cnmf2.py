@@ -12,7 +12,7 @@ seed: int = 42  # everything random
 n_starts: int = 1  # fit from so many starts, seed, seed + 1 …, and keep the best
 lambda_W: float = 1e-2  # weight of ‖W‖²
 lambda_U: float = 5e-2  # weight of ‖U‖²
-strength: float = 0.0  # above 0: share of the error that the invariance is at the plain AE-NMF
+strength: float = 0.2  # share of the error that the penalty is at the plain AE-NMF; 0: none, as published
 labels: str = "cell_type"  # or 'clusters', found without labels; 'none': HSIC in place of the invariance
 donor_U: bool = False  # write U (donors × k × genes) too
 tol: float = 5e-4  # stop at this relative decrease of the objective over 10 sweeps
@@ -37,8 +37,8 @@ cells_ = stream.load(cells) if sums else data.load(cells)
 cells_
 
 # %% [markdown]
-# It starts from AE-NMF on samples of the cells, with a `strength` on all. Then every donor decodes with W + U_d: usages
-# stay H = X Wᵀ. Without a `strength`, `cell_type` is not used.
+# It starts from AE-NMF on all cells, at which the `strength` of the penalty is reckoned. Then every donor decodes with
+# W + U_d: usages stay H = X Wᵀ. Where `labels` is 'cell_type' the training has seen the types, as every score says.
 
 # %%
 model = CAENMF2(

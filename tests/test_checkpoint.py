@@ -10,8 +10,8 @@ from aenmf_lib import AENMF, CAENMF1, CAENMF2, checkpoint, descent, gradient, mo
 
 KINDS = {
     "AE_NMF": lambda **more: AENMF(k=4, tol=0, max_iter=60, **more),
-    "CAE_NMF1": lambda **more: CAENMF1(k=4, tol=0, max_iter=60, **more),
-    "CAE_NMF2": lambda **more: CAENMF2(k=4, tol=0, max_iter=60, **more),
+    "CAE_NMF1": lambda **more: CAENMF1(k=4, tol=0, max_iter=60, **{"strength": 0, **more}),
+    "CAE_NMF2": lambda **more: CAENMF2(k=4, tol=0, max_iter=60, **{"strength": 0, **more}),
     # from singular vectors, for from samples of the cells it has few steps left
     "row_norm": lambda **more: AENMF(k=6, tol=0, max_iter=60, row_norm=True, init="nndsvd", **more),
 }

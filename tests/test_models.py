@@ -47,7 +47,7 @@ def test_model_1_finds_the_added_profiles():
 
 def test_model_2_finds_how_programs_bend():
     cells, truth = filtered(*synthetic.simulate(added=0))
-    model = CAENMF2(k=K).fit(cells)
+    model = CAENMF2(k=K, strength=0).fit(cells)  # a penalty leaves more to U
     pairs, _ = programs.match(truth.W, model.W_)
     U = model.U_[:, pairs[:, 1]]
     planted_here = np.linalg.norm(truth.bent, axis=2) > 0
@@ -83,7 +83,7 @@ def test_centred_invariance_takes_the_donor_out_of_the_usages(planted):
         pairs = [(t, d, (type_ == t) & (donor == d)) for t in set(type_) for d in set(donor)]
         return sum(n.sum() * ((H[n].mean(0) - means[t]) ** 2).sum() for t, _, n in pairs if n.any()) / (H**2).sum()
 
-    free, held = (scatter(CAENMF1(k=K, eta=0, gamma=gamma, invariance="centred")) for gamma in (0.0, 30.0))
+    free, held = (scatter(CAENMF1(k=K, strength=0, eta=0, gamma=gamma, invariance="centred")) for gamma in (0.0, 30.0))
     assert held < 0.3 * free
 
 
@@ -235,7 +235,7 @@ def test_moments_that_do_not_serve_a_model_are_refused(tiny):
     with pytest.raises(ValueError, match="CAE_NMF2 needs a second moment of every donor"):
         CAENMF2(k=3).fit(Moments.of(tiny))
     with pytest.raises(ValueError, match="CAE_NMF1 needs moments that tell 'donor_id' apart"):
-        CAENMF1(k=3, gamma=0).fit(Moments.of(tiny, donor=False))
+        CAENMF1(k=3, strength=0, gamma=0).fit(Moments.of(tiny, donor=False))
     with pytest.raises(ValueError, match="CAE_NMF1 needs moments that tell 'cell_type' apart"):
         CAENMF1(k=3).fit(Moments.of(tiny, cell_type=False))
 
@@ -321,9 +321,9 @@ def test_one_donor_is_refused(tiny, model):
 
 
 def test_without_labels_model_1_needs_no_cell_type(tiny):
-    labelled = CAENMF1(k=3, gamma=0).fit(tiny)
+    labelled = CAENMF1(k=3, strength=0, gamma=0).fit(tiny)
     del tiny.obs["cell_type"]
-    np.testing.assert_array_equal(CAENMF1(k=3, gamma=0).fit(tiny).W_, labelled.W_)
+    np.testing.assert_array_equal(CAENMF1(k=3, strength=0, gamma=0).fit(tiny).W_, labelled.W_)
     with pytest.raises(
         ValueError, match=r"obs\['cell_type'\] is needed to train this model; the cells have 'donor_id'"
     ):

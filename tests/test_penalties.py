@@ -90,7 +90,7 @@ def test_where_donors_do_not_differ_nothing_is_paid(model):
     cells = made(effect=0.0)
     fitted = model(k=6, strength=0.2).fit(cells)
     assert fitted.strength_ < 0.02
-    free = (model(k=6) if model is CAENMF2 else model(k=6, gamma=0.0, eta=0.0)).fit(cells)
+    free = (model(k=6, strength=0) if model is CAENMF2 else model(k=6, strength=0, gamma=0.0, eta=0.0)).fit(cells)
     assert fitted.loss_history_[-1] < 1.01 * free.loss_history_[-1]
 
 
@@ -275,7 +275,7 @@ def test_cells_none_of_which_has_a_type_are_refused_where_types_are_read(tiny, m
         model(k=3, strength=0.2).fit(none)
     model(k=3, strength=0.2, labels="none").fit(none)
     with pytest.raises(ValueError, match="is empty for all 60 cells"):
-        CAENMF1(k=3).fit(tiny).objective(none)  # γ > 0
+        CAENMF1(k=3, strength=0).fit(tiny).objective(none)  # γ > 0
 
 
 # ---- groups found without labels
@@ -333,5 +333,21 @@ def test_clusters_need_the_cells_and_a_strength(tmp_path):
         with pytest.raises(ValueError, match=f"needs them in memory: fit takes an AnnData then, not {name}"):
             model.fit(given)
     with pytest.raises(ValueError, match="labels='clusters' goes with a strength"):
-        CAENMF2(labels="clusters")
+        CAENMF2(labels="clusters", strength=0)
     assert CAENMF2(labels="clusters", strength=0.2, preset="published").labels == "cell_type"
+
+
+def test_by_default_there_is_a_strength_and_preset_published_has_none():
+    for model in BOTH:
+        assert model().strength == penalties.STRENGTH
+        assert model(preset="published", strength=0.7).strength == 0
+        assert model(preset="published")._weights() == model(strength=0)._weights()
+
+
+@pytest.mark.parametrize("given", [{"gamma": 30.0}, {"eta": 0.0}, {"invariance": "centred"}, {"gamma": 0.0}])
+def test_a_weight_that_a_strength_would_set_is_refused(given):
+    ((name, value),) = given.items()
+    with pytest.raises(ValueError, match=f"{name}={value!r} would not be used: strength=0.2 sets .*Set strength=0"):
+        CAENMF1(**given)
+    assert getattr(CAENMF1(strength=0, **given), name) == value
+    assert CAENMF1(labels="none", gamma=0.0).gamma == 0  # no penalty reads the types then

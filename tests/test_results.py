@@ -69,8 +69,8 @@ def test_latent_of_model_1_is_the_usage_of_the_donor_profile(cells, tmp_path):
 
 
 def test_provenance_tells_labels_input_and_settings(cells, tmp_path):
-    for gamma, used in ((1e-3, True), (0.0, False)):
-        results.write(tmp_path / "m.h5ad", CAENMF1(k=K, gamma=gamma).fit(cells), cells)
+    for gamma, used in ((1e-3, True), (0.0, False)):  # the published weight, and none
+        results.write(tmp_path / "m.h5ad", CAENMF1(k=K, strength=0, gamma=gamma).fit(cells), cells)
         made = results.read(tmp_path / "m.h5ad").uns["provenance"]
         assert made["cell_type_in_training"] == used
         assert made["parameters"]["gamma"] == gamma
@@ -201,8 +201,8 @@ def test_labels_of_the_training_are_told(cells, tmp_path):
         assert kept is None or kept.tolist() == fitted.groups_.tolist()
 
 
-def test_models_without_penalties_compare_no_groups(written):
-    assert results.read_embeddings(list(written.values())).groups == {
-        "CAE_NMF1": "cell_type",
-        **dict.fromkeys(("CAE_NMF2", "AE_NMF", "Base_NMF"), "none"),
-    }
+def test_models_without_penalties_compare_no_groups(written, cells, tmp_path):
+    by_default = dict.fromkeys(("CAE_NMF1", "CAE_NMF2"), "cell_type") | dict.fromkeys(("AE_NMF", "Base_NMF"), "none")
+    assert results.read_embeddings(list(written.values())).groups == by_default
+    results.write(tmp_path / "m.h5ad", CAENMF2(k=K, strength=0).fit(cells), cells)
+    assert results.read_embeddings([tmp_path / "m.h5ad"]).groups == {"CAE_NMF2": "none"}

@@ -36,7 +36,11 @@ def cells() -> AnnData:
 @pytest.fixture(scope="module")
 def plan() -> list[Variant]:
     return study.variants(
-        [0.2], at=0.2, labels=["cell_type", "none"], gene_weights=["none", "shared"], yardsticks=study.YARDSTICKS
+        [0.2],
+        at=0.2,
+        labels=["cell_type", "clusters", "none"],
+        gene_weights=["none", "shared"],
+        yardsticks=study.YARDSTICKS,
     )
 
 
