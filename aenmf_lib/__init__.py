@@ -47,8 +47,10 @@ _MODULES = (
     "start",
     "stream",
     "study",
+    "sums",
     "synthetic",
     "tradeoff",
+    "variants",
     "weighting",
     "words",
 )

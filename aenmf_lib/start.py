@@ -11,8 +11,9 @@ from scipy.sparse import csr_matrix
 
 from aenmf_lib import solver
 from aenmf_lib.forming import IMPLICIT
-from aenmf_lib.moments import SAMPLE, Moments
+from aenmf_lib.moments import Moments
 from aenmf_lib.objectives import Tied
+from aenmf_lib.sums import SAMPLE
 
 INITS = ("cells", "nndsvd")
 _LEVELS = (1024, SAMPLE)  # cells of the samples

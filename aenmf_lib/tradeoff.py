@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from aenmf_lib import page, study, words
+from aenmf_lib import page, variants, words
 from aenmf_lib.data import CELL_TYPE
 from aenmf_lib.page import DOUBLE, EDGE, LINE
 
@@ -15,7 +15,7 @@ PANELS = {
     "knn": "15 neighbours (F1)",
     "unseen_NMI": "clusters, donors held out (NMI)",
 }
-COLOURS = {**words.COLOURS, study.PCA_: "#999999", study.HARMONY: "#CC79A7"}
+COLOURS = {**words.COLOURS, variants.PCA_: "#999999", variants.HARMONY: "#CC79A7"}
 _READ = {  # what training read -> mark, words
     CELL_TYPE: ("o", "trained with cell_type"),
     "clusters": ("D", "with clusters it found"),
@@ -34,7 +34,7 @@ def drawn(table: pd.DataFrame) -> pd.DataFrame:
     """
     columns = [
         "on",
-        *study.VARIANT,
+        *variants.COLUMNS,
         *(f"{score}_{end}" for score in PANELS for end in ("type", "on", "type_std", "on_std")),
     ]
     if table.empty or (lacking := [name for name in columns if name not in table]):
@@ -43,7 +43,7 @@ def drawn(table: pd.DataFrame) -> pd.DataFrame:
             "study.summarise makes it."
         )
     parts = [
-        table[["on", *study.VARIANT, "n_starts"]].assign(
+        table[["on", *variants.COLUMNS, "n_starts"]].assign(
             score=score,
             type=table[f"{score}_type"],
             type_std=table[f"{score}_type_std"],
@@ -112,7 +112,7 @@ def figure(table: pd.DataFrame, *, k: int | None = None) -> Figure:
                     point.on_value, point.type, xerr=np.nan_to_num(point.on_std), yerr=np.nan_to_num(point.type_std),
                     fmt=_READ[point.labels][0], ms=3.5, mew=0, color=COLOURS[point.Model], elinewidth=0.5,
                 )  # fmt: skip
-            for model in study.CONDITIONAL:
+            for model in variants.CONDITIONAL:
                 path = of[(of["Model"] == model) & (of["gene_weights"] == "none")].sort_values("strength")
                 path = path[(path["labels"] == CELL_TYPE) | (path["strength"] == 0)]
                 ax.plot(path["on_value"], path["type"], color=COLOURS[model], lw=0.8, zorder=1)
@@ -127,7 +127,7 @@ def _number(ax: Axes, of: pd.DataFrame) -> None:
     """Write strengths beside their points, but for points that lie on one that is told."""
     told = []
     for point in of.itertuples():
-        told_of = [f"{point.strength:g}"] if point.Model in study.CONDITIONAL else []
+        told_of = [f"{point.strength:g}"] if point.Model in variants.CONDITIONAL else []
         told_of += ["w"] if point.gene_weights != "none" else []
         at = ax.transLimits.transform((point.on_value, point.type))
         if told_of and all(np.abs(at - other).max() > 0.05 for other in told):

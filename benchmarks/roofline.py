@@ -23,8 +23,9 @@ from tqdm import tqdm
 from aenmf_lib import data, descent, start
 from aenmf_lib.forming import Forming
 from aenmf_lib.gradient import ProjectedGradient
-from aenmf_lib.moments import Moments, Sample, Sums
+from aenmf_lib.moments import Moments
 from aenmf_lib.objectives import Tied
+from aenmf_lib.sums import Sample, Sums
 
 REPEATS = 5
 BLOCK = 8192  # cells made at once

@@ -35,12 +35,13 @@ scored_cells: int = 4000  # cells that are scored, at random; 0 takes all
 # %%
 import logging
 
-from aenmf_lib import data, figures, results, study, tradeoff
+from aenmf_lib import data, figures, results, study, tradeoff, variants
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 cells_ = data.load(cells)
-plan = study.variants(strengths, at=tried_at, labels=labels_tried, gene_weights=weights_tried, yardsticks=yardsticks)
-f"{len(plan)} models, conditioned on {' and on '.join(on)}, from {starts} starts: {', '.join(map(study.label, plan))}"
+plan = variants.plan(strengths, at=tried_at, labels=labels_tried, gene_weights=weights_tried, yardsticks=yardsticks)
+print(f"{len(plan)} models, conditioned on {' and on '.join(on)}, from {starts} starts:")
+print(*map(variants.label, plan), sep="\n")
 
 # %% [markdown]
 # ## Fit and score

@@ -11,7 +11,7 @@ from scipy.optimize import nnls
 from scipy.sparse import csr_matrix, hstack, vstack
 from sklearn.exceptions import NotFittedError
 
-from aenmf_lib import AENMF, CAENMF1, CAENMF2, BaseNMF, models, moments, programs, synthetic
+from aenmf_lib import AENMF, CAENMF1, CAENMF2, BaseNMF, models, moments, programs, sums, synthetic
 from aenmf_lib.moments import Moments
 from aenmf_lib.stream import Cells
 
@@ -187,8 +187,8 @@ def test_the_objective_is_the_same_however_the_second_moment_is_kept(planted, tm
             cells.write_h5ad(tmp_path / "cells.h5ad")
             made[f"{mode}, streamed"] = Moments.of(Cells(tmp_path / "cells.h5ad", block=700), **needs, mode=mode)
     values = {}
-    for way, sums in made.items():
-        objective = fitted._objective(sums)
+    for way, held in made.items():
+        objective = fitted._objective(held)
         U = None if fitted.U_ is None else torch.from_numpy(fitted.U_)
         values[way] = objective.value(objective.point(torch.from_numpy(fitted.W_), U))
     assert values == pytest.approx(dict.fromkeys(values, values["implicit"]), rel=rtol)
@@ -241,7 +241,7 @@ def test_moments_that_do_not_serve_a_model_are_refused(tiny):
 
 
 def test_a_sample_does_not_depend_on_how_cells_are_cut_or_ordered(tiny, monkeypatch):
-    monkeypatch.setattr(moments, "SAMPLE", 20)
+    monkeypatch.setattr(sums, "SAMPLE", 20)
     whole = Moments.of(tiny).sample
     assert whole.shape[0] == 20
     order = np.random.default_rng(1).permutation(tiny.n_obs)

@@ -14,8 +14,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from aenmf_lib import CAENMF1, CAENMF2, study, tradeoff
-from aenmf_lib.study import Variant
+from aenmf_lib import CAENMF1, CAENMF2, study, tradeoff, variants
+from aenmf_lib.variants import Variant
 
 K, ON = 4, ["donor_id", "condition"]
 
@@ -35,12 +35,12 @@ def cells() -> AnnData:
 
 @pytest.fixture(scope="module")
 def plan() -> list[Variant]:
-    return study.variants(
+    return variants.plan(
         [0.2],
         at=0.2,
         labels=["cell_type", "clusters", "none"],
         gene_weights=["none", "shared"],
-        yardsticks=study.YARDSTICKS,
+        yardsticks=variants.YARDSTICKS,
     )
 
 
@@ -50,7 +50,7 @@ def long(cells, plan) -> pd.DataFrame:
 
 
 def row(long: pd.DataFrame, variant: Variant, on: str = "condition", seed: int = 0) -> pd.Series:
-    match = (long[list(study.VARIANT)] == pd.Series(asdict(variant))).all(axis=1)
+    match = (long[list(variants.COLUMNS)] == pd.Series(asdict(variant))).all(axis=1)
     (found,) = long[match & (long["on"] == on) & (long["seed"] == seed)].index
     return long.loc[found]
 
@@ -63,7 +63,7 @@ def conditioned(cells: AnnData) -> AnnData:
 
 def test_a_row_for_each_model_start_and_column(long, plan):
     assert len(long) == len(plan) * len(ON)
-    assert not long.duplicated(["on", *study.VARIANT, "seed"]).any()
+    assert not long.duplicated(["on", *variants.COLUMNS, "seed"]).any()
     assert not long["error"][long["Model"] != "Harmony"].isna().any()
 
 
@@ -146,7 +146,7 @@ def test_killed_it_goes_on_and_enlarged_it_makes_what_is_new(cells, long, plan, 
     made[:] = [1] * 100  # from here on all are made
     again = study.run(cells, some, on=ON, k=K, seeds=[0], max_cells=0, store=store)
     assert len(made) == 100 + 2 * len(some) - 5
-    first = long[long["seed"] == 0].merge(again[["on", *study.VARIANT]])
+    first = long[long["seed"] == 0].merge(again[["on", *variants.COLUMNS]])
     pd.testing.assert_frame_equal(again[study.SCORES], first[study.SCORES], check_exact=True)
     study.run(cells, plan[:5], on=ON, k=K, seeds=[0], max_cells=0, store=store)
     assert len(made) == 100 + 2 * len(some) - 5 + 2
@@ -175,13 +175,13 @@ def test_the_means_and_deviations_are_those_of_the_starts(cells, plan):
 def test_a_plan_that_cannot_be_is_refused(changed, told):
     given = {"strengths": [0.2], "labels": ["cell_type"], "gene_weights": ["none"], "yardsticks": []} | changed
     with pytest.raises(ValueError, match=told.replace("[", r"\[").replace("]", r"\]")):
-        study.variants(at=0.2, **given)
+        variants.plan(at=0.2, **given)
 
 
 def test_without_harmonypy_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "harmonypy", None)
     with pytest.raises(ValueError, match="pip install harmonypy, or leave it out of yardsticks"):
-        study.variants([0.2], at=0.2, labels=["none"], gene_weights=[], yardsticks=["Harmony"])
+        variants.plan([0.2], at=0.2, labels=["none"], gene_weights=[], yardsticks=["Harmony"])
 
 
 def test_a_column_that_is_not_there_and_too_few_donors_are_told(cells, plan):
