@@ -49,8 +49,10 @@ model = AENMF(
     gene_weights=gene_weights,
     device=device,
 )
-moments = shards.load(sums, cells_, mode=mode, device=device) if sums else cells_
-model.fit(moments, checkpoint=results.checkpoint(out))
+model.fit(
+    shards.load(sums, cells_, mode=mode, device=device) if sums else cells_,
+    checkpoint=results.checkpoint(out),
+)
 
 # %% [markdown]
 # The exact objective over all cells, at the start and after each iteration. It should fall and flatten; with `row_norm`
