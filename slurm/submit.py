@@ -87,10 +87,8 @@ def changed(job: Job, run: str, values: str) -> bool:
     if job.name.startswith(f"{run}:"):
         return job.values != values
     shards, theirs = ([w for w in shlex.split(of) if w.startswith("SHARDS=")] for of in (values, job.values))
-    return job.name in {f"{Path(run).parent}:{stage}" for stage in ("01_sums", "01_merge")} and shards not in (
-        [],
-        theirs,
-    )
+    of_sums = {f"{Path(run).parent}:{stage}" for stage in ("01_sums", "01_merge")}
+    return job.name in of_sums and bool(shards) and shards != theirs
 
 
 def send(stage: Stage, tasks: list[int], after: list[str], site: argparse.Namespace, make: list[str]) -> str:

@@ -110,7 +110,7 @@ def test_a_merge_leaves_no_shards_of_another_number(path):
 def test_what_cannot_be_summed_or_trained_from_is_refused_before_it_is(path, monkeypatch):
     sums, cells = summed(path), stream.load(path)
     with pytest.raises(ValueError, match=r"shard 0 of 201 was asked of the 200 cells .* from 1 to 200 is expected"):
-        shards.of_shard(path, 0, 201, "none.npz")
+        shards.of_shard(path, 0, 201, path.parent / "none.npz")
     with pytest.raises(ValueError, match=r"mode='implicit': .* holds explicit sums"):
         shards.load(sums, cells, mode="implicit")
     made_from = json.dumps({"sha256": cells.uns["input"]["sha256"], "cells": 200})
@@ -120,6 +120,9 @@ def test_what_cannot_be_summed_or_trained_from_is_refused_before_it_is(path, mon
     # 40 × 40 × 3 donors at 12 bytes a pair to train from, 16 to be added, and blocks of 1024 cells
     monkeypatch.setattr(forming, "available_memory", lambda device: 12 * 3 * 1600 + 8 * 1024 * 40)
     shards.load(summed_before := sums, cells)
-    for call in (lambda: shards.of_shard(path, 0, 4, "none.npz"), lambda: shards.merge([], path, summed_before)):
+    for call in (
+        lambda: shards.of_shard(path, 0, 4, path.parent / "none.npz"),
+        lambda: shards.merge([], path, summed_before),
+    ):
         with pytest.raises(MemoryError, match=r"explicit second moment of 200 cells .* needed .* leave out SHARDS"):
             call()
