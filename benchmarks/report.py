@@ -246,6 +246,7 @@ TABLES: dict[str, Callable[[], str]] = {
         f"conditioning, {cells}, {on}": partial(conditioning, cells, on)
         for cells, on in [
             *product(("kang2018_k20", "kang2018_k80"), ("condition", "donor_id")),
+            ("kang2018_third_k80", "donor_id"),
             *((demo, "donor_id") for demo in ("demo_none", "demo_weak", "demo", "demo_confounded")),
         ]
     },

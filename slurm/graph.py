@@ -45,7 +45,7 @@ class Stage:
 
 def graph(make: list[str], goals: list[str], *, resolve: bool = True) -> dict[str, Stage]:
     """Give the stages in an order in which they can run; without `resolve` what they were given is left as it is."""
-    asked = dict.fromkeys([*goals, *(["scores"] if {*goals} - {"filter", "train"} else [])])
+    asked = dict.fromkeys([*goals, *(["scores"] if {*goals} - {"filter", "train", "conditioning"} else [])])
     told = command("env", "LC_ALL=C", *make, "-pn", *([] if resolve else ["-o", "resolved"]), *asked)
     files: dict[str, list[list[str]]] = {}
     rules: dict[str, set[str]] = {}

@@ -109,10 +109,10 @@ def status(site: argparse.Namespace, make: list[str]) -> bool:
     """Print a table; gives whether anything is on its way."""
     stages, known = graph(make, ["all", "conditioning"], resolve=False), queue(ended=True)
     for name, stage in stages.items():
-        if name == ASKED_FOR and stage.missing and not stage.log().exists():
-            continue
         newest = {job.task: job for job in known if job.name == stage.job}  # squeue tells older jobs first
         live = [job for job in newest.values() if job.live]
+        if name == ASKED_FOR and stage.missing and not live and not stage.log().exists():
+            continue
         if live:
             states = [job.state.lower() for job in live]
             counts = f"{', '.join(f'{states.count(s)} {s}' for s in sorted(set(states)))} of {len(stage.tasks)}"

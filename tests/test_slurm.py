@@ -16,7 +16,7 @@ from pathlib import Path
 import cluster
 import psutil
 import pytest
-from test_packaging import MODELS, PYTHON, ROOT, STAGES, Sandbox
+from test_packaging import MODELS, PYTHON, ROOT, STAGES, STUDY, Sandbox
 
 pytestmark = pytest.mark.skipif(not cluster.available(), reason="needs Slurm: slurmctld slurmd slurm-client munge")
 
@@ -133,6 +133,14 @@ def test_the_graph_runs_in_order_and_leaves_what_a_local_run_leaves(make, slurm,
     assert sorted((make.root / "scored").read_text().split()) == PARTS
     assert "Everything is made." in make("all").stdout
     assert [line.split() for line in make("status").stdout.splitlines()] == [[stage, "made"] for stage in SENT]
+
+
+def test_the_study_is_sent_with_the_filter_alone_and_told_of_once_it_was_asked_for(make, slurm):
+    assert STUDY not in make("status").stdout
+    assert re.findall(r"^ +\d+  (\w+)", make("conditioning").stdout, re.M) == [STAGES[0], STUDY]
+    assert STUDY in make("status").stdout
+    assert ended(make, slurm) == [STAGES[0], STUDY]
+    assert f"{STUDY}      made" in make("status").stdout
 
 
 def test_sent_again_or_from_two_shells_at_once_nothing_is_there_twice(make, slurm):
