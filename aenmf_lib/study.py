@@ -117,7 +117,7 @@ def show(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """Lay out some columns of `summarise`: mean ± deviation, a row a variant."""
     shown = {
         name: [
-            "" if pd.isna(mean) else f"{mean:#.3g}" + ("" if pd.isna(std) else f" ± {std:.1g}")
+            "" if pd.isna(mean) else f"{mean:.3f}" + ("" if pd.isna(std) else f" ± {std:.3f}")
             for mean, std in zip(table[name], table[f"{name}_std"], strict=True)
         ]
         for name in columns

@@ -8,7 +8,6 @@ Every number between two ``<!-- table -->`` marks is written here.
 import re
 from collections.abc import Callable
 from functools import partial
-from itertools import product
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,10 +16,11 @@ import pandas as pd
 from matplotlib.ticker import LogLocator, NullFormatter
 from measure import RESULTS
 
-from aenmf_lib import study
+from aenmf_lib import study, tradeoff
 
 HERE = Path(__file__).parent
 FIGURE = HERE.parent / "figures" / "speed.png"
+TRADEOFF = HERE.parent / "figures" / "kang2018_conditioning.png"
 STYLE = HERE.parent / "aenmf_lib" / "aenmf.mplstyle"
 OURS = "AE-NMF"
 OWN = (OURS, "model 1", "model 2")
@@ -211,25 +211,47 @@ def atlas() -> str:
     return _table(head, rows) + f"\n\n{provenance(table)}."
 
 
+STUDIED = {
+    "error": "‖X − X̂‖ / ‖X‖", "scatter": "between donors", "logistic_regression_type": "type: logistic",
+    "knn_type": "type: kNN", "NMI_type": "NMI", "logistic_regression_on": "donor: logistic", "knn_on": "donor: kNN",
+    "NMI_on": "NMI",
+    "unseen_knn_type": "donors held out: type, kNN", "unseen_NMI_type": "NMI", "unseen_knn_on": "donor, kNN",
+    "unseen_NMI_on": "NMI",
+}  # fmt: skip
+PLANTED = {
+    "demo_none": "nothing", "demo_weak": "a quarter", "demo": "the demo's effects",
+    "demo_confounded": "the same, unlike shares of types",
+}  # fmt: skip
+SHOWN = ("Harmony", "AE_NMF", "CAE_NMF1, published", "CAE_NMF1, 0.2", "CAE_NMF1, 0.2, no labels", "CAE_NMF2, 0.2")
+
+
 def conditioning(cells: str, on: str) -> str:
     """Tell what each model keeps and removes: means over the starts, with the deviation where there are several."""
     long = read(f"conditioning_{cells}").query("on == @on")
-    table = study.summarise(long)
-    shown = {
-        "error": "‖X − X̂‖ / ‖X‖", "scatter": "between donors", "logistic_regression_type": "type: logistic",
-        "knn_type": "kNN", "NMI_type": "NMI", "logistic_regression_on": f"{on}: logistic", "knn_on": "kNN",
-        "NMI_on": "NMI", "unseen_knn_type": "donors held out: type, kNN", "unseen_NMI_type": "NMI",
-        "unseen_knn_on": f"{on}, kNN", "unseen_NMI_on": "NMI",
-    }  # fmt: skip
-    shown = {name: words for name, words in shown.items() if long[name].notna().any()}
-    values = study.show(table, list(shown)).to_numpy().tolist()
-    rows = [
-        [name, *value, str(n)]
-        for name, value, n in zip(
-            study.show(table, []).index.get_level_values(1), values, table["n_starts"], strict=True
+    heads, rows = _studied(long, [name for name in STUDIED if long[name].notna().any()])
+    heads = [head.replace("donor:", f"{on}:").replace("donor,", f"{on},") for head in heads]
+    return _table(["", *heads, "starts"], rows) + f"\n\n{', '.join(sorted(set(long['date'])))}."
+
+
+def planted() -> str:
+    """Tell the same of simulated cells, of a few models."""
+    table, dates = [], set()
+    for cells, what in PLANTED.items():
+        long = read(f"conditioning_{cells}")
+        heads, rows = _studied(
+            long, ["error", "scatter", "knn_type", "NMI_type", "knn_on", "NMI_on", "unseen_knn_type"]
         )
-    ]
-    return _table(["", *shown.values(), "starts"], rows) + f"\n\n{', '.join(sorted(set(long['date'])))}."
+        table += [[what, *row] for row in rows if row[0] in SHOWN]
+        dates |= set(long["date"])
+    return _table(["planted", "", *heads, "starts"], table) + f"\n\n{', '.join(sorted(dates))}."
+
+
+def _studied(long: pd.DataFrame, names: list[str]) -> tuple[list[str], list[list[str]]]:
+    """Give the heads of some columns of a study, and a row a model: its name, the columns, its starts."""
+    table = study.summarise(long)
+    shown = study.show(table, names)
+    rows = zip(shown.index.get_level_values("model"), shown.to_numpy().tolist(), table["n_starts"], strict=True)
+    return [STUDIED[name] for name in names], [[name, *values, str(n)] for name, values, n in rows]
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -244,12 +266,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "scoring atlas": atlas,
     **{
         f"conditioning, {cells}, {on}": partial(conditioning, cells, on)
-        for cells, on in [
-            *product(("kang2018_k20", "kang2018_k80"), ("condition", "donor_id")),
-            ("kang2018_third_k80", "donor_id"),
-            *((demo, "donor_id") for demo in ("demo_none", "demo_weak", "demo", "demo_confounded")),
-        ]
+        for cells in ("kang2018_k20", "kang2018_k80")
+        for on in ("condition", "donor_id")
     },
+    "conditioning, kang2018_third_k80, donor_id": partial(conditioning, "kang2018_third_k80", "donor_id"),
+    "planted": planted,
 }
 
 
@@ -303,6 +324,7 @@ def main() -> None:
     readme = HERE / "README.md"
     readme.write_text(filled(readme.read_text()))
     draw().savefig(FIGURE)
+    tradeoff.figure(study.summarise(read("conditioning_kang2018_k20")), k=20).savefig(TRADEOFF)
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ def test_the_means_and_deviations_are_those_of_the_starts(cells, plan):
     assert table.loc[0, "NMI_type_std"] == pytest.approx(of["NMI_type"].std(ddof=1))
     shown = study.show(table, ["NMI_type", "unseen_knn_on"])
     assert shown.loc[("donor_id", "AE_NMF"), "unseen_knn_on"] == ""
-    assert shown.loc[("donor_id", "AE_NMF"), "NMI_type"].startswith(f"{of['NMI_type'].mean():#.3g} ± ")
+    assert shown.loc[("donor_id", "AE_NMF"), "NMI_type"].startswith(f"{of['NMI_type'].mean():.3f} ± ")
 
 
 @pytest.mark.parametrize(
