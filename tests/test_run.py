@@ -119,8 +119,8 @@ def test_a_stopped_run_leaves_no_report_and_no_kernel(folder):
         for number, runner in runs.items():
             kernel = next(psutil.Process(int(line.split()[1])) for line in runner.stderr if line.startswith("waiting"))
             runner.send_signal(number)
-            assert runner.wait(10) == (-number if number == signal.SIGKILL else 128 + number)
-            psutil.wait_procs([kernel], timeout=10)
+            assert runner.wait(60) == (-number if number == signal.SIGKILL else 128 + number)
+            psutil.wait_procs([kernel], timeout=60)
             assert not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE
             assert [path.name for path in Path(number.name).iterdir()] == ["02_train.failed.ipynb"]
     finally:
