@@ -89,11 +89,11 @@ def test_the_error_of_the_yardsticks_is_that_of_the_dense_reconstruction(cells, 
 
 
 def test_scatter_is_the_variance_between_donors_within_a_type():
-    H = np.array([[0.0], [2.0], [1.0], [1.0]])
+    H = np.array([[0.0], [2.0], [5.0], [5.0]])
     obs = pd.DataFrame({"cell_type": list("aabb"), "donor_id": list("xyxy")})
-    assert study.scatter(H, obs) == pytest.approx(1.0)  # all of it: the types have one mean
+    assert study.scatter(H, obs) == pytest.approx((1 + 1) / (9 + 1 + 4 + 4))  # the types differ: that is not counted
     assert study.scatter(H, obs.assign(donor_id=list("xxyy"))) == pytest.approx(0.0)
-    assert study.scatter(H, obs.assign(cell_type="a")) == pytest.approx(np.square([-0.5, 0.5, -0.5, 0.5]).sum() / 2)
+    assert study.scatter(H, obs.assign(cell_type="a")) == pytest.approx(4 * 0.5**2 / (9 + 1 + 4 + 4))
 
 
 def test_unseen_scores_are_of_classifiers_and_a_fit_that_saw_other_donors_alone(cells, long):
