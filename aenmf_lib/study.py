@@ -102,12 +102,12 @@ def run(
                 held.add({"on": name, **asdict(variant), **row, **scores})
                 bar.update()
     table = held.table(keys[name, variant, seed] for name in on for variant in plan for seed in seeds)
-    return table.assign(**{score: table[score].replace("", np.nan).astype(float) for score in SCORES})
+    return table.assign(**{score: pd.to_numeric(table[score], errors="coerce") for score in SCORES})
 
 
 def summarise(long: pd.DataFrame) -> pd.DataFrame:
     """Give a row a variant and column conditioned on: mean and standard deviation (ddof 1) over the starts."""
-    table = long.groupby(["on", *COLUMNS], sort=False)[[*SCORES, "seconds"]].agg(["mean", "std"])
+    table = long.groupby(["on", *COLUMNS], sort=False)[[*SCORES, "strength_left", "seconds"]].agg(["mean", "std"])
     table.columns = [score if of == "mean" else f"{score}_std" for score, of in table.columns]
     table.insert(0, "n_starts", long.groupby(["on", *COLUMNS], sort=False).size())
     return table.reset_index()

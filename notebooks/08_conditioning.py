@@ -33,11 +33,8 @@ yardsticks: list[str] = ["PCA", "Harmony", "Base_NMF"]  # Harmony needs the pack
 scored_cells: int = 4000  # cells that are scored, at random; 0 takes all
 
 # %%
-import logging
-
 from aenmf_lib import data, figures, results, study, tradeoff, variants
 
-logging.basicConfig(level=logging.INFO, format="%(message)s")
 cells_ = data.load(cells)
 plan = variants.plan(strengths, at=tried_at, labels=labels_tried, gene_weights=weights_tried, yardsticks=yardsticks)
 print(f"{len(plan)} models, conditioned on {' and on '.join(on)}, from {starts} starts:")
@@ -49,7 +46,6 @@ print(*map(variants.label, plan), sep="\n")
 # makes only what is new.
 
 # %%
-logging.getLogger("aenmf_lib").setLevel(logging.WARNING)
 long = study.run(
     cells_,
     plan,
@@ -72,7 +68,7 @@ long.groupby("on", sort=False).size().to_frame("fits")
 # strength may be chosen by.
 
 # %%
-study.show(table, ["error", "scatter", "unseen_error", "unseen_scatter", "seconds"])
+study.show(table, ["strength_left", "error", "scatter", "unseen_error", "unseen_scatter", "seconds"])
 
 # %% [markdown]
 # ## What it keeps and removes
