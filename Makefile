@@ -44,6 +44,9 @@ endif
 ifneq ($(shell case '$(SHARDS)' in (0*|*[!0-9]*) echo odd;; esac),)
 $(error SHARDS='$(SHARDS)': expected the number of parts in which the cells are summed over, such as SHARDS=8)
 endif
+ifneq ($(and $(SHARDS),$(filter clusters,$(LABELS))),)
+$(error LABELS=clusters finds groups in the cells themselves, which SHARDS leaves on disk: give one of them)
+endif
 
 data := $(or $(DATA),$(shell sed -n "s/^data: *[\"']*\([^ \"']*\).*/\1/p" $(params) /dev/null))
 ifeq ($(data),)
@@ -130,7 +133,7 @@ SUMS_LIB := data forming moments provenance results shards stream sums
 TRAIN_LIB := baseline checkpoint checks communities conditional data descent forming gradient groups kernels models moments objectives penalties programs provenance results shards solver start stream sums weighting
 BENCHMARKS_LIB := classification clustering communities data fits folds groups integration nearest provenance results store
 FIGURES_LIB := data drawn figures page programs provenance results scored words
-CONDITIONING_LIB := baseline checkpoint checks classification clustering communities conditional data descent fits folds forming gradient groups kernels models moments nearest objectives penalties provenance results solver start store stream study sums tradeoff variants weighting words
+CONDITIONING_LIB := baseline checkpoint checks classification clustering communities conditional data descent drawn figures fits folds forming gradient groups kernels models moments nearest objectives page penalties provenance results solver start store stream study sums tradeoff variants weighting words
 lib = $(patsubst %,aenmf_lib/%.py,$(1))
 
 ifneq ($(origin EXECUTOR),command line)
@@ -237,7 +240,8 @@ $(foreach name,$(FIGURES),$(addprefix $(RUN)/figures/$(name)%,pdf png csv)) $(RU
 	SOURCE_DATE_EPOCH=1767225600 $(execute) --report $(RUN)/07_figures.ipynb -p tables $(RUN) -p out_dir $(RUN)/figures
 
 $(foreach file,$(study),$(basename $(file))%$(patsubst .%,%,$(suffix $(file)))) $(RUN)/08_conditioning%ipynb: \
-    notebooks/08_conditioning.py $(RUN)/params/08_conditioning.yaml $(filtered) $(call lib,$(CONDITIONING_LIB)) | $(setup)
+    notebooks/08_conditioning.py $(RUN)/params/08_conditioning.yaml $(filtered) $(call lib,$(CONDITIONING_LIB)) \
+    aenmf_lib/aenmf.mplstyle | $(setup)
 	$(execute) --report $(RUN)/08_conditioning.ipynb -p cells $(filtered) -p out_dir $(RUN)
 
 # ---- For those who work on it ----------------------------------------------------------------------------------------

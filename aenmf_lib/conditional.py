@@ -81,7 +81,8 @@ class _Conditional(AENMF):
             if self.labels == "clusters" and not isinstance(cells, AnnData):
                 raise ValueError(
                     f"labels='clusters' groups the cells by their usages and needs them in memory: fit takes an "
-                    f"AnnData then, not {type(cells).__name__}. Load the cells, or set labels='none'."
+                    f"AnnData then, not {type(cells).__name__}. Load the cells (leave out SHARDS), or set "
+                    "labels='none'."
                 )
             moments = cells if isinstance(cells, Moments) else self._moments(checks.cells_of(cells, self.k))
             self._check_moments(moments)
@@ -94,7 +95,7 @@ class _Conditional(AENMF):
                 moments, start = self._grouped(moments, cells, loose), loose.W_ if start is None else start
             cells = moments
         super().fit(cells, checkpoint=checkpoint, plain=plain, start=start)
-        if plain is not None:
+        if self.strength:  # this fit is one, from there
             self.starts_, self.stability_ = plain.starts_, plain.stability_
         self.seconds_ = time.perf_counter() - begin
         return self
@@ -194,7 +195,8 @@ class CAENMF1(_Conditional):
             given = [
                 f"{name}={getattr(self, name)!r}"
                 for name in ("gamma", "eta", "invariance")
-                if getattr(self, name) != self.published[name] and not (name == "gamma" and self.labels != "cell_type")
+                if getattr(self, name) != self.published[name]
+                and not (name == "gamma" and self.labels != "cell_type" and self.gamma == 0)
             ]
             if given:
                 raise ValueError(
@@ -281,6 +283,11 @@ def path(
     ------
     A fitted model for each strength.
     """
+    if model.preset == "published" or model.labels == "clusters":
+        raise ValueError(
+            f"preset={model.preset!r}, labels={model.labels!r}: a path has strengths, which the published preset has "
+            "not, and takes moments, which clusters cannot be found in. Fit those models one by one."
+        )
     if plain is None:
         shared = {field.name: getattr(model, field.name) for field in fields(AENMF)}
         plain = AENMF(**shared).fit(moments)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from unittest.mock import patch
 
@@ -18,7 +19,7 @@ from anndata import AnnData
 from sklearn.metrics import f1_score
 from tqdm import tqdm
 
-from aenmf_lib import classification, clustering, fits, models, provenance
+from aenmf_lib import classification, clustering, data, fits, models, provenance
 from aenmf_lib.data import CELL_TYPE, DONOR
 from aenmf_lib.store import OF, Store, fingerprint
 from aenmf_lib.variants import COLUMNS, Embedding, Fits, Variant, label
@@ -29,7 +30,10 @@ SEEN = [f"{score}_{label}" for label in LABELS for score in (fits.LOGISTIC, fits
 UNSEEN = [f"unseen_{name}" for name in SEEN]
 SCORES = ["error", "scatter", *SEEN, "unseen_error", "unseen_scatter", *UNSEEN]
 _ABOUT = ["k", "n_cells", "n_unseen", "max_cells", "strength_left", "n_iter", "seconds", "date"]
-_PACKAGES = "aenmf_lib", "scikit-learn", "igraph", "numpy", "scipy"
+_PACKAGES = "aenmf_lib", "scikit-learn", "igraph", "numpy", "scipy", "torch", "scanpy"
+# other code may fit or score otherwise: it is done again
+_CODE = ("baseline", "communities", "conditional", "descent", "fits", "folds", "groups", "kernels", "models", "moments",
+         "objectives", "penalties", "start", "study", "sums", "variants", "weighting")  # fmt: skip
 _LEIDEN_SEEDS = range(5)
 
 
@@ -59,7 +63,7 @@ def run(
     seeds
         A start, and a choice of the donors held out, each.
     max_cells
-        Cells that are scored, at random, of those of the fit and of the unseen alike.
+        Cells, at random, that are clustered, and classified in five folds; classifiers of unseen donors take all.
     store
         File that keeps every row as soon as it is made: if killed, the same call goes on.
 
@@ -74,35 +78,51 @@ def run(
     Raises
     ------
     ValueError
-        A column is missing, there are fewer than 3 donors, or what a model's fit raises.
+        A column is missing or empty for some cells (`cell_type` may be), there are fewer than 3 donors, donors held
+        out leave one group of a column alone, or what a model's fit raises.
     """
     donors = cells.obs[DONOR].astype(str).to_numpy()
     labels = {name: _column(cells.obs, name) for name in on}
     if len(np.unique(donors)) < 3:
         raise ValueError(f"{len(np.unique(donors))} donors: a third is held out and two stay, so 3 or more are needed.")
+    for seed, name in product(seeds, on):
+        if len(left := np.unique(labels[name][~held_out(donors, seed)])) < 2:
+            raise ValueError(
+                f"{name} is {str(left[0])!r} for all donors that seed {seed} leaves in: it hangs on the donor, and nothing "
+                "can be conditioned on it there. Give fewer starts, or another column in on."
+            )
     names = [(name, variant, seed) for seed in seeds for name in on for variant in plan]
     held = Store(store, [*_KEY, *_ABOUT, *SCORES], _KEY)
-    of = fingerprint(
-        cells.obs_names.to_numpy(str), donors, _column(cells.obs, CELL_TYPE), *labels.values(), cells.X.nnz,
-        float(cells.X.sum(dtype=np.float64)), k, max_cells, packages=_PACKAGES,
+    code = [Path(__file__).with_name(f"{module}.py").read_bytes() for module in _CODE]
+    whole = fingerprint(
+        *code, cells.obs_names.to_numpy(str), donors, data.labels(cells.obs, CELL_TYPE, partly=True).astype(str),
+        cells.X.nnz, float(cells.X.sum(dtype=np.float64)), k, max_cells, packages=_PACKAGES,
     )  # fmt: skip
-    keys = {which: (which[0], *asdict(which[1]).values(), which[2], of) for which in names}
-    made = {"date": provenance.of_run()["created"][:10], OF: of}
+    of = {name: fingerprint(whole, labels[name], packages=()) for name in on}
+    keys = {which: (which[0], *asdict(which[1]).values(), which[2], of[which[0]]) for which in names}
+    date = provenance.of_run()["created"][:10]
     todo = [which for which in names if keys[which] not in held]
     with tqdm(total=len(names), initial=len(names) - len(todo), desc="study", unit="fit") as bar, _without_bars():
         for seed in sorted({seed for *_, seed in todo}, key=list(seeds).index):
             out = held_out(donors, seed)
             rest = {name: of[~out] for name, of in labels.items()}
             both = Fits(cells, labels, k, seed), Fits(cells[~out], rest, k, seed)
-            row = {"seed": seed, "k": k, "n_cells": len(out), "n_unseen": out.sum(), "max_cells": max_cells, **made}
+            row = {
+                "seed": seed,
+                "k": k,
+                "n_cells": len(out),
+                "n_unseen": out.sum(),
+                "max_cells": max_cells,
+                "date": date,
+            }
             for name, variant in [which[:2] for which in todo if which[2] == seed]:
                 bar.set_postfix_str(f"{label(variant)} on {name}")
                 obs = cells.obs[[CELL_TYPE]].assign(**{DONOR: pd.Categorical(labels[name])})
                 scores = _scores(cells, obs, out, *(each.fit(variant, name) for each in both), max_cells)
-                held.add({"on": name, **asdict(variant), **row, **scores})
+                held.add({"on": name, **asdict(variant), **row, **scores, OF: of[name]})
                 bar.update()
     table = held.table(keys[name, variant, seed] for name in on for variant in plan for seed in seeds)
-    return table.assign(**{score: pd.to_numeric(table[score], errors="coerce") for score in SCORES})
+    return table.assign(**{score: table[score].mask(table[score].eq("")).astype(float) for score in SCORES})
 
 
 def summarise(long: pd.DataFrame) -> pd.DataFrame:
@@ -144,11 +164,12 @@ def _scores(
 
 def scatter(H: np.ndarray, obs: pd.DataFrame) -> float:
     """Give the variance between donors within a type, of the total: ``I_c(H) / tr Cov(H)``."""
-    table = pd.DataFrame(H.astype(np.float64))
+    typed = ~data.missing(obs[CELL_TYPE])
+    table, obs = pd.DataFrame(H[typed].astype(np.float64)), obs[typed]
     types, donors = obs[CELL_TYPE].to_numpy(), obs[DONOR].to_numpy()
     of_type = table.groupby(types, observed=True).transform("mean")
     between = table.groupby([types, donors], observed=True).transform("mean") - of_type
-    return float(np.square(between).to_numpy().sum() / len(H) / table.var(ddof=0).sum())
+    return float(np.square(between).to_numpy().sum() / len(table) / table.var(ddof=0).sum())
 
 
 def _folds(H: np.ndarray, obs: pd.DataFrame, max_cells: int) -> dict[str, float]:
@@ -175,11 +196,12 @@ def _learnt(H_rest: np.ndarray, rest: pd.DataFrame, H: np.ndarray, held: pd.Data
     """F1 on cells of unseen donors, of classifiers that learnt from all others."""
     found = {}
     for short, of in LABELS.items():
-        y, truth = rest[of].astype(str).to_numpy(), held[of].astype(str).to_numpy()
-        known = np.isin(truth, np.unique(y))
+        learn, y = ~data.missing(rest[of]), rest[of].astype(str).to_numpy()
+        truth, y = held[of].astype(str).to_numpy(), y[learn]
+        known = np.isin(truth, np.unique(y)) & ~data.missing(held[of])
         for by in (fits.LOGISTIC, fits.KNN):
             if known.any() and len(np.unique(y)) > 1:
-                told = fits.CLASSIFIERS[by](42).fit(H_rest, y).predict(H[known])
+                told = fits.CLASSIFIERS[by](42).fit(H_rest[learn], y).predict(H[known])
                 found[f"{by}_{short}"] = f1_score(truth[known], told, average="macro")
     return found
 
@@ -197,6 +219,9 @@ def _column(obs: pd.DataFrame, name: str) -> np.ndarray:
             f"obs has no column {lacking[0]!r}: it has {', '.join(map(repr, obs))}. Name it in keep_obs of notebook "
             "01, and filter again."
         )
+    for part in parts:
+        if (empty := data.missing(obs[part])).any():
+            raise ValueError(f"obs[{part!r}] is empty for {empty.sum()} of {len(obs)} cells: every cell needs a value.")
     return obs[parts].astype(str).agg(", ".join, axis=1).to_numpy(str)
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from sklearn.decomposition import PCA
 
-from aenmf_lib import models
+from aenmf_lib import models, penalties, weighting
 from aenmf_lib.baseline import BaseNMF
 from aenmf_lib.conditional import CAENMF1, CAENMF2
 from aenmf_lib.data import CELL_TYPE, DONOR
@@ -83,8 +83,13 @@ def plan(
         raise ValueError(f"yardsticks holds {strange[0]!r}: there are {', '.join(map(repr, YARDSTICKS))}.")
     if HARMONY in yardsticks:
         _harmonypy()
-    if not strengths or min(strengths) <= 0 or not labels:
-        raise ValueError(f"strengths = {list(strengths)}, labels = {list(labels)}: one or more of each, above 0.")
+    if not strengths or min(*strengths, at) <= 0 or len(set(strengths)) < len(strengths):
+        raise ValueError(f"strengths = {list(strengths)}, at = {at}: one or more above 0 is expected, and none twice.")
+    for given, known in ((labels, penalties.LABELS), (gene_weights, weighting.RULES)):
+        if not given or len(set(given)) < len(given) or set(given) - set(known):
+            raise ValueError(
+                f"{list(given)}: one or more of {', '.join(map(repr, known))} is expected, and none twice."
+            )
     others = [rule for rule in gene_weights if rule != "none"]
     plan = [Variant(name) for name in yardsticks]
     plan += [Variant(AENMF.name, gene_weights=rule) for rule in ("none", *others)]

@@ -32,8 +32,8 @@ ADAM_BATCH, ADAM_EPOCHS, ADAM_TOL = 512, 100, AENMF.tol
 
 
 def ours(model: type[AENMF], cells: AnnData, k: int, seed: int) -> Result:
-    """Fit one of our models."""
-    fitted = model(k=k, seed=seed).fit(cells)
+    """Fit one of our models, the conditional ones with the published weights."""
+    fitted = model(k=k, seed=seed, **({"strength": 0} if model.conditional else {})).fit(cells)
     return fitted.transform(cells), fitted.W_, fitted.n_iter_, fitted.stop_
 
 

@@ -82,7 +82,7 @@ pd.Series((model.U_**2).sum(axis=(1, 2)) ** 0.5, index=model.donors_, name="‖U
 
 # %% [markdown]
 # How each start ended, and the mean cosine of its programs to those kept. Below, the programs that hang most on the
-# start; with one start there is nothing to compare.
+# start; with one start there is nothing to compare. With a strength these are starts of the AE-NMF that it goes from.
 
 # %%
 model.starts_

@@ -27,10 +27,10 @@ on: list[str] = ["donor_id"]  # columns to condition on, a study each; 'donor_id
 starts: int = 5  # starts of each model, and choices of the donors held out
 strengths: list[float] = [0.05, 0.2, 1.0]  # of the penalties, beside the published weights
 labels_tried: list[str] = ["cell_type", "clusters", "none"]  # what the penalties read; the first at all strengths
-weights_tried: list[str] = ["none", "shared"]  # of the genes; the first at all strengths
-tried_at: float = 0.2  # strength of the others
+weights_tried: list[str] = ["none", "shared"]  # of the genes; other rules than "none" at one strength
+tried_at: float = 0.2  # that strength
 yardsticks: list[str] = ["PCA", "Harmony", "Base_NMF"]  # Harmony needs the package harmonypy
-scored_cells: int = 4000  # cells that are scored, at random; 0 takes all
+scored_cells: int = 4000  # cells clustered and classified, at random; 0 takes all
 
 # %%
 from aenmf_lib import data, figures, results, study, tradeoff, variants

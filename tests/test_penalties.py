@@ -351,3 +351,12 @@ def test_a_weight_that_a_strength_would_set_is_refused(given):
         CAENMF1(**given)
     assert getattr(CAENMF1(strength=0, **given), name) == value
     assert CAENMF1(labels="none", gamma=0.0).gamma == 0  # no penalty reads the types then
+    with pytest.raises(ValueError, match=r"gamma=5\.0 would not be used"):
+        CAENMF1(labels="none", gamma=5.0)
+
+
+def test_a_path_that_would_have_no_strengths_is_refused():
+    moments = Moments.of(made(effect=1.0, n=200))
+    for settings in ({"preset": "published"}, {"labels": "clusters"}):
+        with pytest.raises(ValueError, match="a path has strengths"):
+            next(path(CAENMF1(k=3, **settings), moments, [0.2]))

@@ -1,5 +1,6 @@
 """The study of conditioning: its scores are those of plain calls, the donors held out stay unseen, it can be killed."""
 
+import re
 import sys
 from dataclasses import asdict
 
@@ -170,18 +171,31 @@ def test_the_means_and_deviations_are_those_of_the_starts(cells, plan):
         ({"yardsticks": ["UMAP"]}, "yardsticks holds 'UMAP': there are 'PCA', 'Harmony', 'Base_NMF'"),
         ({"strengths": [0.0]}, "strengths = [0.0]"),
         ({"strengths": []}, "strengths = []"),
+        (
+            {"strengths": [0.2, 0.2]},
+            "strengths = [0.2, 0.2], at = 0.2: one or more above 0 is expected, and none twice",
+        ),
+        ({"at": 0.0}, "at = 0.0"),
+        ({"labels": ["celltype"]}, "['celltype']: one or more of 'cell_type', 'clusters', 'none'"),
+        ({"gene_weights": ["all"]}, "['all']: one or more of 'none', 'shared'"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(changed, told):
-    given = {"strengths": [0.2], "labels": ["cell_type"], "gene_weights": ["none"], "yardsticks": []} | changed
-    with pytest.raises(ValueError, match=told.replace("[", r"\[").replace("]", r"\]")):
-        variants.plan(at=0.2, **given)
+    given = {
+        "strengths": [0.2],
+        "at": 0.2,
+        "labels": ["cell_type"],
+        "gene_weights": ["none"],
+        "yardsticks": [],
+    } | changed
+    with pytest.raises(ValueError, match=re.escape(told)):
+        variants.plan(**given)
 
 
 def test_without_harmonypy_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "harmonypy", None)
     with pytest.raises(ValueError, match="pip install harmonypy, or leave it out of yardsticks"):
-        variants.plan([0.2], at=0.2, labels=["none"], gene_weights=[], yardsticks=["Harmony"])
+        variants.plan([0.2], at=0.2, labels=["none"], gene_weights=["none"], yardsticks=["Harmony"])
 
 
 def test_a_column_that_is_not_there_and_too_few_donors_are_told(cells, plan):
@@ -212,3 +226,41 @@ def test_a_table_that_is_none_of_a_study_is_refused(long):
         tradeoff.figure(study.summarise(long).drop(columns="NMI_on"))
     with pytest.raises(ValueError, match="has no row"):
         tradeoff.figure(study.summarise(long)[:0])
+
+
+def test_cells_without_a_type_are_in_no_score_against_it(cells):
+    some = cells.copy()
+    none = np.random.default_rng(2).random(some.n_obs) < 0.3
+    some.obs["cell_type"] = some.obs["cell_type"].mask(none)
+    found = study.run(some, [Variant("AE_NMF")], on=["condition"], k=K, seeds=[0], max_cells=0).iloc[0]
+    H = variants.Fits(some, {}, K, 0).fit(Variant("AE_NMF"), "").H
+    obs = some.obs[["cell_type"]].assign(donor_id=some.obs["condition"])
+    assert found["scatter"] == pytest.approx(study.scatter(H[~none], obs[~none]), rel=1e-6)
+    whole = study.run(cells, [Variant("AE_NMF")], on=["condition"], k=K, seeds=[0], max_cells=0).iloc[0]
+    assert found["unseen_knn_type"] > whole["unseen_knn_type"] - 0.1  # a class of those without would cost a third
+
+
+def test_a_column_that_is_empty_for_some_cells_or_hangs_on_the_donor_is_refused_before_any_fit(
+    cells, plan, monkeypatch
+):
+    monkeypatch.setattr(variants.Fits, "fit", None)
+    holes, tied = cells.copy(), cells.copy()
+    holes.obs["condition"] = holes.obs["condition"].mask(np.arange(300) < 3)
+    with pytest.raises(ValueError, match=r"obs\['condition'\] is empty for 3 of 300 cells"):
+        study.run(holes, plan, on=["condition"], k=K)
+    tied.obs["batch"] = np.where(tied.obs["donor_id"] == "d0", "one", "other")
+    with pytest.raises(ValueError, match=r"batch is 'other' for all donors that seed . leaves in"):
+        study.run(tied, plan, on=["batch"], k=K)
+
+
+def test_a_column_more_or_other_code_makes_what_is_new(cells, tmp_path, monkeypatch):
+    made, scores = [], study._scores
+    monkeypatch.setattr(study, "_scores", lambda *given: made.append(1) or scores(*given))
+    given = {"k": K, "seeds": [0], "max_cells": 0, "store": tmp_path / "scores.csv"}
+    for on, new in ((["donor_id"], 1), (["condition", "donor_id"], 1), (["donor_id"], 0)):
+        made.clear()
+        study.run(cells, [Variant("PCA")], on=on, **given)
+        assert len(made) == new
+    monkeypatch.setattr(study, "_CODE", ("models",))
+    study.run(cells, [Variant("PCA")], on=["donor_id"], **given)
+    assert len(made) == 1
