@@ -88,8 +88,8 @@ def run(
     for seed, name in product(seeds, on):
         if len(left := np.unique(labels[name][~held_out(donors, seed)])) < 2:
             raise ValueError(
-                f"{name} is {str(left[0])!r} for all donors that seed {seed} leaves in: it hangs on the donor, and nothing "
-                "can be conditioned on it there. Give fewer starts, or another column in on."
+                f"{name} is {str(left[0])!r} for all donors that seed {seed} leaves in: it hangs on the donor, and "
+                "nothing can be conditioned on it there. Give fewer starts, or another column in on."
             )
     names = [(name, variant, seed) for seed in seeds for name in on for variant in plan]
     held = Store(store, [*_KEY, *_ABOUT, *SCORES], _KEY)
