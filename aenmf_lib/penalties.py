@@ -47,11 +47,12 @@ class Weights:
 def of_strength(strength: float, labels: str, moments: Moments, W: torch.Tensor) -> tuple[Weights, float]:
     """Turn a strength into weights, at the plain AE-NMF solution W.
 
-    ``γ = c SSE₀ / (n I_c(H₀))``, or ``η = c SSE₀ / (n HSIC(H₀, C))``. The centred invariance of a finite group is not 0
-    where there is no difference: were the cells of each group drawn from all cells, it would be ``(G − T)/n_l · V`` on
-    average, for G groups and T types of n_l cells that have one, and the total variance V of the usages. That share of
-    it is left in peace: ``c (1 − (G − T)/n_l · V / I_c(H₀))₊``, so where donors do not differ nothing is paid. V is of
-    all n cells, for no second moment is kept of those with a type alone.
+    ``γ = c SSE₀ / (n I_c(H₀))``, or ``η = c SSE₀ / (n HSIC(H₀, C))``. Neither penalty of finitely many cells is 0 where
+    donors do not differ. With V the total variance of the usages, cells dealt to the groups at random would give, on
+    average, ``I_c = (G − T)/n_l · V`` for G groups and T types of n_l cells that have one (drawn anew from all cells),
+    and ``HSIC = n/(n−1)³ · Σ_d n_d (1 − n_d/n) · V`` (the donors shuffled). That share is left in peace: c is
+    ``c (1 − chance / found)₊``, so where donors do not differ nothing is paid. V is of all n cells, for no second moment
+    is kept of those with a type alone.
 
     Parameters
     ----------
@@ -74,21 +75,22 @@ def of_strength(strength: float, labels: str, moments: Moments, W: torch.Tensor)
     plain = Tied(moments, lambda_W=0.0)
     point = plain.point(W.to(moments.dtype))
     sse = n * plain.value(point)
-    if labels == "none":
-        hsic = _sq(hsic_rows(moments).double() @ W.T) / (n - 1) ** 2
-        weights = Weights(0.0, strength * sse / (n * hsic) if hsic else 0.0, centred=True)
-        log.info("strength %g: η = %.4g", strength, weights.eta)
-        return weights, strength
-    typed, n_labelled = moments.group_type[moments.group_type >= 0], moments.n_labelled
-    between = _sq(invariance_rows(moments, centred=True).double() @ W.T) / n_labelled
     mean = W @ moments.donor_sums.double().sum(0) / n
     variance = float(point.F.sum(0).trace()) / n - _sq(mean)
-    chance = (len(typed) - len(typed.unique())) / n_labelled * variance
-    left = strength * max(0.0, 1 - chance / between) if between else 0.0
-    weights = Weights(left * sse / (n * between) if between else 0.0, 0.0, centred=True)
+    if labels == "none":
+        n_d = moments.donor_counts.double()
+        found = _sq(hsic_rows(moments).double() @ W.T) / (n - 1) ** 2
+        chance = n / (n - 1) ** 3 * float((n_d * (1 - n_d / n)).sum()) * variance
+    else:
+        typed, n_labelled = moments.group_type[moments.group_type >= 0], moments.n_labelled
+        found = _sq(invariance_rows(moments, centred=True).double() @ W.T) / n_labelled
+        chance = (len(typed) - len(typed.unique())) / n_labelled * variance
+    left = strength * max(0.0, 1 - chance / found) if found else 0.0
+    weight = left * sse / (n * found) if found else 0.0
+    weights = Weights(0.0, weight, centred=True) if labels == "none" else Weights(weight, 0.0, centred=True)
     log.info(
-        "strength %g: %.3g after what chance explains (%.1f %% of the scatter between donors), γ = %.4g",
-        strength, left, 100 * min(chance / between, 1) if between else 100, weights.gamma,
+        "strength %g: %.3g after what chance explains (%.1f %% of what lies between donors), %s = %.4g",
+        strength, left, 100 * min(chance / found, 1) if found else 100, "η" if labels == "none" else "γ", weight,
     )  # fmt: skip
     return weights, left
 

@@ -50,22 +50,30 @@ def made(effect: float, *, shares=(0.5, 0.5), alone: bool = False, seed: int = 0
 
 @pytest.mark.parametrize("labels", ["cell_type", "none"])
 def test_a_strength_is_a_share_of_the_error_at_the_plain_solution(tiny, labels):
-    """From the definitions, dense: and what chance explains is taken off where types are compared."""
+    """From the definitions, dense: and what chance explains is taken off."""
+    tiny.X = csr_matrix(tiny.X.toarray() * np.where((tiny.obs["donor_id"] == "d1").to_numpy()[:, None], 3, 1))
     moments, W = Moments.of(tiny), torch.from_numpy(np.random.default_rng(1).random((4, tiny.n_vars)) * 0.3)
     X, n = tiny.X.toarray(), tiny.n_obs
     H = X @ W.numpy().T
     sse = np.square(X - H @ W.numpy()).sum()
     weights, left = penalties.of_strength(0.3, labels, moments, W)
+    assert 0 < left < 0.3
     if labels == "none":
-        C = pd.get_dummies(tiny.obs["donor_id"]).to_numpy(float)
-        hsic = np.square((H - H.mean(0)).T @ (C - C.mean(0))).sum() / (n - 1) ** 2
-        assert (weights.gamma, left) == (0, 0.3)
-        assert weights.eta * hsic == pytest.approx(0.3 * sse / n, rel=1e-9)
+        C, rng = pd.get_dummies(tiny.obs["donor_id"]).to_numpy(float), np.random.default_rng(0)
+
+        def hsic(C):
+            return np.square((H - H.mean(0)).T @ (C - C.mean(0))).sum() / (n - 1) ** 2
+
+        chance = np.mean([hsic(rng.permutation(C)) for _ in range(4000)])
+        assert chance > 0.05 * hsic(C)
+        assert weights.gamma == 0
+        assert 0.3 - left == pytest.approx(0.3 * chance / hsic(C), rel=0.03)
+        assert weights.eta * hsic(C) == pytest.approx(left * sse / n, rel=1e-9)
     else:
         obs = tiny.obs.assign(row=np.arange(n))
         groups, types = len(obs.groupby(["cell_type", "donor_id"], observed=True)), obs["cell_type"].nunique()
         between, total = scatter(H, obs) * H.var(0).sum(), H.var(0).sum()
-        assert left == pytest.approx(0.3 * max(0, 1 - (groups - types) / n * total / between), rel=1e-9)
+        assert left == pytest.approx(0.3 * (1 - (groups - types) / n * total / between), rel=1e-9)
         assert weights.eta == 0
         assert weights.gamma * between == pytest.approx(left * sse / n, rel=1e-9)
 
@@ -85,10 +93,11 @@ def test_a_strong_effect_is_taken_out_and_the_types_stay(model):
     assert between_types(H) > 0.9 * between_types(H_plain)
 
 
+@pytest.mark.parametrize("labels", ["cell_type", "none"])
 @pytest.mark.parametrize("model", BOTH)
-def test_where_donors_do_not_differ_nothing_is_paid(model):
+def test_where_donors_do_not_differ_nothing_is_paid(model, labels):
     cells = made(effect=0.0)
-    fitted = model(k=6, strength=0.2).fit(cells)
+    fitted = model(k=6, strength=0.2, labels=labels).fit(cells)
     assert fitted.strength_ < 0.02
     free = (model(k=6, strength=0) if model is CAENMF2 else model(k=6, strength=0, gamma=0.0, eta=0.0)).fit(cells)
     assert fitted.loss_history_[-1] < 1.01 * free.loss_history_[-1]
