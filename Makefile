@@ -133,7 +133,7 @@ SUMS_LIB := data forming moments provenance results shards stream sums
 TRAIN_LIB := baseline checkpoint checks communities conditional data descent forming gradient groups kernels models moments objectives penalties programs provenance results shards solver start stream sums weighting
 BENCHMARKS_LIB := classification clustering communities data fits folds groups integration nearest provenance results store
 FIGURES_LIB := data drawn figures page programs provenance results scored words
-CONDITIONING_LIB := baseline checkpoint checks classification clustering communities conditional data descent drawn figures fits folds forming gradient groups kernels models moments nearest objectives page penalties programs provenance results solver start store stream study sums tradeoff variants weighting words
+CONDITIONING_LIB := baseline checkpoint checks classification clustering communities conditional data descent drawn figures fits folds forming gradient groups kernels models moments nearest objectives page penalties programs provenance results solver start store stream study sums tradeoff variants weighting words yardsticks
 lib = $(patsubst %,aenmf_lib/%.py,$(1))
 
 ifneq ($(origin EXECUTOR),command line)

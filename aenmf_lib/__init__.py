@@ -53,6 +53,7 @@ _MODULES = (
     "variants",
     "weighting",
     "words",
+    "yardsticks",
 )
 __all__ = [*_MODELS, *_MODULES]
 

@@ -48,11 +48,11 @@ def of_strength(strength: float, labels: str, moments: Moments, W: torch.Tensor)
     """Turn a strength into weights, at the plain AE-NMF solution W.
 
     ``γ = c SSE₀ / (n I_c(H₀))``, or ``η = c SSE₀ / (n HSIC(H₀, C))``. Neither penalty of finitely many cells is 0 where
-    donors do not differ. With V the total variance of the usages, cells dealt to the groups at random would give, on
-    average, ``I_c = (G − T)/n_l · V`` for G groups and T types of n_l cells that have one (drawn anew from all cells),
-    and ``HSIC = n/(n−1)³ · Σ_d n_d (1 − n_d/n) · V`` (the donors shuffled). That share is left in peace: c is
-    ``c (1 − chance / found)₊``, so where donors do not differ nothing is paid. V is of all n cells, for no second moment
-    is kept of those with a type alone.
+    donors do not differ. With V the total variance of the usages, cells dealt to donors and types at random would give
+    ``I_c = (G − T)/n_l · V`` on average, for G groups and T types of n_l cells that have one, and
+    ``HSIC = n/(n−1)³ · Σ_d n_d (1 − n_d/n) · V``. That share is left in peace: c becomes ``c (1 − chance / found)₊``,
+    so where donors do not differ nothing is paid. V is of all n cells, for no second moment is kept of those with a
+    type alone.
 
     Parameters
     ----------

@@ -22,7 +22,8 @@ from tqdm import tqdm
 from aenmf_lib import classification, clustering, data, fits, models, provenance
 from aenmf_lib.data import CELL_TYPE, DONOR
 from aenmf_lib.store import OF, Store, fingerprint
-from aenmf_lib.variants import COLUMNS, Embedding, Fits, Variant, label
+from aenmf_lib.variants import COLUMNS, Fits, Variant, label
+from aenmf_lib.yardsticks import Embedding
 
 LABELS = {"type": CELL_TYPE, "on": DONOR}  # end of a column -> what is read from the usages
 _KEY = ("on", *COLUMNS, "seed")
@@ -33,7 +34,7 @@ _ABOUT = ["k", "n_cells", "n_unseen", "max_cells", "strength_left", "n_iter", "s
 _PACKAGES = "aenmf_lib", "scikit-learn", "igraph", "numpy", "scipy", "torch", "scanpy"
 # other code may fit or score otherwise: it is done again
 _CODE = ("baseline", "communities", "conditional", "descent", "fits", "folds", "groups", "kernels", "models", "moments",
-         "objectives", "penalties", "start", "study", "sums", "variants", "weighting")  # fmt: skip
+         "objectives", "penalties", "start", "study", "sums", "variants", "weighting", "yardsticks")  # fmt: skip
 _LEIDEN_SEEDS = range(5)
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from aenmf_lib import page, variants, words
+from aenmf_lib import page, variants, words, yardsticks
 from aenmf_lib.data import CELL_TYPE
 from aenmf_lib.page import DOUBLE, EDGE, LINE
 
@@ -15,7 +15,7 @@ PANELS = {
     "knn": "15 neighbours (F1)",
     "unseen_NMI": "clusters, donors held out (NMI)",
 }
-COLOURS = {**words.COLOURS, variants.PCA_: "#999999", variants.HARMONY: "#CC79A7"}
+COLOURS = {**words.COLOURS, yardsticks.PCA: "#999999", yardsticks.HARMONY: "#CC79A7", yardsticks.LINEAR_SCVI: "#F0E442"}
 _READ = {  # what training read -> mark, words
     CELL_TYPE: ("o", "trained with cell_type"),
     "clusters": ("D", "with clusters it found"),

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from sklearn.decomposition import PCA
 
 from aenmf_lib import models, penalties, weighting
 from aenmf_lib.baseline import BaseNMF
@@ -18,10 +15,10 @@ from aenmf_lib.conditional import CAENMF1, CAENMF2
 from aenmf_lib.data import CELL_TYPE, DONOR
 from aenmf_lib.models import AENMF
 from aenmf_lib.moments import Moments
+from aenmf_lib.yardsticks import HARMONY, LINEAR_SCVI, PCA, Embedding, harmony, linear_scvi, package, pca
 
 CONDITIONAL = {model.name: model for model in (CAENMF1, CAENMF2)}
-PCA_, HARMONY = "PCA", "Harmony"
-YARDSTICKS = (PCA_, HARMONY, BaseNMF.name)
+YARDSTICKS = (PCA, HARMONY, LINEAR_SCVI, BaseNMF.name)
 COLUMNS = ("Model", "strength", "labels", "gene_weights")
 
 
@@ -37,20 +34,7 @@ class Variant:
     @property
     def conditional(self) -> bool:
         """Whether it is told the donor."""
-        return self.Model in CONDITIONAL or self.Model == HARMONY
-
-
-@dataclass
-class Embedding:
-    """What is scored: usages of the cells of the fit, and how others get theirs."""
-
-    H: np.ndarray  # (n_cells, k)
-    transform: Callable[[AnnData], np.ndarray] | None  # None: only the cells of the fit have usages
-    W: np.ndarray | None = None  # (k, n_genes), where ``H W`` is the reconstruction of other cells
-    error: float = np.nan  # ‖X − X̂‖ / ‖X‖, with what the donors add
-    strength_left: float = 0.0  # after chance
-    n_iter: int = 0
-    seconds: float = np.nan
+        return self.Model in CONDITIONAL or self.Model in (HARMONY, LINEAR_SCVI)
 
 
 def plan(
@@ -81,8 +65,8 @@ def plan(
     """
     if strange := [name for name in yardsticks if name not in YARDSTICKS]:
         raise ValueError(f"yardsticks holds {strange[0]!r}: there are {', '.join(map(repr, YARDSTICKS))}.")
-    if HARMONY in yardsticks:
-        _harmonypy()
+    for name in yardsticks:
+        package(name)
     if not strengths or min(*strengths, at) <= 0 or len(set(strengths)) < len(strengths):
         raise ValueError(f"strengths = {list(strengths)}, at = {at}: one or more above 0 is expected, and none twice.")
     for given, known in ((labels, penalties.LABELS), (gene_weights, weighting.RULES)):
@@ -123,11 +107,19 @@ class Fits:
         """Fit a variant, conditioned on a column if it is conditional."""
         if variant.conditional:
             self.cells.obs[DONOR] = pd.Categorical(self.labels[on])
-            return self._harmony() if variant.Model == HARMONY else self._conditional(variant, on)
+            if variant.Model == HARMONY:
+                return harmony(self.fit(Variant(PCA), on).H, self.cells.obs, self.seed)
+            if variant.Model == LINEAR_SCVI:
+                return linear_scvi(self.cells, self.k, self.seed)
+            return self._conditional(variant, on)
         name = label(variant)
         if name not in self.kept:
-            make = {PCA_: self._pca, BaseNMF.name: self._base}
-            self.kept[name] = make[variant.Model]() if variant.Model in make else self._tied(self._plain(variant))
+            make = {
+                PCA: lambda: pca(self.cells, self.k, self.seed),
+                BaseNMF.name: self._base,
+                AENMF.name: lambda: self._tied(self._plain(variant)),
+            }
+            self.kept[name] = make[variant.Model]()
         return self.kept[name]
 
     def _moments(self, on: str) -> Moments:
@@ -160,33 +152,6 @@ class Fits:
         model = BaseNMF(k=self.k, seed=self.seed).fit(self.cells)
         error = models.relative_error(self.cells, model.H_, model.W_)
         return Embedding(model.H_, model.transform, model.W_, error, 0.0, model.n_iter_, model.seconds_)
-
-    def _pca(self) -> Embedding:
-        X, begin = self.cells.X, time.perf_counter()
-        pca = PCA(self.k, svd_solver="arpack", random_state=self.seed)
-        H = pca.fit_transform(X)
-        squares = np.square(X.data, dtype=np.float64).sum()
-        left = (
-            squares
-            - len(H) * np.square(pca.mean_, dtype=np.float64).sum()
-            - (len(H) - 1) * pca.explained_variance_.sum()
-        )
-        error = float(np.sqrt(left / squares))
-        return Embedding(H, lambda cells: pca.transform(cells.X), None, error, seconds=time.perf_counter() - begin)
-
-    def _harmony(self) -> Embedding:
-        H = self.fit(Variant(PCA_), "").H
-        begin = time.perf_counter()
-        found = _harmonypy().run_harmony(H, self.cells.obs, [DONOR], random_state=self.seed, verbose=False)
-        Z = np.asarray(found.Z_corr)
-        return Embedding(Z if Z.shape == H.shape else Z.T, None, seconds=time.perf_counter() - begin)
-
-
-def _harmonypy():
-    try:
-        return importlib.import_module("harmonypy")
-    except ModuleNotFoundError:
-        raise ValueError(f"{HARMONY} is not installed: pip install harmonypy, or leave it out of yardsticks.") from None
 
 
 def _error(model: AENMF, cells: AnnData, H: np.ndarray) -> float:

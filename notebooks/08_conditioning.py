@@ -29,7 +29,7 @@ strengths: list[float] = [0.05, 0.2, 1.0]  # of the penalties, beside the publis
 labels_tried: list[str] = ["cell_type", "clusters", "none"]  # what the penalties read; the first at all strengths
 weights_tried: list[str] = ["none", "shared"]  # of the genes; other rules than "none" at one strength
 tried_at: float = 0.2  # that strength
-yardsticks: list[str] = ["PCA", "Harmony", "Base_NMF"]  # Harmony needs the package harmonypy
+yardsticks: list[str] = ["PCA", "Harmony", "Base_NMF"]  # LinearSCVI too: hours; pip install harmonypy scvi-tools
 scored_cells: int = 4000  # cells clustered and classified, at random; 0 takes all
 
 # %%

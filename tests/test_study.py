@@ -1,5 +1,6 @@
 """The study of conditioning: its scores are those of plain calls, the donors held out stay unseen, it can be killed."""
 
+import importlib.util
 import re
 import sys
 from dataclasses import asdict
@@ -8,14 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, hstack
+from scipy.sparse import random as sparse_random
 from sklearn.decomposition import NMF
 from sklearn.metrics import f1_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from aenmf_lib import CAENMF1, CAENMF2, study, tradeoff, variants
+from aenmf_lib import CAENMF1, CAENMF2, study, tradeoff, variants, yardsticks
 from aenmf_lib.variants import Variant
 
 K, ON = 4, ["donor_id", "condition"]
@@ -41,7 +43,7 @@ def plan() -> list[Variant]:
         at=0.2,
         labels=["cell_type", "clusters", "none"],
         gene_weights=["none", "shared"],
-        yardsticks=variants.YARDSTICKS,
+        yardsticks=["PCA", "Harmony", "Base_NMF"],
     )
 
 
@@ -168,7 +170,7 @@ def test_the_means_and_deviations_are_those_of_the_starts(cells, plan):
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"yardsticks": ["UMAP"]}, "yardsticks holds 'UMAP': there are 'PCA', 'Harmony', 'Base_NMF'"),
+        ({"yardsticks": ["UMAP"]}, "yardsticks holds 'UMAP': there are 'PCA', 'Harmony', 'LinearSCVI', 'Base_NMF'"),
         ({"strengths": [0.0]}, "strengths = [0.0]"),
         ({"strengths": []}, "strengths = []"),
         (
@@ -192,10 +194,38 @@ def test_a_plan_that_cannot_be_is_refused(changed, told):
         variants.plan(**given)
 
 
-def test_without_harmonypy_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "harmonypy", None)
-    with pytest.raises(ValueError, match="pip install harmonypy, or leave it out of yardsticks"):
-        variants.plan([0.2], at=0.2, labels=["none"], gene_weights=["none"], yardsticks=["Harmony"])
+@pytest.mark.parametrize(
+    ("name", "module", "words"), [("Harmony", "harmonypy", "harmonypy"), ("LinearSCVI", "scvi", "scvi-tools")]
+)
+def test_without_its_package_a_yardstick_says_what_to_install(monkeypatch, name, module, words):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ValueError, match=f"pip install {words}, or leave it out of yardsticks"):
+        variants.plan([0.2], at=0.2, labels=["none"], gene_weights=["none"], yardsticks=[name])
+
+
+def test_the_counts_come_back_from_the_filtered_values():
+    raw = sparse_random(200, 50, density=0.4, format="csr", random_state=0, dtype=np.float32)
+    raw.data = np.ceil(raw.data**4 * 3000)
+    raw = hstack([csr_matrix(np.ones((200, 1), np.float32)), raw]).tocsr()  # every cell has a gene of one count
+    X = csr_matrix(raw.multiply(1e4 / raw.sum(1)), dtype=np.float32).log1p()
+    found = yardsticks.counts(X)
+    np.testing.assert_array_equal(found.toarray(), raw.toarray())
+    X.data[X.indptr[7]] *= 1.3
+    with pytest.raises(ValueError, match=r"counts of 1 of 200 cells cannot be told .*: leave LinearSCVI out"):
+        yardsticks.counts(X)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("scvi"), reason="needs scvi-tools")
+def test_linear_scvi_takes_an_effect_out_and_embeds_cells_of_donors_it_has_not_seen(cells):
+    given = conditioned(cells)
+    found = variants.Fits(given, {"condition": given.obs["condition"].to_numpy(str)}, K, 0).fit(
+        Variant("LinearSCVI"), "condition"
+    )
+    assert found.H.shape == (300, K)
+    other = given.copy()
+    other.obs["donor_id"] = "new"
+    np.testing.assert_allclose(found.transform(other), found.H, atol=1e-4)
+    assert study.scatter(found.H, given.obs) < 0.5 * study.scatter(yardsticks.pca(given, K, 0).H, given.obs)
 
 
 def test_a_column_that_is_not_there_and_too_few_donors_are_told(cells, plan):
