@@ -261,7 +261,7 @@ class CAENMF2(_Conditional):
 
 
 def path(
-    model: _Conditional, moments: Moments, strengths: Sequence[float], *, plain: AENMF | None = None, sweeps: int = 8
+    model: _Conditional, moments: Moments, strengths: Sequence[float], *, plain: AENMF | None = None, sweeps: int = 5
 ) -> Iterator[_Conditional]:
     """Fit a conditional model at rising strengths, each from where the one before ended.
 
@@ -276,8 +276,9 @@ def path(
     plain
         AE-NMF of the same cells; without it, it is fitted first.
     sweeps
-        Iterations at each at most: the next goes on from there, so for model 1 they need not be many. Model 2 takes
-        W along but not its U, and needs some tens.
+        Iterations at each at most: the next goes on from there, so for model 1 they need not be many. On Kang (k = 20
+        and 80, by condition and by donor) eight strengths of 5 took 0.9 to 1.9 times an AE-NMF's time and ended within
+        0.8 % of the objective of a fit of its own. Model 2 takes W along but not its U, and needs some tens.
 
     Yields
     ------

@@ -109,7 +109,7 @@ def test_a_path_goes_where_fits_of_their_own_go(model):
     moments = Moments.of(cells, by_donor=True, mode="implicit")
     plain = AENMF(k=6).fit(moments)
     strengths = [1.0, 0.02, 0.1, 0.3]
-    on_the_way = list(path(model(k=6), moments, strengths, plain=plain, sweeps=8 if model is CAENMF1 else 60))
+    on_the_way = list(path(model(k=6), moments, strengths, plain=plain, sweeps=5 if model is CAENMF1 else 60))
     assert [fitted.strength for fitted in on_the_way] == sorted(strengths)
     left = [scatter(fitted.transform(cells), cells.obs) for fitted in on_the_way]
     assert left == sorted(left, reverse=True)
