@@ -15,7 +15,7 @@ PANELS = {
     "knn": "15 neighbours (F1)",
     "unseen_NMI": "clusters, donors held out (NMI)",
 }
-COLOURS = {**words.COLOURS, yardsticks.PCA: "#999999", yardsticks.HARMONY: "#CC79A7", yardsticks.LINEAR_SCVI: "#F0E442"}
+COLOURS = {**words.COLOURS, yardsticks.PCA: "#999999", yardsticks.HARMONY: "#CC79A7", yardsticks.LINEAR_SCVI: "#D55E00"}
 _READ = {  # what training read -> mark, words
     CELL_TYPE: ("o", "trained with cell_type"),
     "clusters": ("D", "with clusters it found"),
