@@ -97,6 +97,7 @@ def figure(table: pd.DataFrame, *, k: int | None = None) -> Figure:
         "bars: ±\u00a0s.d. over the starts" if points["type_std"].notna().any() else "one start: no s.d.",
         "numbers: strength of the penalties, 0 the published weights",
         "w: genes weighted",
+        *(["dotted: what the types alone tell"] if yardsticks.TYPES in kinds else []),
     ]
     fig = page.sheet(DOUBLE, EDGE + len(names) * pitch + key.height, note)
     for row, on in enumerate(names):
@@ -107,6 +108,9 @@ def figure(table: pd.DataFrame, *, k: int | None = None) -> Figure:
             x = left + column * (wide + gap)
             page.text(fig, x, y + LINE + 1, name)
             ax = page.axes(fig, x, y + 2 * LINE + 2, wide, high, f"{on} {score}")
+            types, of = of[of["Model"] == yardsticks.TYPES], of[of["Model"] != yardsticks.TYPES]
+            for on_value in types["on_value"]:
+                ax.axvline(on_value, color="#404040", lw=0.8, ls=":")
             for point in of.itertuples():
                 ax.errorbar(
                     point.on_value, point.type, xerr=np.nan_to_num(point.on_std), yerr=np.nan_to_num(point.type_std),

@@ -15,10 +15,10 @@ from aenmf_lib.conditional import CAENMF1, CAENMF2
 from aenmf_lib.data import CELL_TYPE, DONOR
 from aenmf_lib.models import AENMF
 from aenmf_lib.moments import Moments
-from aenmf_lib.yardsticks import HARMONY, LINEAR_SCVI, PCA, Embedding, harmony, linear_scvi, package, pca
+from aenmf_lib.yardsticks import HARMONY, LINEAR_SCVI, PCA, TYPES, Embedding, harmony, linear_scvi, package, pca, types
 
 CONDITIONAL = {model.name: model for model in (CAENMF1, CAENMF2)}
-YARDSTICKS = (PCA, HARMONY, LINEAR_SCVI, BaseNMF.name)
+YARDSTICKS = (TYPES, PCA, HARMONY, LINEAR_SCVI, BaseNMF.name)
 COLUMNS = ("Model", "strength", "labels", "gene_weights")
 
 
@@ -115,6 +115,7 @@ class Fits:
         name = label(variant)
         if name not in self.kept:
             make = {
+                TYPES: lambda: types(self.cells, self.seed),
                 PCA: lambda: pca(self.cells, self.k, self.seed),
                 BaseNMF.name: self._base,
                 AENMF.name: lambda: self._tied(self._plain(variant)),

@@ -1,4 +1,4 @@
-"""With what do others embed cells? Methods of well-kept libraries, with their authors' settings, for comparison."""
+"""What are the models held against? Methods of well-kept libraries, as their authors set them; the types alone."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from anndata import AnnData
 from scipy.sparse import csr_matrix
 from sklearn import decomposition
 
-from aenmf_lib.data import DONOR
+from aenmf_lib import data
+from aenmf_lib.data import CELL_TYPE, DONOR
 
-PCA, HARMONY, LINEAR_SCVI = "PCA", "Harmony", "LinearSCVI"
+TYPES, PCA, HARMONY, LINEAR_SCVI = "Types", "PCA", "Harmony", "LinearSCVI"
 _EXTRAS = {HARMONY: ("harmonypy", "harmonypy"), LINEAR_SCVI: ("scvi", "scvi-tools")}  # name to import, and to install
+_NOISE = 0.05  # added to indicators of the type, so that neighbours of a type are random ones
 _GENES = 2000  # that LinearSCVI sees, as in its tutorials
 
 
@@ -53,6 +55,20 @@ def package(name: str) -> ModuleType | None:
         raise ValueError(
             f"{name} is not installed: pip install {distribution}, or leave it out of yardsticks."
         ) from None
+
+
+def types(cells: AnnData, seed: int) -> Embedding:
+    """Embed cells by their type and nothing else: what an embedding tells of the donor that keeps only the types.
+
+    That is their share among the donor's cells. A cell without a type is noise.
+    """
+    names = np.unique(cells.obs[CELL_TYPE][~data.missing(cells.obs[CELL_TYPE])].astype(str))
+
+    def transform(other: AnnData) -> np.ndarray:
+        known = other.obs[CELL_TYPE].astype(str).to_numpy()[:, None] == names
+        return (known + _NOISE * np.random.default_rng(seed).normal(size=known.shape)).astype(np.float32)
+
+    return Embedding(transform(cells), transform, seconds=0.0)
 
 
 def pca(cells: AnnData, k: int, seed: int) -> Embedding:
