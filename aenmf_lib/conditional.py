@@ -36,7 +36,7 @@ class _Conditional(AENMF):
     a Series by cell: those of benchmark 1, in the usages of a fit with ``labels="none"`` of the same strength, but at
     most 0.2, from which the fit starts. Clusters of the plain AE-NMF hold the effect that is to be seen: on Kang by
     condition (k = 20, strength 0.2) their NMI with it was .38, against .04, and kNN read it with F1 .81 in the end,
-    against .69 (.66 with the types, .75 with HSIC alone, .99 without a strength). Above 0.2 HSIC pushes out types that
+    against .69 (.68 with the types, .78 with HSIC alone, .99 without a strength). Above 0.2 HSIC pushes out types that
     donors have unlike shares of, and clusters found there miss them: at strength 1 on cells that differ in nothing
     else, kNN F1 of the types of unseen donors fell from .98 to .49 and .83 (two data sets), against .98.
     """
