@@ -36,6 +36,7 @@ class _Loader(yaml.SafeLoader):
                     f"{place}, line {line}: '{name}' is given already in line {first[name]}. Keep one."
                 )
             first[name] = line
+            key.tag = "tag:yaml.org,2002:str"  # a name, also where YAML would read a truth value, as in 'on'
         return super().construct_mapping(node, deep)
 
 

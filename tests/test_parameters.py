@@ -5,6 +5,7 @@ import pytest
 
 from aenmf_lib.parameters import ParameterError, declared, effective, write
 
+ROOT = Path(__file__).parent.parent
 NOTEBOOK = """\
 # %% [markdown]
 # # A notebook
@@ -202,3 +203,13 @@ def test_what_is_written_reads_back_the_same(notebooks, tmp_path):
     values = {"cells": "no", "tol": 1e-5, "labels": True, "seeds": [0], "models": ["a=b", "1"]}
     write(tmp_path / "out.yaml", values)
     assert effective(notebooks, tmp_path / "out.yaml")["02_train"] == values
+
+
+def test_a_name_that_yaml_would_take_for_a_truth_value_is_a_name(notebooks):
+    notebooks[1].write_text('# %% tags=["parameters"]\non: bool = False\n')
+    assert given(notebooks, "on: true")[notebooks[1].stem]["on"] is True
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "notebooks" / "params").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_shipped_settings_file_is_taken(file):
+    assert effective(sorted((ROOT / "notebooks").glob("[0-9]*.py")), file)
