@@ -304,10 +304,13 @@ def _check_start(W: np.ndarray, k: int, n_genes: int) -> np.ndarray:
 
 
 def summary(model: "AENMF | BaseNMF") -> str:
-    """Say how a fit ended, and what share of ‖X‖² it explains, penalties counted against it."""
+    """Say how a fit ended, what share of ‖X‖² it explains (penalties count against it), what is left of a strength."""
     loss = model.loss_history_.min()
     explained = 1 - loss / model.sq_norm_per_cell_
-    return f"{model.name}: {model.n_iter_} iterations, {model.stop_}; objective {loss:.6g}, {explained:.1%} explained"
+    told = f"{model.name}: {model.n_iter_} iterations, {model.stop_}; objective {loss:.6g}, {explained:.1%} explained"
+    if strength := getattr(model, "strength", 0):
+        told += f"; of the strength {strength:g}, {model.strength_:.2g} beyond what chance explains"
+    return told
 
 
 def cost_of_the_tie(model: AENMF, cells: AnnData | Cells) -> str:

@@ -48,12 +48,14 @@ def of_strength(strength: float, labels: str, moments: Moments, W: torch.Tensor)
     """Turn a strength into weights, at the plain AE-NMF solution W.
 
     ``γ = c SSE₀ / (n I_c(H₀))``, or ``η = c SSE₀ / (n HSIC(H₀, C))``. Neither penalty of finitely many cells is 0 where
-    donors do not differ. With V the total variance of the usages, cells dealt to donors and types at random would give
-    ``I_c = (G − T)/n_l · V`` on average, for G groups and T types of n_l cells that have one, and
-    ``HSIC = n/(n−1)³ · Σ_d n_d (1 − n_d/n) · V``. That share is left in peace: c becomes ``c (1 − chance / found)₊``,
-    so where donors do not differ nothing is paid. V is of all n cells, for no second moment is kept of those with a
-    type alone. For I_c that is too much: donors shuffled within types would give ``Σ_t (G_t − 1) V_t / n_l``, of the
-    variance within each type; on Kang by donor .0024 of V, where .0065 is taken off.
+    donors do not differ. That share is left in peace: c becomes ``c (1 − chance / found)₊``, so where donors do not
+    differ nothing is paid.
+
+    For I_c chance is that of an analysis of variance. With Ω the covariance of the usages within groups, the means of
+    alike donors give ``I_c n_l`` a mean of ``f tr Ω`` and a variance of ``2 f tr Ω²``, at f = G − T degrees of freedom
+    for G groups of T types (exact for normal usages); two standard deviations above the mean are taken off. Ω is of all
+    cells: those without a type count as one more type. For HSIC, donors shuffled over all cells would give
+    ``n/(n−1)³ · Σ_d n_d (1 − n_d/n) · V`` on average, V the total variance of the usages.
 
     Parameters
     ----------
@@ -75,24 +77,30 @@ def of_strength(strength: float, labels: str, moments: Moments, W: torch.Tensor)
     n, W = moments.n_cells, W.double()
     plain = Tied(moments, lambda_W=0.0)
     point = plain.point(W.to(moments.dtype))
-    sse = n * plain.value(point)
-    mean = W @ moments.donor_sums.double().sum(0) / n
-    variance = float(point.F.sum(0).trace()) / n - _sq(mean)
+    sse, second = n * plain.value(point), point.F.sum(0).double()  # HᵀH
     if labels == "none":
-        n_d = moments.donor_counts.double()
+        n_d, mean = moments.donor_counts.double(), W @ moments.donor_sums.double().sum(0) / n
         found = _sq(hsic_rows(moments).double() @ W.T) / (n - 1) ** 2
+        variance = float(second.trace()) / n - _sq(mean)
         chance = n / (n - 1) ** 3 * float((n_d * (1 - n_d / n)).sum()) * variance
     else:
-        typed, n_labelled = moments.group_type[moments.group_type >= 0], moments.n_labelled
-        found = _sq(invariance_rows(moments, centred=True).double() @ W.T) / n_labelled
-        chance = (len(typed) - len(typed.unique())) / n_labelled * variance
+        found = _sq(invariance_rows(moments, centred=True).double() @ W.T) / moments.n_labelled
+        sums, counts = moments.group_sums.double() @ W.T, moments.group_counts.double()
+        within = (second - sums.T @ (sums / counts[:, None])) / max(n - len(counts), 1)
+        typed = moments.group_type[moments.group_type >= 0]
+        free = len(typed) - len(typed.unique())
+        chance = (free * float(within.trace()) + 2 * (2 * free * _sq(within)) ** 0.5) / moments.n_labelled
     left = strength * max(0.0, 1 - chance / found) if found else 0.0
     weight = left * sse / (n * found) if found else 0.0
     weights = Weights(0.0, weight, centred=True) if labels == "none" else Weights(weight, 0.0, centred=True)
-    log.info(
-        "strength %g: %.3g after what chance explains (%.1f %% of what lies between donors), %s = %.4g",
-        strength, left, 100 * min(chance / found, 1) if found else 100, "η" if labels == "none" else "γ", weight,
-    )  # fmt: skip
+    told = (strength, left, 100 * min(chance / found, 1) if found else 100)
+    if left:
+        letter = "η" if labels == "none" else "γ"
+        log.info("strength %g: %.3g beyond chance, which explains %.1f %% of what lies between donors; %s = %.4g",
+                 *told, letter, weight)  # fmt: skip
+    else:
+        log.warning("strength %g: %.3g beyond chance, which explains %.1f %% of what lies between donors: there is no "
+                    "penalty. To have one all the same, give its weight with strength=0.", *told)  # fmt: skip
     return weights, left
 
 

@@ -8,7 +8,7 @@ from anndata import AnnData
 from scipy.sparse import csr_matrix
 from sklearn.neighbors import KNeighborsClassifier
 
-from aenmf_lib import AENMF, CAENMF1, CAENMF2, clustering, communities, penalties
+from aenmf_lib import AENMF, CAENMF1, CAENMF2, clustering, communities, models, penalties
 from aenmf_lib.conditional import path
 from aenmf_lib.moments import Moments
 from aenmf_lib.objectives import Tied
@@ -25,6 +25,19 @@ def scatter(H: np.ndarray, obs: pd.DataFrame) -> float:
         for _, group in of_type.groupby("donor_id", observed=True):
             found += len(group) * np.square(H[group["row"]].mean(0) - mean).sum()
     return found / len(H) / H.var(0).sum()
+
+
+def by_chance(H: np.ndarray, obs: pd.DataFrame) -> float:
+    """I_c of donors that do not differ, two deviations above its mean: from the covariance within groups."""
+    columns = [obs["cell_type"].astype(object).fillna(""), obs["donor_id"]]
+    within, groups = np.zeros((H.shape[1],) * 2), pd.DataFrame(H).groupby([c.to_numpy() for c in columns])
+    for _, group in groups:
+        within += (len(group) - 1) * np.cov(group.to_numpy().T, ddof=1) if len(group) > 1 else 0
+    within /= len(H) - groups.ngroups
+    typed = obs.dropna()[["cell_type", "donor_id"]].drop_duplicates()
+    free = len(typed) - typed["cell_type"].nunique()
+    deviation = np.sqrt(2 * free * np.trace(within @ within))
+    return (free * np.trace(within) + 2 * deviation) / obs["cell_type"].notna().sum()
 
 
 def made(effect: float, *, shares=(0.5, 0.5), alone: bool = False, seed: int = 0, n: int = 1200) -> AnnData:
@@ -71,11 +84,23 @@ def test_a_strength_is_a_share_of_the_error_at_the_plain_solution(tiny, labels):
         assert weights.eta * hsic(C) == pytest.approx(left * sse / n, rel=1e-9)
     else:
         obs = tiny.obs.assign(row=np.arange(n))
-        groups, types = len(obs.groupby(["cell_type", "donor_id"], observed=True)), obs["cell_type"].nunique()
-        between, total = scatter(H, obs) * H.var(0).sum(), H.var(0).sum()
-        assert left == pytest.approx(0.3 * (1 - (groups - types) / n * total / between), rel=1e-9)
+        between = scatter(H, obs) * H.var(0).sum()
+        assert left == pytest.approx(0.3 * (1 - by_chance(H, obs) / between), rel=1e-9)
         assert weights.eta == 0
         assert weights.gamma * between == pytest.approx(left * sse / n, rel=1e-9)
+
+
+def test_chance_is_what_donors_shuffled_within_types_give():
+    """With types far apart, whose distances are no chance: a weak effect of donors within them is seen."""
+    cells, rng = made(effect=0.3, shares=(0.8, 0.3)), np.random.default_rng(0)
+    model = AENMF(k=6).fit(cells)
+    H, of_type = model.transform(cells), cells.obs.groupby("cell_type", observed=True)["donor_id"]
+    left = penalties.of_strength(1.0, "cell_type", Moments.of(cells), torch.from_numpy(model.W_))[1]
+    chance = (1 - left) * scatter(H, cells.obs)
+    shuffled = [scatter(H, cells.obs.assign(donor_id=of_type.transform(rng.permutation))) for _ in range(300)]
+    assert left > 0.3
+    assert np.mean(shuffled) < chance < 2.5 * np.mean(shuffled)
+    assert np.mean(np.array(shuffled) > chance) < 0.1
 
 
 @pytest.mark.parametrize("model", BOTH)
@@ -99,6 +124,7 @@ def test_where_donors_do_not_differ_nothing_is_paid(model, labels):
     cells = made(effect=0.0)
     fitted = model(k=6, strength=0.2, labels=labels).fit(cells)
     assert fitted.strength_ < 0.02
+    assert "of the strength 0.2, " in models.summary(fitted)
     free = (model(k=6, strength=0) if model is CAENMF2 else model(k=6, strength=0, gamma=0.0, eta=0.0)).fit(cells)
     assert fitted.loss_history_[-1] < 1.01 * free.loss_history_[-1]
 
@@ -233,9 +259,9 @@ def test_a_strength_is_reckoned_from_the_cells_that_have_a_type(tiny):
     tiny.X = csr_matrix(tiny.X.toarray() * np.where((tiny.obs["donor_id"] == "d1").to_numpy()[:, None], 4, 1))
     some, W = unlabel(tiny, rng.random(60) < 0.3), rng.random((4, tiny.n_vars)) * 0.3
     X = some.X.toarray()
-    H, has = X @ W.T, some.obs["cell_type"].notna().to_numpy()
+    H = X @ W.T
     between = np.square(dense_rows(X, some.obs) @ W.T).sum()
-    chance = (len(dense_rows(X, some.obs)) - 2) / has.sum() * H.var(0).sum()
+    chance = by_chance(H, some.obs)
     weights, left = penalties.of_strength(0.3, "cell_type", Moments.of(some), torch.from_numpy(W))
     assert 0 < left < 0.3
     assert left == pytest.approx(0.3 * (1 - chance / between), rel=1e-9)
