@@ -63,7 +63,14 @@ def _send(pipe, task: Callable[..., dict], args: tuple) -> None:
 
 
 def in_turn(
-    name: str, task: Callable[..., dict], rows: list[dict], *, runs: int, limit: float | None = None, keep: bool = False
+    name: str,
+    task: Callable[..., dict],
+    rows: list[dict],
+    *,
+    runs: int,
+    limit: float | None = None,
+    keep: bool = False,
+    device: str = "cpu",
 ) -> pd.DataFrame:
     """Run `task(**row)` for each row in turn, `runs` times over; write and give the table ``results/<name>.csv``.
 
@@ -73,7 +80,7 @@ def in_turn(
     path.parent.mkdir(exist_ok=True)
     done = pd.read_csv(path).to_dict("records") if keep and path.exists() else []
     for run, row in tqdm([(run, row) for run in range(runs) for row in rows], desc=name):
-        done.append({**row, "run": run, **alone(_call, task, row, limit=limit), **machine()})
+        done.append({**row, "run": run, **alone(_call, task, row, limit=limit), **machine(device)})
         pd.DataFrame(done).to_csv(path, index=False, float_format="%.6g")
     return pd.DataFrame(done)
 
@@ -84,11 +91,10 @@ def _call(task: Callable[..., dict], row: dict) -> dict:
 
 def machine(device: str = "cpu") -> dict[str, str]:
     """Say on what, and when."""
+    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+    vectors = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else platform.machine()
+    told = f"{os.cpu_count()} cores, {model[0].partition(': ')[2]}, {vectors}"
     if device != "cpu":
-        told = torch.cuda.get_device_name(device)
-    else:
-        model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
-        vectors = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else platform.machine()
-        told = f"{os.cpu_count()} cores, {model[0].partition(': ')[2]}, {vectors}"
+        told = f"{torch.cuda.get_device_name(device)}; {told}"
     return {"machine": told, "date": date.today().isoformat()}

@@ -31,9 +31,10 @@ Result = tuple[np.ndarray, np.ndarray, int, str]  # H, W, iterations, why it sto
 ADAM_BATCH, ADAM_EPOCHS, ADAM_TOL = 512, 100, AENMF.tol
 
 
-def ours(model: type[AENMF], cells: AnnData, k: int, seed: int) -> Result:
+def ours(model: type[AENMF], cells: AnnData, k: int, seed: int, device: str = "cpu") -> Result:
     """Fit one of our models, the conditional ones with the published weights."""
-    fitted = model(k=k, seed=seed, **({"strength": 0} if model.conditional else {})).fit(cells)
+    settings = {"k": k, "seed": seed, "device": device} | ({"strength": 0} if model.conditional else {})
+    fitted = model(**settings).fit(cells)
     return fitted.transform(cells), fitted.W_, fitted.n_iter_, fitted.stop_
 
 
@@ -114,6 +115,9 @@ SOLVERS: dict[str, Callable[[AnnData, int, int], Result]] = {
     "scikit-learn NMF": base,
     "model 1": partial(ours, CAENMF1),
     "model 2": partial(ours, CAENMF2),
+    "AE-NMF, card": partial(ours, AENMF, device="cuda"),
+    "model 1, card": partial(ours, CAENMF1, device="cuda"),
+    "model 2, card": partial(ours, CAENMF2, device="cuda"),
     "MiniBatchNMF": minibatch,
     "nmf-torch": nmf_torch,
     "torchnmf": torchnmf,
@@ -121,7 +125,8 @@ SOLVERS: dict[str, Callable[[AnnData, int, int], Result]] = {
     "Adam, 1e-3": partial(adam, rate=1e-3),
     "Adam, 1e-4": partial(adam, rate=1e-4),
 }
-TIED = ("AE-NMF", "model 1", "model 2", "Adam, 1e-3", "Adam, 1e-4")  # H = X Wᵀ
+OURS = [name for name, solver in SOLVERS.items() if getattr(solver, "func", None) is ours]
+TIED = (*OURS, "Adam, 1e-3", "Adam, 1e-4")  # H = X Wᵀ
 
 
 def select(cells: AnnData, genes: int) -> AnnData:
@@ -137,9 +142,9 @@ def select(cells: AnnData, genes: int) -> AnnData:
 def task(cells: str, genes: int, k: int, seed: int, solver: str) -> dict:
     """Fit once."""
     loaded = select(data.load(cells), genes)
-    if solver in ("AE-NMF", "model 1", "model 2"):  # compiled once a machine; loaded here
-        warm = {"AE-NMF": AENMF, "model 1": CAENMF1, "model 2": CAENMF2}[solver]
-        warm(k=4, max_iter=2, tol=0).fit(_few(loaded))
+    if solver in OURS:  # compiled once a machine; loaded here, as a card is
+        (warm,), device = SOLVERS[solver].args, SOLVERS[solver].keywords.get("device", "cpu")
+        warm(k=4, max_iter=2, tol=0, device=device).fit(_few(loaded))
     with measured() as found:
         H, W, n_iter, stop = SOLVERS[solver](loaded, k, seed)
     error = models.relative_error(loaded, H, W)
@@ -167,13 +172,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--limit", type=float, default=900, help="seconds after which a fit is killed")
-    parser.add_argument("--solvers", nargs="+", choices=SOLVERS, default=list(SOLVERS))
+    parser.add_argument(
+        "--solvers", nargs="+", choices=SOLVERS, default=[name for name in SOLVERS if "card" not in name]
+    )
     parser.add_argument("--keep", action="store_true", help="add to the table instead of starting it anew")
     o = parser.parse_args()
     row = {"cells": str(o.cells), "genes": o.genes, "k": o.k, "seed": o.seed}
     rows = [row | {"solver": solver} for solver in o.solvers]
     name = f"peers_{o.name or o.cells.resolve().parent.name}_{o.genes or 'all'}_k{o.k}"
-    table = in_turn(name, task, rows, runs=o.runs, limit=o.limit, keep=o.keep)
+    device = "cuda" if any("card" in solver for solver in o.solvers) else "cpu"
+    name += "_cuda" * (device == "cuda")
+    table = in_turn(name, task, rows, runs=o.runs, limit=o.limit, keep=o.keep, device=device)
     print(table.groupby("solver", sort=False)[["seconds", "cpu_seconds", "peak_mib", "relative_error"]].median())
 
 

@@ -16,11 +16,10 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from measure import RESULTS, machine
-from scipy.sparse import csr_matrix
-from scipy.sparse import random as sparse_random
+from scipy.sparse import csr_matrix, vstack
 from tqdm import tqdm
 
-from aenmf_lib import data, descent, start
+from aenmf_lib import data, descent, forming, start
 from aenmf_lib.forming import Forming
 from aenmf_lib.gradient import ProjectedGradient
 from aenmf_lib.moments import Moments
@@ -29,14 +28,17 @@ from aenmf_lib.sums import Sample, Sums
 
 REPEATS = 5
 BLOCK = 8192  # cells made at once
+IMPLICIT = 20_000  # cells of the implicit rows at most
 
 
 def simulated(n_cells: int, n_genes: int, share: float, seed: int) -> csr_matrix:
     """Give cells of random log-normalised counts."""
-    rng = np.random.default_rng(seed)
-    X = sparse_random(n_cells, n_genes, density=share, format="csr", random_state=rng, dtype=np.float32)
-    X.data = rng.integers(1, 5, X.nnz).astype(np.float32)
-    return data.normalise(X)
+    rng, blocks = np.random.default_rng(seed), []
+    for n in np.diff([*range(0, n_cells, 1024), n_cells]):
+        X = csr_matrix(rng.random((n, n_genes), dtype=np.float32) < share, dtype=np.float32)
+        X.data = rng.integers(1, 5, X.nnz).astype(np.float32)
+        blocks.append(X)
+    return data.normalise(vstack(blocks, format="csr"))
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
@@ -50,20 +52,21 @@ def seconds(work: Callable[[], object], device: str) -> float:
 
 def moments_of(cells: int, genes: int, share: float, device: str) -> tuple[Moments, dict]:
     """Form S block by block; gives it and the seconds that forming took, making cells not counted."""
-    forming, sums, sample, spent = Forming(genes, torch.float32, device), Sums(), None, 0.0
+    S, sums, sample, spent = Forming(genes, torch.float32, device), Sums(), None, 0.0
     X = simulated(BLOCK, genes, share, 0)  # the same block again and again: what is timed is forming
     label, names = np.full(BLOCK, ""), pd.RangeIndex(BLOCK).astype(str)
-    forming.add(X)
+    S.add(X)
     blocks = cells // BLOCK
     for _ in tqdm(range(blocks), desc=f"S, {genes} genes"):
-        spent += seconds(lambda: forming.add(X), device)
+        spent += seconds(lambda: S.add(X), device)
         sums += Sums.of(X, label, label, label)
         sample = sample or Sample.of(X, names)
-    spent += seconds(forming.finish, device)
+    spent += seconds(S.finish, device)
     told = {"mode": "explicit", "reason": "", "dtype": torch.float32, "device": device}
-    return Moments(names[:0].append(pd.RangeIndex(genes).astype(str)), sums, {"": forming.S}, sample, **told), {
+    return Moments(names[:0].append(pd.RangeIndex(genes).astype(str)), sums, {"": S.S}, sample, **told), {
         "seconds": spent,
         "cells": blocks * BLOCK,
+        "tf32": S.tf32,
     }
 
 
@@ -81,8 +84,9 @@ def main() -> None:
     A, B = (torch.rand(size, size, device=device) for _ in range(2))
     big = torch.rand(2**27, device=device)
 
-    def peak() -> float:
-        return 2 * size**3 / min(seconds(lambda: A @ B, device) for _ in range(3)) / 1e9
+    def peak(tf32: bool = False) -> float:
+        with forming.tf32(tf32):
+            return 2 * size**3 / min(seconds(lambda: A @ B, device) for _ in range(3)) / 1e9
 
     def copy() -> float:
         return 2 * 4 * len(big) / min(seconds(lambda: big.clone(), device) for _ in range(3)) / 1e9
@@ -100,11 +104,11 @@ def main() -> None:
         print(rows[-1])
 
     moments, formed = moments_of(o.cells, p, o.share, device)
-    gemm = peak()
+    gemm = peak(formed["tf32"])  # in the same precision
     flop = float(formed["cells"]) * p**2  # half of S is enough: that of one triangle
     rows.append({"what": "form S", "genes": p, "k": 0, "seconds": formed["seconds"],
                  "us_per_cell": 1e6 * formed["seconds"] / formed["cells"], "gflops": flop / formed["seconds"] / 1e9,
-                 "sgemm_gflops": gemm, "share_of_sgemm": flop / formed["seconds"] / 1e9 / gemm,
+                 "tf32": formed["tf32"], "sgemm_gflops": gemm, "share_of_sgemm": flop / formed["seconds"] / 1e9 / gemm,
                  **machine(device)})  # fmt: skip
     for k in o.k:
         W = start.from_cells(moments.sample, k, seed=0).to(device)
@@ -116,7 +120,7 @@ def main() -> None:
         if device == "cpu":
             sweep = descent.TiedDescent(objective, W)
             row("explicit coordinate sweep", k, 2.0 * k * p**2, sweep.step, 4.0 * p**2)
-    cells = AnnData(X := simulated(min(o.cells, 50_000), p, o.share, 0))
+    cells = AnnData(X := simulated(min(o.cells, IMPLICIT), p, o.share, 0))
     implicit = Moments.of(cells, donor=False, cell_type=False, mode="implicit", device=device)
     for k in o.k:
         W = start.from_cells(implicit.sample, k, seed=0).to(device)
