@@ -47,6 +47,13 @@ endif
 ifneq ($(and $(SHARDS),$(filter clusters,$(LABELS))),)
 $(error LABELS=clusters finds groups in the cells themselves, which SHARDS leaves on disk: give one of them)
 endif
+# The study sets strengths, labels, weights and starts side by side: of these it takes none.
+unread := $(strip $(foreach name,SEED N_STARTS STRENGTH LABELS GENE_WEIGHTS MAX_CELLS N_JOBS FOREST LISI DEVICE SHARDS,$(if $(filter command,$(origin $(name))),$(name))))
+ifneq ($(and $(unread),$(filter conditioning,$(MAKECMDGOALS))),)
+ifeq ($(filter-out conditioning,$(MAKECMDGOALS)),)
+$(error $(unread): not read by 'make conditioning', which sets several strengths, labels, weights and starts side by side. Which ones,     say in notebooks/params/$(DATASET).yaml: strengths, labels_tried, weights_tried, tried_at, starts, on, scored_cells, yardsticks)
+endif
+endif
 
 data := $(or $(DATA),$(shell sed -n "s/^data: *[\"']*\([^ \"']*\).*/\1/p" $(params) /dev/null))
 ifeq ($(data),)
@@ -165,12 +172,14 @@ cluster = exec "$(PYTHON)" slurm/submit.py $(1) --run $(RUN) --make '$(call quot
     --cpu-partition '$(CPU_PARTITION)' --gpu-partition '$(GPU_PARTITION)' --account '$(ACCOUNT)' \
     --gpu-type '$(GPU_TYPE)' --memory-share $(or $(MEMORY_SHARE),1) --cpus $(or $(MOST_CPUS),0) \
     --prelude '$(call quoted,$(PRELUDE))' --sbatch='$(call quoted,$(SBATCH))'
+on_cluster = $(if $(filter slurm,$(EXECUTOR)),$(call cluster,$(1)),echo 'make $(1) is about jobs of Slurm, and none \
+    answers here (asked with: scontrol ping). Without a cluster make itself says what it does, and make -n what is left.' >&2; exit 1)
 status: | $(setup)  ## on a cluster: what is made, queued, running, failed
-	@$(call cluster,status)
+	@$(call on_cluster,status)
 watch: | $(setup)  ## on a cluster: the same again and again, until no job is left
-	@$(call cluster,watch)
+	@$(call on_cluster,watch)
 cancel: | $(setup)  ## on a cluster: take back this run's jobs, and no others
-	@$(call cluster,cancel)
+	@$(call on_cluster,cancel)
 
 # ---- How it is made --------------------------------------------------------------------------------------------------
 # In the targets below '%' stands for the '.' of the ending. That makes them pattern rules, and of those make knows that
@@ -271,5 +280,5 @@ clean:  ## remove results/<data set>/ of this DATASET alone, all its ranks
 	@rm -rf "$(DIR)"
 
 help:  ## list this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo '  DATASET: $(basename $(notdir $(wildcard notebooks/params/*.yaml))); or DATA=cells.h5ad. Also: K $(OVERRIDES)'

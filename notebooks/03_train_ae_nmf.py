@@ -77,7 +77,7 @@ if untied:
 model.starts_
 
 # %%
-model.stability_.nsmallest(10, "cosine")
+model.stability_.dropna().nsmallest(10, "cosine")
 
 # %% [markdown]
 # Genes that weigh most in each program. A program is worth a name when its genes are.

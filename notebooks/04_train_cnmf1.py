@@ -94,7 +94,7 @@ pd.Series((model.U_**2).sum(axis=1) ** 0.5, index=model.donors_, name="‖U‖ o
 model.starts_
 
 # %%
-model.stability_.nsmallest(10, "cosine")
+model.stability_.dropna().nsmallest(10, "cosine")
 
 # %% [markdown]
 # Genes that weigh most in each program. A program is worth a name when its genes are.

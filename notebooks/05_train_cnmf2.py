@@ -88,7 +88,7 @@ pd.Series((model.U_**2).sum(axis=(1, 2)) ** 0.5, index=model.donors_, name="‖U
 model.starts_
 
 # %%
-model.stability_.nsmallest(10, "cosine")
+model.stability_.dropna().nsmallest(10, "cosine")
 
 # %% [markdown]
 # Genes that weigh most in each program. A program is worth a name when its genes are.

@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import aenmf_lib
+from aenmf_lib import results
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -625,11 +626,24 @@ def test_an_active_environment_is_used_if_it_holds_the_library(bare, variable):
     assert not (bare.root / ".venv").exists()
 
 
+def test_without_a_cluster_the_targets_about_its_jobs_say_so(make):
+    told = make("status", "EXECUTOR=local")
+    assert told.returncode != 0
+    assert "make status is about jobs of Slurm, and none answers here" in told.stderr
+
+
+def test_the_readme_tells_every_key_of_the_results_files():
+    told = (ROOT / "README.md").read_text()
+    keys = {key for table in (results.OBSM, results.VARM) for roles in table.values() for key in roles.values()}
+    assert {key for key in keys if f"`{key.format(k='<K>')}`" not in told} == set()
+
+
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
         (("all", "MIN_CELL=3"), "MIN_CELL: no variable of this Makefile. There are: DATASET K DATA MIN_CELLS"),
         (("all", "min_cells=3"), "min_cells: no variable of this Makefile"),
+        (("conditioning", "STRENGTH=1", "SEED=3"), "SEED STRENGTH: not read by 'make conditioning'"),
         (("all", "DONOR_KEY=the donor's"), "A value holds a quote (')"),
         (
             ("all", "DATA=elsewhere/demo.h5ad"),
