@@ -96,7 +96,7 @@ def figure(table: pd.DataFrame, *, k: int | None = None) -> Figure:
         f"starts: {words.span(points['n_starts'])}",
         "bars: ±\u00a0s.d. over the starts" if points["type_std"].notna().any() else "one start: no s.d.",
         "numbers: strength of the penalties, 0 the published weights",
-        "w: genes weighted",
+        *(["w: genes weighted"] if (points["gene_weights"] != "none").any() else []),
         *(["dotted: what the types alone tell"] if yardsticks.TYPES in kinds else []),
     ]
     fig = page.sheet(DOUBLE, EDGE + len(names) * pitch + key.height, note)
@@ -120,7 +120,8 @@ def figure(table: pd.DataFrame, *, k: int | None = None) -> Figure:
                 path = of[(of["Model"] == model) & (of["gene_weights"] == "none")].sort_values("strength")
                 path = path[(path["labels"] == CELL_TYPE) | (path["strength"] == 0)]
                 ax.plot(path["on_value"], path["type"], color=COLOURS[model], lw=0.8, zorder=1)
-            ax.set(xlim=page.at_least(*ax.get_xlim(), _LEAST), ylim=page.at_least(*ax.get_ylim(), _LEAST))
+            low, upp = page.at_least(*ax.get_xlim(), _LEAST)
+            ax.set(xlim=(low, upp) if low >= 0 else (-0.03 * upp, upp), ylim=page.at_least(*ax.get_ylim(), _LEAST))
             _number(ax, of)
             ax.set(xlabel=f"{on} ← lower is better", ylabel="" if column else "cell type → higher is better")
     key.draw(fig, EDGE, EDGE + len(names) * pitch)
