@@ -84,11 +84,12 @@ def of_strength(strength: float, labels: str, moments: Moments, W: torch.Tensor)
         variance = float(second.trace()) / n - _sq(mean)
         chance = n / (n - 1) ** 3 * float((n_d * (1 - n_d / n)).sum()) * variance
     else:
-        found = _sq(invariance_rows(moments, centred=True).double() @ W.T) / moments.n_labelled
-        sums, counts = moments.group_sums.double() @ W.T, moments.group_counts.double()
-        within = (second - sums.T @ (sums / counts[:, None])) / max(n - len(counts), 1)
         typed = moments.group_type[moments.group_type >= 0]
-        free = len(typed) - len(typed.unique())
+        free, spare = len(typed) - len(typed.unique()), n - len(moments.group_counts)
+        rows = invariance_rows(moments, centred=True).double() @ W.T
+        found = _sq(rows) / moments.n_labelled if free and spare else 0.0  # else what is found is rounding, or chance
+        sums, counts = moments.group_sums.double() @ W.T, moments.group_counts.double()
+        within = (second - sums.T @ (sums / counts[:, None])) / max(spare, 1)
         chance = (free * float(within.trace()) + 2 * (2 * free * _sq(within)) ** 0.5) / moments.n_labelled
     left = strength * max(0.0, 1 - chance / found) if found else 0.0
     weight = left * sse / (n * found) if found else 0.0

@@ -103,6 +103,20 @@ def test_chance_is_what_donors_shuffled_within_types_give():
     assert np.mean(np.array(shuffled) > chance) < 0.1
 
 
+@pytest.mark.parametrize("each", ["type of one donor", "cell a group"])
+def test_where_no_two_donors_can_be_compared_nothing_is_asked(tiny, each, caplog):
+    """What is left of the differences is rounding, or cannot be told from chance."""
+    if each == "cell a group":
+        tiny = tiny[:30].copy()
+        tiny.obs["donor_id"] = [f"d{i}" for i in range(30)]
+    else:
+        tiny.obs["cell_type"] = "of " + tiny.obs["donor_id"].astype(str)
+    W = torch.from_numpy(np.random.default_rng(1).random((4, tiny.n_vars)))
+    weights, left = penalties.of_strength(0.2, "cell_type", Moments.of(tiny), W)
+    assert (weights.gamma, left) == (0, 0)
+    assert "there is no penalty" in caplog.text
+
+
 @pytest.mark.parametrize("model", BOTH)
 def test_a_strong_effect_is_taken_out_and_the_types_stay(model):
     cells = made(effect=2.0)
