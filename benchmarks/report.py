@@ -213,7 +213,8 @@ STUDIED = {
     "error": "‖X − X̂‖ / ‖X‖", "scatter": "between donors", "logistic_regression_type": "type: logistic",
     "knn_type": "type: kNN", "NMI_type": "NMI", "logistic_regression_on": "donor: logistic", "knn_on": "donor: kNN",
     "NMI_on": "NMI",
-    "unseen_knn_type": "donors held out: type, kNN", "unseen_NMI_type": "NMI", "unseen_knn_on": "donor, kNN",
+    "unseen_scatter": "donors held out: between donors", "unseen_knn_type": "type, kNN", "unseen_NMI_type": "NMI",
+    "unseen_knn_on": "donor, kNN",
     "unseen_NMI_on": "NMI",
 }  # fmt: skip
 PLANTED = {
@@ -238,7 +239,7 @@ def planted() -> str:
     for cells, what in PLANTED.items():
         long = read(f"conditioning_{cells}")
         heads, rows = _studied(
-            long, ["error", "scatter", "knn_type", "NMI_type", "knn_on", "NMI_on", "unseen_knn_type"]
+            long, ["error", "scatter", "knn_type", "NMI_type", "knn_on", "NMI_on", "unseen_scatter", "unseen_knn_type"]
         )
         table += [[what, *row] for row in rows if row[0] in SHOWN]
         dates |= set(long["date"])
