@@ -132,9 +132,8 @@ def choose(
     there = available_memory(device)
     need = {
         IMPLICIT: 24 * nnz,  # the cells, and a copy by gene
-        EXPLICIT: n_owners * 12 * n_genes**2
-        + 8 * _BLOCK[device.partition(":")[0]] * n_genes
-        + beside,  # S in float64 and in the precision of X
+        # S in float64 and in the precision of X, and a dense block
+        EXPLICIT: n_owners * 12 * n_genes**2 + 8 * _BLOCK[device.partition(":")[0]] * n_genes + beside,
     }
     operations = {
         IMPLICIT: PRODUCTS * 4.0 * nnz * k * DENSE_OVER_SPARSE,

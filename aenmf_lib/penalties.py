@@ -101,7 +101,7 @@ def of_strength(strength: float, labels: str, moments: Moments, W: torch.Tensor)
                  *told, letter, weight)  # fmt: skip
     else:
         log.warning("strength %g: %.3g beyond chance, which explains %.1f %% of what lies between donors: there is no "
-                    "penalty. To have one all the same, give its weight with strength=0.", *told)  # fmt: skip
+                    "penalty.", *told)  # fmt: skip
     return weights, left
 
 
