@@ -11,7 +11,7 @@ comma := ,
 
 # ---- On which cells, with which values -------------------------------------------------------------------------------
 # Assigned here, so that a variable of the environment does nothing: it takes the command line to override.
-OVERRIDES := DATA MIN_CELLS SEED N_STARTS DONOR_KEY CELL_TYPE_KEY LAYER FRACTIONAL DROP_MISSING KEEP_UNLABELLED DROP_EMPTY MAX_CELLS FOREST LISI N_JOBS STRENGTH LABELS GENE_WEIGHTS DEVICE SHARDS
+OVERRIDES := DATA MIN_CELLS SEED N_STARTS DONOR_KEY CELL_TYPE_KEY LAYER FRACTIONAL DROP_MISSING KEEP_UNLABELED DROP_EMPTY MAX_CELLS FOREST LISI N_JOBS STRENGTH LABELS GENE_WEIGHTS DEVICE SHARDS
 $(foreach name,$(OVERRIDES),$(eval $(name) :=))
 # A name that is none would be ignored without a word.
 known := DATASET K $(OVERRIDES) EXECUTOR PYTHON SHELL UV_FIND_LINKS
@@ -131,17 +131,17 @@ parts := $(foreach label,cell_type donor_id,$(patsubst $(RUN)/%_k$(K).h5ad,$(RUN
 study := $(RUN)/conditioning.csv $(RUN)/conditioning_long.csv $(addprefix $(RUN)/figures/conditioning.,pdf png csv)
 drawn := $(foreach name,$(FIGURES),$(addprefix $(RUN)/figures/$(name).,pdf png csv))
 
-notebooks := $(addprefix notebooks/,$(addsuffix .py,01_filter 02_train_base_nmf 03_train_ae_nmf 04_train_cnmf1 \
-    05_train_cnmf2 06_benchmarks 07_figures 08_conditioning))
+notebooks := $(addprefix notebooks/,$(addsuffix .py,01_filter 02_train_base_nmf 03_train_ae_nmf 04_train_cae_nmf1 \
+    05_train_cae_nmf2 06_benchmarks 07_figures 08_conditioning))
 
 # The modules whose code decides a stage's results; tests/test_packaging.py holds them against the imports.
-FILTER_LIB := data provenance results
-SUMS_LIB := data forming moments provenance results shards stream sums
-TRAIN_LIB := baseline checkpoint checks communities conditional data descent forming gradient groups kernels models moments objectives penalties programs provenance results shards solver start stream sums weighting
-BENCHMARKS_LIB := classification clustering communities data fits folds groups integration nearest provenance results store
-FIGURES_LIB := data drawn figures page programs provenance results scored words
-CONDITIONING_LIB := baseline checkpoint checks classification clustering communities conditional data descent drawn figures fits folds forming gradient groups kernels models moments nearest objectives page penalties programs provenance results solver start store stream study sums tradeoff variants weighting words yardsticks
-lib = $(patsubst %,aenmf_lib/%.py,$(1))
+FILTER_LIB := data results
+SUMS_LIB := data training
+TRAIN_LIB := data training models results metrics
+BENCHMARKS_LIB := data results metrics
+FIGURES_LIB := data results figures models
+CONDITIONING_LIB := data training models metrics results conditioning figures
+lib = $(foreach room,$(1),$(wildcard aenmf_lib/$(room)/*.py))
 
 ifneq ($(origin EXECUTOR),command line)
 EXECUTOR := $(shell timeout 5 scontrol ping 2>/dev/null | grep -q ' UP' && echo slurm || echo local)
@@ -155,7 +155,7 @@ all filter train scores benchmarks figures conditioning: | $(setup)
 	@$(call cluster,submit) --goals $@
 else
 all: filter train benchmarks figures  ## all of the following four: cells to figures, in results/<data set>/
-filter: $(filtered) $(DIR)/01_filter.ipynb  ## read, check, filter and normalise the cells
+filter: $(filtered) $(DIR)/01_filter.ipynb  ## read, check, filter and normalize the cells
 train: $(models) $(patsubst notebooks/%.py,$(RUN)/%.ipynb,$(wordlist 2,5,$(notebooks)))  ## train the four models
 benchmarks: $(tables) $(umap) $(RUN)/06_benchmarks.ipynb  ## clustering and classification tables, UMAP
 figures: $(drawn) $(RUN)/07_figures.ipynb  ## draw the figures; trains nothing
@@ -184,7 +184,7 @@ cancel: | $(setup)  ## on a cluster: take back this run's jobs, and no others
 # ---- How it is made --------------------------------------------------------------------------------------------------
 # In the targets below '%' stands for the '.' of the ending. That makes them pattern rules, and of those make knows that
 # one run gives all targets; of a plain rule with several targets it believes that each takes a run of its own.
-run = "$(PYTHON)" -m aenmf_lib.run
+run = "$(PYTHON)" -m aenmf_lib.workflow.run
 # exec: a signal to make is to end the runner, not a shell that leaves it behind.
 execute = exec $(run) execute $< --params $(word 2,$^)
 
@@ -197,8 +197,8 @@ resolved: | $(setup)
 	+@if command -v "$(PYTHON)" >/dev/null; then $(run) resolve $(addprefix --params ,$(params)) \
 	    --notebooks $(notebooks) --out $(values) $(given); fi
 
-$(simulated): aenmf_lib/synthetic.py | $(setup)
-	"$(PYTHON)" -m aenmf_lib.synthetic $@
+$(simulated): aenmf_lib/data/simulation.py | $(setup)
+	"$(PYTHON)" -m aenmf_lib.data.simulation $@
 
 $(DIR)/filtered%h5ad $(DIR)/01_filter%ipynb: \
     notebooks/01_filter.py $(DIR)/params/01_filter.yaml $(cells) $(call lib,$(FILTER_LIB)) | $(setup)
@@ -207,13 +207,13 @@ $(DIR)/filtered%h5ad $(DIR)/01_filter%ipynb: \
 # $(call shard,NUMBER)
 define shard
 $(DIR)/sums/$(1)-of-$(SHARDS).npz: $(filtered) $(call lib,$(SUMS_LIB)) | $(setup)
-	exec "$(PYTHON)" -m aenmf_lib.shards $$< --shard $(1) $(SHARDS) --out $$@
+	exec "$(PYTHON)" -m aenmf_lib.training.sharding $$< --shard $(1) $(SHARDS) --out $$@
 endef
 $(foreach file,$(shards),$(eval $(call shard,$(firstword $(subst -of-, ,$(notdir $(file)))))))
 
 # Of the shards it leaves those alone that it added: another number of them is made again, and added.
 $(sums): $(shards)
-	exec "$(PYTHON)" -m aenmf_lib.shards $(filtered) --merge $^ --out $@
+	exec "$(PYTHON)" -m aenmf_lib.training.sharding $(filtered) --merge $^ --out $@
 
 # $(call train,NOTEBOOK,RESULT,SUMS)
 define train
@@ -223,15 +223,15 @@ $(RUN)/$(2)_k$(K)%h5ad $(RUN)/$(1)%ipynb: \
 endef
 $(eval $(call train,02_train_base_nmf,base_nmf))
 $(eval $(call train,03_train_ae_nmf,ae_nmf,$(sums)))
-$(eval $(call train,04_train_cnmf1,cae_nmf1,$(sums)))
-$(eval $(call train,05_train_cnmf2,cae_nmf2,$(sums)))
+$(eval $(call train,04_train_cae_nmf1,cae_nmf1,$(sums)))
+$(eval $(call train,05_train_cae_nmf2,cae_nmf2,$(sums)))
 
 # $(call part,MODEL,LABEL)
 define part
 $(RUN)/classification_scores/$(1).$(2).done: $(RUN)/$(1)_k$(K).h5ad $(RUN)/params/06_benchmarks.yaml \
     $(call lib,$(BENCHMARKS_LIB)) | $(setup)
 	@mkdir -p $$(@D)
-	exec "$(PYTHON)" -m aenmf_lib.part $$< --label $(2) --params $$(word 2,$$^) --notebook notebooks/06_benchmarks.py \
+	exec "$(PYTHON)" -m aenmf_lib.workflow.cli $$< --label $(2) --params $$(word 2,$$^) --notebook notebooks/06_benchmarks.py \
 	    --store $$(@:.done=.csv) --done $$@
 endef
 $(foreach label,cell_type donor_id,$(foreach model,base_nmf ae_nmf cae_nmf1 cae_nmf2,$(eval $(call part,$(model),$(label)))))
@@ -245,12 +245,12 @@ $(tables:.csv=%csv) $(umap:.h5ad=%h5ad) $(RUN)/06_benchmarks%ipynb: \
 # The date makes the same input give the same bytes.
 $(foreach name,$(FIGURES),$(addprefix $(RUN)/figures/$(name)%,pdf png csv)) $(RUN)/07_figures%ipynb: \
     notebooks/07_figures.py $(RUN)/params/07_figures.yaml $(models) $(tables) $(umap) \
-    $(call lib,$(FIGURES_LIB)) aenmf_lib/aenmf.mplstyle | $(setup)
+    $(call lib,$(FIGURES_LIB)) aenmf_lib/figures/aenmf.mplstyle | $(setup)
 	SOURCE_DATE_EPOCH=1767225600 $(execute) --report $(RUN)/07_figures.ipynb -p tables $(RUN) -p out_dir $(RUN)/figures
 
 $(foreach file,$(study),$(basename $(file))%$(patsubst .%,%,$(suffix $(file)))) $(RUN)/08_conditioning%ipynb: \
     notebooks/08_conditioning.py $(RUN)/params/08_conditioning.yaml $(filtered) $(call lib,$(CONDITIONING_LIB)) \
-    aenmf_lib/aenmf.mplstyle | $(setup)
+    aenmf_lib/figures/aenmf.mplstyle | $(setup)
 	$(execute) --report $(RUN)/08_conditioning.ipynb -p cells $(filtered) -p out_dir $(RUN)
 
 # ---- For those who work on it ----------------------------------------------------------------------------------------

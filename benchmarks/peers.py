@@ -1,4 +1,4 @@
-"""How fast is AE-NMF beside other ways to factorise the same cells, and how good is what they reach?
+"""How fast is AE-NMF beside other ways to factorize the same cells, and how good is what they reach?
 
     python benchmarks/peers.py results/kang2018/filtered.h5ad --k 80
     python benchmarks/peers.py results/kang2018/filtered.h5ad --k 20 --genes 2000
@@ -22,10 +22,11 @@ from measure import in_turn, measured
 from scipy.sparse import csr_matrix
 from sklearn.decomposition import MiniBatchNMF, non_negative_factorization
 
-from aenmf_lib import AENMF, CAENMF1, CAENMF2, BaseNMF, data, models, start
-from aenmf_lib.forming import IMPLICIT
-from aenmf_lib.moments import Moments
-from aenmf_lib.objectives import Tied
+from aenmf_lib import AENMF, CAENMF1, CAENMF2, BaseNMF, data
+from aenmf_lib.models import aenmf, base, initialization
+from aenmf_lib.models.objectives import AENMFObjective
+from aenmf_lib.training.moments import Moments
+from aenmf_lib.training.second_moment import IMPLICIT
 
 Result = tuple[np.ndarray, np.ndarray, int, str]  # H, W, iterations, why it stopped
 ADAM_BATCH, ADAM_EPOCHS, ADAM_TOL = 512, 100, AENMF.tol
@@ -38,7 +39,7 @@ def ours(model: type[AENMF], cells: AnnData, k: int, seed: int, device: str = "c
     return fitted.transform(cells), fitted.W_, fitted.n_iter_, fitted.stop_
 
 
-def base(cells: AnnData, k: int, seed: int) -> Result:
+def base_nmf(cells: AnnData, k: int, seed: int) -> Result:
     """Fit scikit-learn's NMF as published: coordinate descent, nndsvda, at most 100 iterations."""
     fitted = BaseNMF(k=k, seed=seed).fit(cells)
     return fitted.H_, fitted.W_, fitted.n_iter_, fitted.stop_
@@ -75,14 +76,16 @@ def torchnmf(cells: AnnData, k: int, seed: int) -> Result:
 
 
 def adam(cells: AnnData, k: int, seed: int, *, rate: float) -> Result:
-    """Minimise the AE-NMF objective by minibatches of 512 cells, Adam and clamping, from mean cells as ours does.
+    """Minimize the AE-NMF objective by minibatches of 512 cells, Adam and clamping, from mean cells as ours does.
 
     It stops as ours does: when the loss fell by less than tol over 10 epochs.
     """
     rng, X, penalty = np.random.default_rng(seed), cells.X, AENMF.lambda_W
-    some = Moments.of(AnnData(X[:4096]), donor=False, cell_type=False, mode=IMPLICIT)
-    W = start.best_scale(Tied(some, lambda_W=penalty), start.from_cells(X, k, seed=seed)).requires_grad_()
-    optimiser = torch.optim.Adam([W], lr=rate)
+    some = Moments.from_cells(AnnData(X[:4096]), donor=False, cell_type=False, mode=IMPLICIT)
+    W = initialization.rescale_rows(
+        AENMFObjective(some, lambda_W=penalty), initialization.mean_cells(X, k, seed=seed)
+    ).requires_grad_()
+    optimizer = torch.optim.Adam([W], lr=rate)
     order = rng.permutation(X.shape[0])
     batches = [_both(X[order[lo : lo + ADAM_BATCH]]) for lo in range(0, X.shape[0], ADAM_BATCH)]
     squares = float(np.square(X.data, dtype=np.float64).sum())
@@ -96,7 +99,7 @@ def adam(cells: AnnData, k: int, seed: int, *, rate: float) -> Result:
                 A, F = (Bt @ H).T, H.T @ H  # (k, genes), (k, k)
                 W.grad = (2 * (F @ W + G @ A) - 4 * A) / n + 2 * penalty * W
                 total += float((F * G).sum() - 2 * F.trace()) + n * penalty * float(G.trace())
-            optimiser.step()
+            optimizer.step()
             with torch.no_grad():
                 W.clamp_(min=0)
         losses.append(total)
@@ -107,12 +110,12 @@ def adam(cells: AnnData, k: int, seed: int, *, rate: float) -> Result:
 
 
 def _both(X: csr_matrix) -> tuple[torch.Tensor, torch.Tensor, int]:
-    return models.to_torch(X), models.to_torch(X.T.tocsr()), X.shape[0]
+    return aenmf.to_torch(X), aenmf.to_torch(X.T.tocsr()), X.shape[0]
 
 
 SOLVERS: dict[str, Callable[[AnnData, int, int], Result]] = {
     "AE-NMF": partial(ours, AENMF),
-    "scikit-learn NMF": base,
+    "scikit-learn NMF": base_nmf,
     "model 1": partial(ours, CAENMF1),
     "model 2": partial(ours, CAENMF2),
     "AE-NMF, card": partial(ours, AENMF, device="cuda"),
@@ -147,12 +150,12 @@ def task(cells: str, genes: int, k: int, seed: int, solver: str) -> dict:
         warm(k=4, max_iter=2, tol=0, device=device).fit(_few(loaded))
     with measured() as found:
         H, W, n_iter, stop = SOLVERS[solver](loaded, k, seed)
-    error = models.relative_error(loaded, H, W)
+    error = base.relative_error(loaded, H, W)
     found |= {"iterations": n_iter, "stop": stop, "relative_error": error}
     if solver in TIED:  # what the tie costs: the same W, usages by least squares
         freed = AENMF(k=k)
         freed.W_, freed.genes_ = W, loaded.var_names
-        found["relative_error_untied"] = models.relative_error(loaded, freed.refit(loaded), W)
+        found["relative_error_untied"] = base.relative_error(loaded, freed.refit(loaded), W)
     return found
 
 

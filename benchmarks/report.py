@@ -16,12 +16,13 @@ import pandas as pd
 from matplotlib.ticker import LogLocator, NullFormatter
 from measure import RESULTS
 
-from aenmf_lib import study, tradeoff
+from aenmf_lib.conditioning import study
+from aenmf_lib.figures.conditioning import conditioning as conditioning_figure
 
 HERE = Path(__file__).parent
 FIGURE = HERE.parent / "figures" / "speed.png"
 TRADEOFF = HERE.parent / "figures" / "kang2018_conditioning.png"
-STYLE = HERE.parent / "aenmf_lib" / "aenmf.mplstyle"
+STYLE = HERE.parent / "aenmf_lib" / "figures" / "aenmf.mplstyle"
 OURS = "AE-NMF"
 OWN = (OURS, "model 1", "model 2")
 UNTOLD = ("model 2",)  # rebuilds a cell with the U of its donor, of which ‖X − H W‖ does not know
@@ -157,7 +158,7 @@ def scoring() -> str:
         same = (table[["files", "max_cells", "n_seeds", "part"]] == [files, max_cells, n_seeds, against]).all(axis=1)
         plain, ours = table[same & (table["way"] == "plain")].iloc[0], some[some["way"] == "ours"].iloc[0]
         scores = [name for name in table if " " in name and pd.notna(ours[name])]
-        n_models, clustering = len(files.split()), part.startswith("neighbours")
+        n_models, clustering = len(files.split()), part.startswith("neighbors")
         fits = n_models * (n_seeds if clustering else 2 * 5 * min(n_seeds, 5))
         rows.append(
             [
@@ -185,7 +186,7 @@ def scoring() -> str:
     return _table(head, rows) + f"\n\n{provenance(read('scoring'))}."
 
 
-STAGE = {"neighbour graph": 4, "one Leiden seed": 40, "knn": 8, "logistic_regression": 200, "random_forest": 200}
+STAGE = {"neighbor graph": 4, "one Leiden seed": 40, "knn": 8, "logistic_regression": 200, "random_forest": 200}
 
 
 def atlas() -> str:
@@ -248,8 +249,8 @@ def planted() -> str:
 
 def _studied(long: pd.DataFrame, names: list[str]) -> tuple[list[str], list[list[str]]]:
     """Give the heads of some columns of a study, and a row a model: its name, the columns, its starts."""
-    table = study.summarise(long)
-    shown = study.show(table, names)
+    table = study.summarize(long)
+    shown = study.format_table(table, names)
     rows = zip(shown.index.get_level_values("model"), shown.to_numpy().tolist(), table["n_starts"], strict=True)
     return [STUDIED[name] for name in names], [[name, *values, str(n)] for name, values, n in rows]
 
@@ -300,11 +301,11 @@ def draw() -> plt.Figure:
         table = read(name).dropna(subset=["seconds"]).groupby("solver")[["seconds", "relative_error"]]
         middle, low, high = table.median().sort_values("seconds", ascending=False), table.min(), table.max()
         for line, (solver, row) in enumerate(middle.iterrows()):
-            colour = "#0072B2" if solver in OWN else "#595959"
-            axis.plot([low.seconds[solver], high.seconds[solver]], [line, line], color=colour, lw=1.5)
-            axis.plot(row.seconds, line, "o", color=colour, ms=4)
+            color = "#0072B2" if solver in OWN else "#595959"
+            axis.plot([low.seconds[solver], high.seconds[solver]], [line, line], color=color, lw=1.5)
+            axis.plot(row.seconds, line, "o", color=color, ms=4)
             error = "–" if solver in UNTOLD else f"{row.relative_error:.3f}"
-            axis.annotate(error, (1.02, line), xycoords=("axes fraction", "data"), va="center", color=colour)
+            axis.annotate(error, (1.02, line), xycoords=("axes fraction", "data"), va="center", color=color)
         axis.set_yticks(range(len(middle)), middle.index)
         axis.annotate("error", (1.02, 1), xycoords="axes fraction", color="#595959")
         axis.set(xscale="log", xlabel="seconds to its own stop", ylim=(-0.6, len(middle) - 0.4))
@@ -328,7 +329,7 @@ def main() -> None:
     draw().savefig(FIGURE)
     plain = "on != 'donor_id+condition' and gene_weights == 'none' and (labels == 'cell_type' or strength == 0)"
     shown = read("conditioning_kang2018_k20").query(plain)
-    tradeoff.figure(study.summarise(shown), k=20).savefig(TRADEOFF)
+    conditioning_figure(study.summarize(shown), k=20).savefig(TRADEOFF)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,14 @@ from measure import RESULTS, machine
 from scipy.sparse import csr_matrix, vstack
 from tqdm import tqdm
 
-from aenmf_lib import data, descent, forming, start
-from aenmf_lib.forming import Forming
-from aenmf_lib.gradient import ProjectedGradient
-from aenmf_lib.moments import Moments
-from aenmf_lib.objectives import Tied
-from aenmf_lib.sums import Sample, Sums
+from aenmf_lib import data
+from aenmf_lib.models import initialization
+from aenmf_lib.models.objectives import AENMFObjective
+from aenmf_lib.training import coordinate_descent, second_moment
+from aenmf_lib.training.group_sums import CellSample, GroupSums
+from aenmf_lib.training.moments import Moments
+from aenmf_lib.training.projected_gradient import ProjectedGradient
+from aenmf_lib.training.second_moment import SecondMomentAccumulator
 
 REPEATS = 5
 BLOCK = 8192  # cells made at once
@@ -32,13 +34,13 @@ IMPLICIT = 20_000  # cells of the implicit rows at most
 
 
 def simulated(n_cells: int, n_genes: int, share: float, seed: int) -> csr_matrix:
-    """Give cells of random log-normalised counts."""
+    """Give cells of random log-normalized counts."""
     rng, blocks = np.random.default_rng(seed), []
     for n in np.diff([*range(0, n_cells, 1024), n_cells]):
         X = csr_matrix(rng.random((n, n_genes), dtype=np.float32) < share, dtype=np.float32)
         X.data = rng.integers(1, 5, X.nnz).astype(np.float32)
         blocks.append(X)
-    return data.normalise(vstack(blocks, format="csr"))
+    return data.normalize(vstack(blocks, format="csr"))
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
@@ -52,15 +54,15 @@ def seconds(work: Callable[[], object], device: str) -> float:
 
 def moments_of(cells: int, genes: int, share: float, device: str) -> tuple[Moments, dict]:
     """Form S block by block; gives it and the seconds that forming took, making cells not counted."""
-    S, sums, sample, spent = Forming(genes, torch.float32, device), Sums(), None, 0.0
+    S, sums, sample, spent = SecondMomentAccumulator(genes, torch.float32, device), GroupSums(), None, 0.0
     X = simulated(BLOCK, genes, share, 0)  # the same block again and again: what is timed is forming
     label, names = np.full(BLOCK, ""), pd.RangeIndex(BLOCK).astype(str)
     S.add(X)
     blocks = cells // BLOCK
     for _ in tqdm(range(blocks), desc=f"S, {genes} genes"):
         spent += seconds(lambda: S.add(X), device)
-        sums += Sums.of(X, label, label, label)
-        sample = sample or Sample.of(X, names)
+        sums += GroupSums.from_cells(X, label, label, label)
+        sample = sample or CellSample.from_cells(X, names)
     spent += seconds(S.finish, device)
     told = {"mode": "explicit", "reason": "", "dtype": torch.float32, "device": device}
     return Moments(names[:0].append(pd.RangeIndex(genes).astype(str)), sums, {"": S.S}, sample, **told), {
@@ -85,7 +87,7 @@ def main() -> None:
     big = torch.rand(2**27, device=device)
 
     def peak(tf32: bool = False) -> float:
-        with forming.tf32(tf32):
+        with second_moment.tf32(tf32):
             return 2 * size**3 / min(seconds(lambda: A @ B, device) for _ in range(3)) / 1e9
 
     def copy() -> float:
@@ -111,19 +113,19 @@ def main() -> None:
                  "tf32": formed["tf32"], "sgemm_gflops": gemm, "share_of_sgemm": flop / formed["seconds"] / 1e9 / gemm,
                  **machine(device)})  # fmt: skip
     for k in o.k:
-        W = start.from_cells(moments.sample, k, seed=0).to(device)
-        objective = Tied(moments, lambda_W=1e-2)
-        W = start.best_scale(objective, W)
+        W = initialization.mean_cells(moments.sample, k, seed=0).to(device)
+        objective = AENMFObjective(moments, lambda_W=1e-2)
+        W = initialization.rescale_rows(objective, W)
         row("explicit product W S", k, 2.0 * k * p**2, lambda W=W: moments.product(W), 4.0 * p**2)
         gradient = ProjectedGradient(objective, W, row_norm=False)
         row("explicit gradient step", k, 2.0 * k * p**2 + 12.0 * k**2 * p, gradient.step, 4.0 * p**2)
         if device == "cpu":
-            sweep = descent.TiedDescent(objective, W)
+            sweep = coordinate_descent.CoordinateDescent(objective, W)
             row("explicit coordinate sweep", k, 2.0 * k * p**2, sweep.step, 4.0 * p**2)
     cells = AnnData(X := simulated(min(o.cells, IMPLICIT), p, o.share, 0))
-    implicit = Moments.of(cells, donor=False, cell_type=False, mode="implicit", device=device)
+    implicit = Moments.from_cells(cells, donor=False, cell_type=False, mode="implicit", device=device)
     for k in o.k:
-        W = start.from_cells(implicit.sample, k, seed=0).to(device)
+        W = initialization.mean_cells(implicit.sample, k, seed=0).to(device)
         row("implicit product W S", k, 4.0 * X.nnz * k, lambda W=W: implicit.product(W), 16.0 * X.nnz)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"roofline_{device.replace(':', '')}_{p}.csv"

@@ -28,11 +28,12 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from aenmf_lib import classification, clustering, folds, results
-from aenmf_lib.fits import CLASSIFIERS, FOREST, FORESTS
-from aenmf_lib.folds import LABELS
+from aenmf_lib import results
+from aenmf_lib.metrics import classification, clustering, neighbors, splits
+from aenmf_lib.metrics.classifiers import CLASSIFIERS, FOREST, FORESTS
+from aenmf_lib.metrics.validation import LABELS
 
-CLUSTERING = "neighbours and Leiden"
+CLUSTERING = "neighbors and Leiden"
 PLAIN = {
     "logistic_regression": lambda seed: make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
     "knn": lambda seed: make_pipeline(StandardScaler(), KNeighborsClassifier(15, n_jobs=-1)),
@@ -73,7 +74,7 @@ def task(files: str, part: str, way: str, max_cells: int, n_seeds: int) -> dict:
     held = results.read_embeddings(files.split())
     of = {"used_cell_type": held.used_cell_type}
     if part == CLUSTERING:
-        clustering.neighbours(np.random.default_rng(0).random((100, 5)))  # compiled code is loaded before
+        clustering.neighbors(np.random.default_rng(0).random((100, 5)))  # compiled code is loaded before
     seeds = list(clustering.SEEDS if part == CLUSTERING else classification.SEEDS)[:n_seeds]
     if way == "ours":  # workers are there before: a stage starts them once
         load = "import time, aenmf_lib.fits, aenmf_lib.communities; time.sleep(1)"  # so that each worker gets one
@@ -81,14 +82,14 @@ def task(files: str, part: str, way: str, max_cells: int, n_seeds: int) -> dict:
     begin, before = perf_counter(), psutil.cpu_times()
     if way == "ours":
         if part == CLUSTERING:
-            graphs = clustering.neighbours_of_all(held.H, held.obs)
-            long, names = clustering.score(graphs, held.obs, seeds=seeds, **of), ["ARI", "NMI"]
+            graphs = neighbors.neighbor_graphs(held.H, held.obs)
+            long, names = clustering.evaluate(graphs, held.obs, seeds=seeds, **of), ["ARI", "NMI"]
         else:
             forest = part if part in FORESTS else FOREST
             published = FOREST if part in FORESTS else part
             classification.CLASSIFIERS = {published: CLASSIFIERS[published]}
             options = {"seeds": seeds, "max_cells": max_cells, "forest": forest}
-            long, names = classification.score(held.H, held.obs, **options, **of), ["F1", "AUROC"]
+            long, names = classification.cross_validate(held.H, held.obs, **options, **of), ["F1", "AUROC"]
         means = long.groupby("label")[names].mean()
     else:
         scores, names = [], ["ARI", "NMI"] if part == CLUSTERING else ["F1", "AUROC"]
@@ -97,7 +98,7 @@ def task(files: str, part: str, way: str, max_cells: int, n_seeds: int) -> dict:
                 scores += plain_clustering(H, held.obs, seeds)
                 continue
             for label in LABELS:
-                cells = folds.choose_cells(held.obs, label, max_cells=max_cells)
+                cells = splits.stratified_subset(held.obs, label, max_cells=max_cells)
                 y = held.obs[label].astype(str).to_numpy()[cells]
                 scores += [(label, *score) for score in plain_classification(H[cells], y, part, seeds)]
         means = pd.DataFrame(scores, columns=["label", *names]).groupby("label").mean()

@@ -11,12 +11,12 @@ import argparse
 import numpy as np
 from measure import in_turn, measured
 
-from aenmf_lib import clustering, communities, fits, folds, nearest
-from aenmf_lib.classification import SEEDS
+from aenmf_lib.metrics import classifiers, clustering, knn, neighbors, splits
+from aenmf_lib.metrics.classification import SEEDS
 
 N_TYPES, N_DONORS = 40, 20
-NEIGHBOURS, LEIDEN = "neighbour graph", "one Leiden seed"
-PARTS = (NEIGHBOURS, LEIDEN, "knn", "logistic_regression", "random_forest")
+NEIGHBORS, LEIDEN = "neighbor graph", "one Leiden seed"
+PARTS = (NEIGHBORS, LEIDEN, "knn", "logistic_regression", "random_forest")
 
 
 def simulate(n_cells: int, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -36,24 +36,24 @@ def task(cells: int, k: int, part: str) -> dict:
     large = np.flatnonzero(sizes[y] >= 10)
     y = np.unique(y[large], return_inverse=True)[1]
     names = names[sizes >= 10]
-    fold_of = folds.divide(y, SEEDS, n_splits=5)
-    clustering.neighbours(H[:200])  # compiled code is loaded before
-    graph = clustering.neighbours(H).obsp["connectivities"] if part == LEIDEN else None
+    fold_of = splits.assign_folds(y, SEEDS, n_splits=5)
+    clustering.neighbors(H[:200])  # compiled code is loaded before
+    graph = clustering.neighbors(H).obsp["connectivities"] if part == LEIDEN else None
     with measured() as found:
-        if part == NEIGHBOURS:
-            clustering.neighbours(H)
+        if part == NEIGHBORS:
+            clustering.neighbors(H)
         elif part == LEIDEN:
-            communities.leiden(communities.graph(graph.indptr, graph.indices), 0)
+            neighbors.leiden(neighbors.unweighted_graph(graph.indptr, graph.indices), 0)
         elif part == "knn":
             wanted = [(division, fold) for division in range(len(SEEDS)) for fold in range(5)]
-            make = fits.CLASSIFIERS[fits.KNN]
-            for (division, fold), learnt, probability in nearest.probabilities(
-                make, H[large], y, fold_of, wanted, n_neighbors=fits.NEIGHBOURS
+            make = classifiers.CLASSIFIERS[classifiers.KNN]
+            for (division, fold), learnt, probability in knn.probabilities(
+                make, H[large], y, fold_of, wanted, n_neighbors=classifiers.N_NEIGHBORS
             ):
-                scores = fits.score(y, fold_of[division] == fold, learnt, probability, names)
+                scores = classifiers.score_fold(y, fold_of[division] == fold, learnt, probability, names)
         else:
-            scores = fits.fit(fits.CLASSIFIERS[part], H, large, names, y, fold_of[0], SEEDS[0], 0)
-    told = {"F1": scores["F1"]} if part in fits.CLASSIFIERS else {}
+            scores = classifiers.fit_fold(classifiers.CLASSIFIERS[part], H, large, names, y, fold_of[0], SEEDS[0], 0)
+    told = {"F1": scores["F1"]} if part in classifiers.CLASSIFIERS else {}
     return {"classes": len(names), **found, **told}
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from measure import in_turn
 from peers import select
 
-from aenmf_lib import AENMF, data, models
+from aenmf_lib import AENMF, data
+from aenmf_lib.models import base
 
 
 def task(cells: str, genes: str, k: int, seed: int) -> dict:
@@ -18,7 +19,7 @@ def task(cells: str, genes: str, k: int, seed: int) -> dict:
 
     def fit(**settings) -> tuple[AENMF, float]:
         model = AENMF(k=k, seed=seed, **settings).fit(loaded)
-        return model, models.relative_error(loaded, model.transform(loaded), model.W_)
+        return model, base.relative_error(loaded, model.transform(loaded), model.W_)
 
     own, error = fit()
     _, longer = fit(tol=0, max_iter=10 * own.n_iter_)

@@ -15,8 +15,8 @@ from measure import in_turn, measured
 from simulate import simulate
 
 from aenmf_lib import AENMF
-from aenmf_lib.moments import Moments
-from aenmf_lib.stream import Cells
+from aenmf_lib.data.streaming import CellStream
+from aenmf_lib.training.moments import Moments
 
 KEPT = 2000  # genes
 SIZES = {"pass": (20_000, 60_000, 200_000), "train": (100_000, 1_000_000)}
@@ -25,22 +25,24 @@ RANK = 256
 
 
 def one_pass(cells: int, path: str, compression: str, device: str) -> dict:
-    """Sum over counts on disk: normalise, S and the sums of every type and donor."""
+    """Sum over counts on disk: normalize, S and the sums of every type and donor."""
     names = [f"gene{g}" for g in range(0, GENES["pass"], GENES["pass"] // KEPT)]
     told = {"mode": "explicit", "device": device}
-    Moments.of(Cells(path, counts=True, genes=names, rows=slice(0, 2048)), **told)  # loads what is compiled
+    Moments.from_cells(
+        CellStream(path, counts=True, genes=names, rows=slice(0, 2048)), **told
+    )  # loads what is compiled
     with measured() as found:
-        Moments.of(Cells(path, counts=True, genes=names), **told)
+        Moments.from_cells(CellStream(path, counts=True, genes=names), **told)
     return found | {"us_per_cell": 1e6 * found["seconds"] / cells}
 
 
 def train(cells: int, path: str, compression: str, device: str) -> dict:
     """Sum, then train from the sums alone."""
-    AENMF(k=4, max_iter=2, device=device).fit(Cells(path, counts=True, rows=slice(0, 1500)))
+    AENMF(k=4, max_iter=2, device=device).fit(CellStream(path, counts=True, rows=slice(0, 1500)))
     with measured() as found:
         with measured() as summed:
             told = {"donor": False, "cell_type": False, "mode": "explicit", "k": RANK, "device": device}
-            moments = Moments.of(Cells(path, counts=True), **told)
+            moments = Moments.from_cells(CellStream(path, counts=True), **told)
         with measured() as trained:
             model = AENMF(k=RANK, device=device).fit(moments)
     return found | {

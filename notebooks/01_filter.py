@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 01 · Filter the cells
 # **Question.** Which cells enter, and in what units?  **Reads** an `.h5ad` of single cells.  **Writes** one file of
-# filtered, normalised cells that all four models train on.
+# filtered, normalized cells that all four models train on.
 
 # %% tags=["parameters"]
 data: str = "data/demo.h5ad"  # cells × genes, raw counts somewhere inside
@@ -13,40 +13,41 @@ layer: str = ""  # layer of raw counts; '' finds raw.X, or X
 fractional: bool = False  # let counts be fractions, for layers of corrected counts
 keep_obs: list[str] = []  # more obs columns to keep
 drop_missing: bool = False  # leave out cells without donor or type; otherwise they are an error
-keep_unlabelled: bool = False  # keep cells without type: in the data term of the models, in no score against the type
+keep_unlabeled: bool = False  # keep cells without type: in the data term of the models, in no score against the type
 drop_empty: bool = False  # leave out cells without counts; otherwise they are an error
 
 # %%
 import logging
 
-from aenmf_lib import data as cells_io
-from aenmf_lib import figures, provenance, results
+from aenmf_lib import results
+from aenmf_lib.data import file_info, filter_cells, read_counts
+from aenmf_lib.figures import embeddings
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 
 # %% [markdown]
 # ## Find the raw counts
 # Files differ in where they keep them: a layer, `raw.X` or `X`. Whatever is taken must hold integers and nothing
-# negative; scaled or log-normalised values are refused, since normalising twice would go unseen.
+# negative; scaled or log-normalized values are refused, since normalizing twice would go unseen.
 
 # %%
-counts, where = cells_io.read_counts(data, layer=layer, fractional=fractional)
+counts, where = read_counts(data, layer=layer, fractional=fractional)
 print(f"{counts.n_obs} cells × {counts.n_vars} genes, raw counts from {where}")
 
 # %% [markdown]
-# ## Keep the donors that have enough cells, and normalise
+# ## Keep the donors that have enough cells, and normalize
 # Each cell is scaled to 10 000 counts and log1p is taken, once, here. Genes without a count in the kept cells are
 # left out.
 
 # %%
-cells, donors = cells_io.filter_cells(
+cells, donors = filter_cells(
     counts,
     min_cells=min_cells,
     donor_key=donor_key,
     cell_type_key=cell_type_key,
     keep_obs=keep_obs,
     drop_missing=drop_missing,
-    keep_unlabelled=keep_unlabelled,
+    keep_unlabeled=keep_unlabeled,
     drop_empty=drop_empty,
 )
 donors
@@ -55,7 +56,7 @@ donors
 # Each bar is a donor; those left of the line are out.
 
 # %%
-figures.donors(donors, min_cells=min_cells)
+embeddings.donors(donors, min_cells=min_cells)
 
 # %% [markdown]
 # What is left, type by donor. A type that one donor alone has cannot be told from that donor: keep it in mind when
@@ -66,11 +67,11 @@ cells.obs.groupby(["cell_type", "donor_id"], observed=True).size().unstack(fill_
 
 # %%
 cells.uns["provenance"] = {
-    "input": provenance.of_file(data),
+    "input": file_info(data),
     "counts_from": where,
     "min_cells": min_cells,
     "donors": donors,
-    **provenance.of_run(),
+    **results.run_info(),
 }
 results.write_h5ad(cells, out)
 cells

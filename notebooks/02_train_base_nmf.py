@@ -14,7 +14,9 @@ max_iter: int = 100  # sweeps, as published
 # %%
 import logging
 
-from aenmf_lib import BaseNMF, data, figures, models, programs, results
+from aenmf_lib import BaseNMF, data, programs, results
+from aenmf_lib.figures import training
+from aenmf_lib.models import base
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 cells_ = data.load(cells)
@@ -31,13 +33,13 @@ model.fit(cells_)
 # scikit-learn tells its objective at the end only: one point.
 
 # %%
-figures.loss_curve(model.loss_history_)
+training.loss_curve(model.loss_history_)
 
 # %% [markdown]
 # How it ended, and how much of ‖X‖² the model explains (penalties counted against it).
 
 # %%
-print(models.summary(model))
+print(base.summary(model))
 
 # %% [markdown]
 # Genes that weigh most in each program. A program is worth a name when its genes are.

@@ -24,10 +24,13 @@ device: str = "cpu"  # 'cpu' or 'cuda'
 # %%
 import logging
 
-from aenmf_lib import AENMF, data, figures, models, programs, results, shards, stream
+from aenmf_lib import AENMF, data, programs, results
+from aenmf_lib.figures import training
+from aenmf_lib.models import base
+from aenmf_lib.training import checkpoint, sharding
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-cells_ = stream.load(cells) if sums else data.load(cells)
+cells_ = data.load_stream(cells) if sums else data.load(cells)
 cells_
 
 # %% [markdown]
@@ -50,8 +53,8 @@ model = AENMF(
     device=device,
 )
 model.fit(
-    shards.load(sums, cells_, mode=mode, device=device) if sums else cells_,
-    checkpoint=results.checkpoint(out),
+    sharding.load_sums(sums, cells_, mode=mode, device=device) if sums else cells_,
+    checkpoint=checkpoint.checkpoint_path(out),
 )
 
 # %% [markdown]
@@ -59,15 +62,15 @@ model.fit(
 # or on a GPU single steps may rise, as the line search allows.
 
 # %%
-figures.loss_curve(model.loss_history_)
+training.loss_curve(model.loss_history_)
 
 # %% [markdown]
 # How it ended, and how much of ‖X‖² the model explains (penalties counted against it).
 
 # %%
-print(models.summary(model))
+print(base.summary(model))
 if untied:
-    print(models.cost_of_the_tie(model, cells_))
+    print(base.cost_of_the_tie(model, cells_))
 
 # %% [markdown]
 # How each start ended, and the mean cosine of its programs to those kept. Below, the programs that hang most on the

@@ -32,7 +32,8 @@ import warnings
 
 import pandas as pd
 
-from aenmf_lib import classification, clustering, integration, results
+from aenmf_lib import results
+from aenmf_lib.metrics import classification, clustering, integration, neighbors
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 warnings.filterwarnings("ignore", message="IProgress not found")  # umap asks for widgets; the bars here are text
@@ -55,12 +56,12 @@ pd.DataFrame(
 
 # %% [markdown]
 # ## Do clusters agree with the labels?
-# The nearest neighbours of each cell are found once a model, and serve the clustering and the UMAP. Every seed gives
+# The nearest neighbors of each cell are found once a model, and serve the clustering and the UMAP. Every seed gives
 # one clustering, which is compared with both labels. Expect the seeds of a model to differ by little.
 
 # %%
-graphs = clustering.neighbours_of_all(embeddings.H, embeddings.obs)
-agreement = clustering.score(
+graphs = neighbors.neighbor_graphs(embeddings.H, embeddings.obs)
+agreement = clustering.evaluate(
     graphs,
     embeddings.obs,
     used_cell_type=embeddings.used_cell_type,
@@ -68,7 +69,7 @@ agreement = clustering.score(
     n_jobs=n_jobs,
     store=f"{out_dir}/clustering_scores.csv",
 )
-results.write_table(embeddings.told(agreement), f"{out_dir}/clustering_long.csv")
+results.write_table(embeddings.annotate(agreement), f"{out_dir}/clustering_long.csv")
 agreement.pivot_table(index="Model", columns="label", values=["n_clusters", "n_classes"], sort=False)
 
 # %% [markdown]
@@ -76,7 +77,7 @@ agreement.pivot_table(index="Model", columns="label", values=["n_clusters", "n_c
 # NMI suffers less. Below, the agreement with `cell_type` (higher is better).
 
 # %%
-agreement_cell_type = clustering.summarise(agreement, "cell_type")
+agreement_cell_type = clustering.summarize(agreement, "cell_type")
 results.write_table(agreement_cell_type, f"{out_dir}/clustering_cell_type.csv")
 agreement_cell_type
 
@@ -84,7 +85,7 @@ agreement_cell_type
 # And with `donor_id` (lower is better; 0 is what chance gives for ARI).
 
 # %%
-agreement_donor_id = clustering.summarise(agreement, "donor_id")
+agreement_donor_id = clustering.summarize(agreement, "donor_id")
 results.write_table(agreement_donor_id, f"{out_dir}/clustering_donor_id.csv")
 agreement_donor_id
 
@@ -103,17 +104,17 @@ curve = clustering.resolution_curve(
     n_jobs=n_jobs,
     store=f"{out_dir}/clustering_scores.csv",
 )
-results.write_table(embeddings.told(curve), f"{out_dir}/clustering_resolution.csv")
+results.write_table(embeddings.annotate(curve), f"{out_dir}/clustering_resolution.csv")
 curve.pivot_table(index=["label", "Model"], columns="resolution", values="NMI", sort=False).round(3)
 
 # %% [markdown]
-# ## How mixed are the labels among neighbours?
-# Measures that need no clusters. Purity is the share of a cell's neighbours that have its label. For donors, look at it
+# ## How mixed are the labels among neighbors?
+# Measures that need no clusters. Purity is the share of a cell's neighbors that have its label. For donors, look at it
 # beside the share that chance would give: with m donors of equal size, 1/m.
 
 # %%
-mixing = integration.score(graphs, embeddings.obs, used_cell_type=embeddings.used_cell_type, lisi=lisi, seed=seed)
-results.write_table(embeddings.told(mixing), f"{out_dir}/integration.csv")
+mixing = integration.evaluate(graphs, embeddings.obs, used_cell_type=embeddings.used_cell_type, lisi=lisi, seed=seed)
+results.write_table(embeddings.annotate(mixing), f"{out_dir}/integration.csv")
 mixing.drop(columns=["n_neighbors", "silhouette_cells", "cell_type_in_training"]).round(3)
 
 # %% [markdown]
@@ -121,7 +122,7 @@ mixing.drop(columns=["n_neighbors", "silhouette_cells", "cell_type_in_training"]
 # UMAP lays out the same graph that was clustered. It is for the eye; no score is made from it.
 
 # %%
-drawn = clustering.umap_of_all(graphs, embeddings.obs, seed=seed)
+drawn = neighbors.umaps(graphs, embeddings.obs, seed=seed)
 results.write_h5ad(drawn, f"{out_dir}/umap.h5ad")
 drawn
 
@@ -132,7 +133,7 @@ drawn
 # of each are shown first.
 
 # %%
-fits = classification.score(
+fits = classification.cross_validate(
     embeddings.H,
     embeddings.obs,
     used_cell_type=embeddings.used_cell_type,
@@ -143,8 +144,8 @@ fits = classification.score(
     forest=forest,
     store=f"{out_dir}/classification_scores.csv",
 )
-results.write_table(embeddings.told(fits[classification.LONG]), f"{out_dir}/classification_long.csv")
-results.write_table(classification.by_class(fits), f"{out_dir}/classification_by_class.csv")
+results.write_table(embeddings.annotate(fits[classification.LONG]), f"{out_dir}/classification_long.csv")
+results.write_table(classification.per_class(fits), f"{out_dir}/classification_by_class.csv")
 results.write_table(classification.confusion(fits), f"{out_dir}/classification_confusion.csv")
 fits.pivot_table(index=["label", "Model"], columns="classifier", values=["F1", "AUROC"], sort=False)
 
@@ -152,7 +153,7 @@ fits.pivot_table(index=["label", "Model"], columns="classifier", values=["F1", "
 # Pooled over classifiers, seeds and folds as published: `cell_type` (higher is better).
 
 # %%
-classified_cell_type = classification.summarise(fits, "cell_type")
+classified_cell_type = classification.summarize(fits, "cell_type")
 results.write_table(classified_cell_type, f"{out_dir}/classification_cell_type.csv")
 classified_cell_type
 
@@ -161,7 +162,7 @@ classified_cell_type
 # benchmark is the stricter one.
 
 # %%
-classified_donor_id = classification.summarise(fits, "donor_id")
+classified_donor_id = classification.summarize(fits, "donor_id")
 results.write_table(classified_donor_id, f"{out_dir}/classification_donor_id.csv")
 classified_donor_id
 
@@ -173,7 +174,7 @@ classified_donor_id
 # enters none of its tables. A cell whose type no other donor has is left out.
 
 # %%
-unseen = classification.score(
+unseen = classification.cross_validate(
     embeddings.H,
     embeddings.obs,
     used_cell_type=embeddings.used_cell_type,
@@ -186,8 +187,10 @@ unseen = classification.score(
     unseen="donor_id",
     store=f"{out_dir}/unseen_donors_scores.csv",
 )
-results.write_table(embeddings.told(unseen[[*classification.LONG, "n_scored"]]), f"{out_dir}/unseen_donors_long.csv")
-results.write_table(classification.by_class(unseen), f"{out_dir}/unseen_donors_by_class.csv")
+results.write_table(
+    embeddings.annotate(unseen[[*classification.LONG, "n_scored"]]), f"{out_dir}/unseen_donors_long.csv"
+)
+results.write_table(classification.per_class(unseen), f"{out_dir}/unseen_donors_by_class.csv")
 read = pd.Series(embeddings.used_cell_type, name="cell_type used")
 unseen.pivot_table(index="Model", columns="classifier", values="F1", sort=False).round(3).join(read)
 

@@ -33,7 +33,9 @@ yardsticks: list[str] = ["Types", "PCA", "Harmony", "Base_NMF"]  # LinearSCVI ta
 scored_cells: int = 4000  # cells clustered and classified, at random; 0 takes all
 
 # %%
-from aenmf_lib import data, figures, results, study, tradeoff, variants
+from aenmf_lib import data, results
+from aenmf_lib.conditioning import study, variants
+from aenmf_lib.figures import conditioning, layout
 
 cells_ = data.load(cells)
 plan = variants.plan(strengths, at=tried_at, labels=labels_tried, gene_weights=weights_tried, yardsticks=yardsticks)
@@ -56,7 +58,7 @@ long = study.run(
     store=f"{out_dir}/conditioning_scores.csv",
 )
 results.write_table(long, f"{out_dir}/conditioning_long.csv")
-table = study.summarise(long)
+table = study.summarize(long)
 results.write_table(table, f"{out_dir}/conditioning.csv")
 long.groupby("on", sort=False).size().to_frame("fits")
 
@@ -68,23 +70,23 @@ long.groupby("on", sort=False).size().to_frame("fits")
 # strength may be chosen by.
 
 # %%
-study.show(table, ["strength_left", "error", "scatter", "unseen_error", "unseen_scatter", "seconds"])
+study.format_table(table, ["strength_left", "error", "scatter", "unseen_error", "unseen_scatter", "seconds"])
 
 # %% [markdown]
 # ## What it keeps and removes
-# Against the type high is good, against what was conditioned on low is good. Look at neighbours (kNN, NMI) before the
+# Against the type high is good, against what was conditioned on low is good. Look at neighbors (kNN, NMI) before the
 # linear classifier, which alone is easily misled. `Types` is an embedding that tells the type and nothing else: donors
 # whose shares of the types differ are told apart by it too, and no model can fall below without losing types.
 
 # %%
-study.show(table, study.SEEN)
+study.format_table(table, study.SEEN)
 
 # %% [markdown]
 # The same on donors that no fit and no classifier has seen. Nothing stands where a label is not shared by the donors
 # held out and the others, as the donor itself.
 
 # %%
-study.show(table, study.UNSEEN)
+study.format_table(table, study.UNSEEN)
 
 # %% [markdown]
 # ## The trade
@@ -93,6 +95,6 @@ study.show(table, study.UNSEEN)
 # of another's, by more than the bars. The dotted line is what the types alone tell.
 
 # %%
-fig = tradeoff.figure(table, k=k)
-figures.save(fig, f"{out_dir}/figures/conditioning", tradeoff.drawn(table))
+fig = conditioning.conditioning(table, k=k)
+layout.save(fig, f"{out_dir}/figures/conditioning", conditioning.drawn(table))
 fig

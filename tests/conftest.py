@@ -9,7 +9,8 @@ import torch
 from anndata import AnnData
 from scipy.sparse import random as sparse_random
 
-from aenmf_lib import data, synthetic
+from aenmf_lib import data
+from aenmf_lib.data import simulation
 
 torch.set_num_threads(1)  # the problems are small: threads would wait for each other, the more so on a busy machine
 
@@ -17,7 +18,7 @@ torch.set_num_threads(1)  # the problems are small: threads would wait for each 
 @pytest.fixture(scope="session")
 def demo():
     """Simulated cells, as a user's file would hold them, and what was planted."""
-    return synthetic.simulate()
+    return data.simulate()
 
 
 @pytest.fixture(scope="session")
@@ -57,8 +58,8 @@ def tiny_cells(seed: int = 0, n_cells: int = 60, n_genes: int = 40) -> AnnData:
     return AnnData(X, obs=obs, var=pd.DataFrame(index=[f"gene{i}" for i in range(n_genes)]))
 
 
-def filtered(cells: AnnData, truth: synthetic.Truth, *, min_cells: int = 500):
+def filtered(cells: AnnData, truth: simulation.Truth, *, min_cells: int = 500):
     kept, _ = data.filter_cells(cells.raw.to_adata(), min_cells=min_cells)
     genes = cells.var_names.get_indexer(kept.var_names)
     rows = [list(cells.obs["donor_id"].cat.categories).index(d) for d in kept.obs["donor_id"].cat.categories]
-    return kept, synthetic.Truth(truth.W[:, genes], truth.added[rows][:, genes], truth.bent[rows][..., genes], truth.H)
+    return kept, simulation.Truth(truth.W[:, genes], truth.added[rows][:, genes], truth.bent[rows][..., genes], truth.H)

@@ -1,0 +1,1 @@
+"""The study of what conditioning keeps and removes (notebook 08)."""

@@ -1,0 +1,1 @@
+"""How ARI, NMI, F1 and AUROC are computed."""

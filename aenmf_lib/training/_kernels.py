@@ -1,0 +1,379 @@
+"""What does coordinate descent compute, number by number? Compiled loops; `descent` says why.
+
+Arrays over genes or cells are in the precision of X; sums over them (F, G) and what decides a step are in float64.
+"""
+
+import math
+
+import numpy as np
+from numba import njit, prange
+
+GENES = 256  # genes of a block
+_CHUNKS = 4  # shares of a Gram matrix: fixed, so that bits do not depend on the number of cores
+
+# what a compiler may do to sums: reorder, but keep NaN and infinity for the solver to see
+_FAST = {"contract", "reassoc", "arcp", "nsz"}
+_parallel = njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
+_serial = njit(fastmath=_FAST, cache=True, nogil=True)
+# Within its caller. Were it called, code just compiled and code from the cache could meet copies with other roundings.
+_part = njit(fastmath=_FAST, nogil=True, forceinline=True)
+
+
+# -------------------------------------------------------------------- one entry
+@_part
+def best_step(c1, c2, c3, c4, low):
+    """Give the step t ≥ low to the least value of c₁t + c₂t² + c₃t³ + c₄t⁴ (c₄ > 0), and that value.
+
+    It is 0, the bound, or a root of the cubic.
+    """
+    best, least = 0.0, 0.0
+    value = low * (c1 + low * (c2 + low * (c3 + low * c4)))
+    if value < least:
+        best, least = low, value
+    a, b, c = 0.75 * c3 / c4, 0.5 * c2 / c4, 0.25 * c1 / c4
+    q, r = (a * a - 3 * b) / 9, (2 * a * a * a - 9 * a * b + 27 * c) / 54
+    three = r * r < q * q * q
+    if three:  # three real roots, of which the middle one is a maximum
+        size, angle = -2 * math.sqrt(q), math.acos(r / math.sqrt(q * q * q))
+    else:
+        size, angle = 0.0, 0.0
+        big = -math.copysign((abs(r) + math.sqrt(r * r - q * q * q)) ** (1 / 3), r)
+    for root in range(2 if three else 1):
+        if three:
+            t = size * math.cos((angle + 2 * math.pi * root) / 3) - a / 3
+        else:
+            t = big + (q / big if big != 0 else 0.0) - a / 3
+        if t > low:
+            value = t * (c1 + t * (c2 + t * (c3 + t * c4)))
+            if value < least:
+                best, least = t, value
+    return best, least
+
+
+@_part
+def _gain(c1, c2, w):
+    """Estimate what the best step from w ≥ 0 gains, by the parabola."""
+    if c2 <= 0:
+        return np.inf
+    t = max(-0.5 * c1 / c2, -w)
+    return -t * (c1 + t * c2)
+
+
+@_part
+def _relaxed(t, least, relax, low, c1, c2, c3, c4):
+    """Go further than the best step, unless that would raise the value; the step and the value."""
+    far = max(relax * t, low)
+    value = far * (c1 + far * (c2 + far * (c3 + far * c4)))
+    return (far, value) if value < 0 else (t, least)
+
+
+# -------------------------------------------------------------------- small dense algebra
+@_part
+def _add_rows(out, M, weights, rows, n):
+    """``out += Σ weights[r] M[r]`` over the first n of `rows`, four at a time: a sum is stored once for four."""
+    q, k = 0, len(out)
+    while q + 4 <= n:
+        i0, i1, i2, i3 = rows[q], rows[q + 1], rows[q + 2], rows[q + 3]
+        m0, m1, m2, m3 = M[i0], M[i1], M[i2], M[i3]
+        x0, x1, x2, x3 = weights[i0], weights[i1], weights[i2], weights[i3]
+        for j in range(k):
+            out[j] += x0 * m0[j] + x1 * m1[j] + x2 * m2[j] + x3 * m3[j]
+        q += 4
+    while q < n:
+        m0, x0 = M[rows[q]], weights[rows[q]]
+        for j in range(k):
+            out[j] += x0 * m0[j]
+        q += 1
+
+
+@_part
+def _nonzero(x, places):
+    """Write where x is not 0; gives how many there are."""
+    n = 0
+    for j in range(len(x)):
+        if x[j] != 0:
+            places[n] = j
+            n += 1
+    return n
+
+
+@_part
+def _rank_two(M, j, t, x, extra):
+    """``M += t (e_j xᵀ + x e_jᵀ) + extra e_j e_jᵀ`` for a symmetric M; gives row j."""
+    row = M[j]
+    for i in range(len(x)):
+        row[i] += t * x[i]
+    row[j] += t * x[j] + extra
+    for i in range(len(x)):
+        M[i, j] = row[i]
+    return row
+
+
+# -------------------------------------------------------------------- one block of genes
+@_serial
+def visit(A, B, S, R, squares, W, F, G, n_lambda, relax, least, D):
+    """Visit the entries of W of one block of genes, for a tied model.
+
+    A, B : (genes, k), columns of W S and W R; S, R : (genes, genes), parts of them, R empty where there is none; W, F
+    and G are updated; D is the change. Steps that gain less than `least` are not taken. Gives what was gained, and by
+    how many steps.
+    """
+    n_genes, k = W.shape
+    T = W.dtype.type
+    g, places, moved, n_moved = np.empty(k, W.dtype), np.empty(k, np.int64), np.empty(n_genes, np.int64), 0
+    gained, steps = 0.0, 0
+    for a in range(n_genes):
+        s, r = squares[a], float(R[a, a]) if len(R) else 0.0
+        if s == 0:
+            continue
+        x, y, w, d = A[a], B[a], W[a], D[a]
+        _add_rows(x, D, S[a], moved, n_moved)
+        if len(R):
+            _add_rows(y, D, R[a], moved, n_moved)
+        xw = 0.0
+        for j in range(k):
+            g[j] = n_lambda * w[j] + y[j] - 2 * x[j]
+            xw += x[j] * w[j]
+        _add_rows(g, G, x, places, _nonzero(x, places))
+        _add_rows(g, F, w, places, _nonzero(w, places))
+        before = steps
+        for j in range(k):
+            c1 = 2 * float(g[j])
+            if w[j] == 0 and c1 >= 0:
+                continue
+            c2 = s * G[j, j] + F[j, j] + 2 * (x[j] * w[j] + xw) - 2 * s + n_lambda + r
+            if _gain(c1, c2, w[j]) < least:
+                continue
+            c3 = 2 * (x[j] + s * w[j])
+            t, value = best_step(c1, c2, c3, s, -float(w[j]))
+            if value >= -least:
+                continue
+            t, value = _relaxed(t, value, relax, -float(w[j]), c1, c2, c3, s)
+            gained, steps = gained - value, steps + 1
+            step, wj, xj, sj = T(t), w[j], x[j], T(s)
+            d[j] = step
+            Gj, Fj = _rank_two(G, j, step, w, T(t * t)), _rank_two(F, j, step, x, T(t * t * s))
+            for i in range(k):
+                g[i] += step * (w[i] * xj + x[i] * wj + sj * Gj[i] + Fj[i])
+            g[j] += T(2 * t * xw + t * t * (xj + s * wj) + t * (n_lambda + r - 2 * s))
+            xw += t * (xj + s * wj) + t * t * s
+            w[j] += step
+            x[j] += T(t * s)
+        if steps > before:
+            moved[n_moved] = a
+            n_moved += 1
+    return gained, steps
+
+
+@_serial
+def visit_shared(A, B, S, B_more, R, squares, W, U, F, G, n_lambda, relax, least, D):
+    """Visit the entries of W of one block of genes, for model 2, at fixed U.
+
+    A, B : (donors, genes, k), columns of W S_d and V_d S_d; S : (donors, genes, genes), parts of S_d; B_more and R
+    are B and R of `visit`; W, F, G are updated; D is the change; the rest is as in `visit`. Gives the change of
+    Σ tr V_d S_d Wᵀ, what was gained, and by how many steps.
+    """
+    m, n_genes, k = A.shape
+    T = W.dtype.type
+    cross, gained, steps = 0.0, 0.0, 0
+    x, y, v, f, g = np.empty((5, m, k), W.dtype)
+    xv, places, moved, n_moved = np.empty(m), np.empty(k, np.int64), np.empty(n_genes, np.int64), 0
+    for a in range(n_genes):
+        w, y_more, s_all, r = W[a], B_more[a], 0.0, float(R[a, a]) if len(R) else 0.0
+        for d in range(m):
+            s_all += squares[d, a]
+        if s_all == 0:
+            continue
+        for d in range(m):
+            x[d], f[d], g[d], xv[d] = 0, 0, 0, 0
+            _add_rows(x[d], D, S[d, a], moved, n_moved)  # W alone moves: V S_d changes as W S_d does
+            for j in range(k):
+                y[d, j] = x[d, j] + B[d, a, j]
+                x[d, j] += A[d, a, j]
+                v[d, j] = w[j] + U[d, a, j]
+                xv[d] += x[d, j] * v[d, j]
+            _add_rows(f[d], F[d], v[d], places, _nonzero(v[d], places))
+            _add_rows(g[d], G[d], x[d], places, _nonzero(x[d], places))
+        if len(R):
+            _add_rows(y_more, D, R[a], moved, n_moved)
+        before = steps
+        for j in range(k):
+            c1 = n_lambda * float(w[j]) + float(y_more[j])
+            for d in range(m):
+                c1 += float(f[d, j]) + float(g[d, j]) - float(x[d, j]) - float(y[d, j])
+            c1 *= 2
+            if w[j] == 0 and c1 >= 0:
+                continue
+            c2, c3 = n_lambda + r, 0.0
+            for d in range(m):
+                s, xj = squares[d, a], x[d, j]
+                c2 += s * G[d, j, j] + F[d, j, j] + 2 * (xj * v[d, j] + xv[d]) - 2 * s
+                c3 += 2 * (xj + s * v[d, j])
+            if _gain(c1, c2, w[j]) < least:
+                continue
+            t, value = best_step(c1, c2, c3, s_all, -float(w[j]))
+            if value >= -least:
+                continue
+            t, value = _relaxed(t, value, relax, -float(w[j]), c1, c2, c3, s_all)
+            gained, steps, step = gained - value, steps + 1, T(t)
+            w[j] += step
+            D[a, j] = step
+            for d in range(m):
+                s, xj, yj, vj = squares[d, a], x[d, j], y[d, j], v[d, j]
+                sj, Gj = T(s), _rank_two(G[d], j, step, v[d], T(t * t))
+                Fj = _rank_two(F[d], j, step, x[d], T(t * t * s))
+                for i in range(k):
+                    g[d, i] += step * (v[d, i] * xj + sj * Gj[i])
+                    f[d, i] += step * (x[d, i] * vj + Fj[i])
+                g[d, j] += T(t * xv[d] + t * t * xj)
+                f[d, j] += T(t * xv[d] + t * t * s * vj)
+                cross += t * (xj + yj) + t * t * s
+                xv[d] += t * (xj + s * vj) + t * t * s
+                x[d, j] += T(t * s)
+                y[d, j] += T(t * s)
+                v[d, j] += step
+        if steps > before:
+            moved[n_moved] = a
+            n_moved += 1
+    return cross, gained, steps
+
+
+@_parallel
+def visit_own(A, W, U, F, G, n_lambda, relax, least, visits, DV):
+    """Visit the entries of every donor's U of one block of genes, for model 2, at fixed W.
+
+    The objective is quadratic in them, and donors do not meet. A : (donors, genes, k), columns of W S_d; U and G are
+    updated, and DV, the change of V. Gives the same as `visit_shared`, of each donor.
+    """
+    m, n_genes, k = A.shape
+    T = W.dtype.type
+    told = np.zeros((m, 3))
+    for d in prange(m):
+        f, v, places = np.empty(k, W.dtype), np.empty(k, W.dtype), np.empty(k, np.int64)
+        Fd, Gd = F[d], G[d]
+        cross, gained, steps = 0.0, 0.0, 0
+        for a in range(n_genes):
+            x, u, w, dv = A[d, a], U[d, a], W[a], DV[d, a]
+            for j in range(k):
+                v[j] = w[j] + u[j]
+                f[j] = n_lambda * u[j] - x[j]
+            _add_rows(f, Fd, v, places, _nonzero(v, places))
+            for _ in range(visits):
+                for j in range(k):
+                    c1 = 2 * float(f[j])
+                    if u[j] == 0 and c1 >= 0:
+                        continue
+                    c2 = Fd[j, j] + n_lambda
+                    t = max(-0.5 * c1 / c2, -float(u[j]))
+                    value = t * (c1 + t * c2)
+                    if value >= -least:
+                        continue
+                    t, value = _relaxed(t, value, relax, -float(u[j]), c1, c2, 0.0, 0.0)
+                    gained, steps, step = gained - value, steps + 1, T(t)
+                    _rank_two(Gd, j, step, v, T(t * t))
+                    Fj = Fd[j]
+                    for i in range(k):
+                        f[i] += step * Fj[i]
+                    f[j] += n_lambda * step
+                    u[j] += step
+                    v[j] += step
+                    dv[j] += step
+                    cross += t * x[j]
+        told[d, 0], told[d, 1], told[d, 2] = cross, gained, steps
+    return told
+
+
+# -------------------------------------------------------------------- cells in tiles, a tile stored by gene
+@_parallel
+def by_gene(indptr, genes, values, edges, first_row, at, out_indptr, out_rows, out_values):
+    """Store each tile of a CSR matrix by gene: tile t is of the rows between two `edges`, and goes to ``at[t]``."""
+    p = out_indptr.shape[1] - 1
+    for t in prange(len(edges) - 1):
+        begin, place = out_indptr[t], np.zeros(p, np.int64)
+        for i in range(indptr[edges[t]], indptr[edges[t + 1]]):
+            begin[genes[i] + 1] += 1
+        begin[0] = at[t]
+        for a in range(p):
+            begin[a + 1] += begin[a]
+            place[a] = begin[a]
+        for row in range(edges[t], edges[t + 1]):
+            for i in range(indptr[row], indptr[row + 1]):
+                out_rows[place[genes[i]]] = first_row + row
+                out_values[place[genes[i]]] = values[i]
+                place[genes[i]] += 1
+
+
+@_parallel
+def add_gram(indptr, genes, values, out):
+    """Add ``X_BᵀX_B`` of a CSR matrix for every block B of genes; genes of a cell are in order."""
+    n_blocks, size = out.shape[0], out.shape[1]
+    n_rows = len(indptr) - 1
+    for part in prange(_CHUNKS):
+        for row in range(n_rows):
+            # each worker has its own share of the blocks: no two write to the same place
+            i, stop = indptr[row], indptr[row + 1]
+            first = n_blocks * part // _CHUNKS
+            last = n_blocks * (part + 1) // _CHUNKS
+            i += np.searchsorted(genes[i:stop], first * size)
+            while i < stop and genes[i] < last * size:
+                block = genes[i] // size
+                end = i
+                while end < stop and genes[end] < (block + 1) * size:
+                    end += 1
+                for one in range(i, end):
+                    for two in range(i, end):
+                        out[block, genes[one] - block * size, genes[two] - block * size] += values[one] * values[two]
+                i = end
+
+
+@_parallel
+def follow(indptr, rows, values, owner, H, lo, D, next_lo, out):
+    """``H += X_B D`` for the genes from `lo` on, then ``out[t] = X_Cᵀ H`` for every tile t and those from `next_lo` on.
+
+    D is (partitions, genes, k), most of it 0; out is (tiles, genes, k). Either may have no genes.
+    """
+    k = H.shape[1]
+    for t in prange(len(owner)):
+        D_t = D[owner[t]]
+        programs, steps = np.empty(k, np.int64), np.empty(k, D.dtype)
+        for a in range(D.shape[1]):
+            d, moved = D_t[a], 0
+            for j in range(k):
+                if d[j] != 0:
+                    programs[moved], steps[moved] = j, d[j]
+                    moved += 1
+            if moved == 0:
+                continue
+            first, last = indptr[t, lo + a], indptr[t, lo + a + 1]
+            if 10 * moved > k:  # whole rows, which are vectors to the processor
+                for i in range(first, last):
+                    h, x = H[rows[i]], values[i]
+                    for j in range(k):
+                        h[j] += x * d[j]
+                continue
+            for c in range(0, moved - 1, 2):  # two programs at a time: a cell is found once for both
+                j0, j1, d0, d1 = programs[c], programs[c + 1], steps[c], steps[c + 1]
+                for i in range(first, last):
+                    row, x = rows[i], values[i]
+                    H[row, j0] += x * d0
+                    H[row, j1] += x * d1
+            if moved % 2:
+                j0, d0 = programs[moved - 1], steps[moved - 1]
+                for i in range(first, last):
+                    H[rows[i], j0] += values[i] * d0
+        for a in range(out.shape[1]):
+            total = out[t, a]
+            for j in range(k):
+                total[j] = 0
+            i, stop = indptr[t, next_lo + a], indptr[t, next_lo + a + 1]
+            while i + 4 <= stop:  # four cells at a time: a sum is loaded and stored once for all of them
+                h0, h1, h2, h3 = H[rows[i]], H[rows[i + 1]], H[rows[i + 2]], H[rows[i + 3]]
+                x0, x1, x2, x3 = values[i], values[i + 1], values[i + 2], values[i + 3]
+                for j in range(k):
+                    total[j] += x0 * h0[j] + x1 * h1[j] + x2 * h2[j] + x3 * h3[j]
+                i += 4
+            while i < stop:
+                h0, x0 = H[rows[i]], values[i]
+                for j in range(k):
+                    total[j] += x0 * h0[j]
+                i += 1

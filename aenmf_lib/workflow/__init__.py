@@ -1,0 +1,1 @@
+"""How a notebook is executed."""

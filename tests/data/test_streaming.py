@@ -1,0 +1,360 @@
+"""Cells given block by block are the cells of the whole matrix, and the reader ends with its caller."""
+
+import threading
+import time
+import weakref
+from itertools import pairwise
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import tiny_cells
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy.sparse import csr_matrix, vstack
+
+from aenmf_lib import data
+from aenmf_lib.data import streaming
+from aenmf_lib.data.streaming import CellStream
+
+GENES = [f"gene{i}" for i in (31, 2, 5, 17, 39, 0)]  # not in the order of the file
+
+
+def counts() -> ad.AnnData:
+    """60 × 40 counts, among them a cell without any and stored zeros."""
+    cells = tiny_cells()
+    cells.X.data = np.ceil(cells.X.data)
+    cells.X.data[cells.X.indptr[7] : cells.X.indptr[8]] = 0
+    cells.X = cells.X.astype(np.float32)
+    return cells
+
+
+def rewrite(path, dtypes=None, **options):
+    """Store X again, its arrays in other types or chunks."""
+    with h5py.File(path, "r+") as file:
+        names = (
+            ["X"] if isinstance(file["X"], h5py.Dataset) else [f"X/{part}" for part in ("data", "indices", "indptr")]
+        )
+        for name in names:
+            values, attrs = file[name][()], dict(file[name].attrs)
+            del file[name]
+            dtype = (dtypes or {}).get(name, values.dtype)
+            file.create_dataset(name, data=values.astype(dtype), **options).attrs.update(attrs)
+
+
+def given_by(cells: CellStream) -> csr_matrix:
+    """Join the blocks, whose slices must follow each other."""
+    blocks, rows = zip(*cells, strict=True) if cells.n_obs else ((), ())
+    assert [r.start for r in rows] == [0, *(r.stop for r in rows[:-1])][: len(rows)]
+    assert all(X.shape == (r.stop - r.start, cells.n_vars) for X, r in zip(blocks, rows, strict=True))
+    assert all(X.dtype == np.float32 and X.has_sorted_indices for X in blocks)
+    return vstack(blocks, format="csr") if blocks else csr_matrix((0, cells.n_vars), dtype=np.float32)
+
+
+def assert_same_bits(given: csr_matrix, expected: csr_matrix) -> None:
+    expected.sort_indices()
+    for part in ("data", "indices", "indptr"):
+        np.testing.assert_array_equal(getattr(given, part), getattr(expected, part), strict=part == "data")
+
+
+def at_rest(path) -> bool:
+    """Tell whether no reader is left and the file is closed: HDF5 does not let an open one be opened for writing."""
+    h5py.File(path, "r+").close()
+    return not [thread for thread in threading.enumerate() if thread.name.startswith("read ahead")]
+
+
+@pytest.fixture
+def path(tmp_path):
+    counts().write_h5ad(tmp_path / "cells.h5ad")
+    return tmp_path / "cells.h5ad"
+
+
+LAYOUTS = {
+    "contiguous": {},
+    "chunked": {"chunks": (7,)},
+    "gzip": {"chunks": (50,), "compression": "gzip"},
+    "lzf": {"chunks": (50,), "compression": "lzf", "shuffle": True},
+    "int64 indices": {"dtypes": {"X/indices": np.int64, "X/indptr": np.int64}},
+    "int32 counts": {"dtypes": {"X/data": np.int32}},
+    "uint16 counts": {"dtypes": {"X/data": np.uint16}},
+    "float64 counts": {"dtypes": {"X/data": np.float64}},
+}
+
+
+@pytest.mark.parametrize("genes", [None, GENES], ids=["all genes", "some"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_blocks_are_the_matrix_normalized_whole(path, layout, genes):
+    rewrite(path, **LAYOUTS[layout])
+    whole = data.normalize(counts().X)
+    cells = CellStream(path, counts=True, genes=genes, block=13)
+    expected = whole if genes is None else whole[:, [int(name[4:]) for name in genes]]
+    assert_same_bits(given_by(cells), expected)
+    assert list(cells.var_names) == (genes or list(counts().var_names))
+    assert (cells.n_obs, cells.n_vars, cells.where) == (*expected.shape, "X")
+    pd.testing.assert_frame_equal(cells.obs, counts().obs)
+
+
+@pytest.mark.parametrize("options", [{}, {"chunks": (11, 9), "compression": "gzip"}], ids=["contiguous", "gzip"])
+def test_dense_counts_are_read(path, options):
+    cells = counts()
+    cells.X = cells.X.toarray()
+    cells.write_h5ad(path)
+    rewrite(path, **options)
+    assert_same_bits(
+        given_by(CellStream(path, counts=True, genes=GENES, block=13)),
+        data.normalize(counts().X)[:, [31, 2, 5, 17, 39, 0]],
+    )
+
+
+def test_nonzeros_are_guessed_from_the_first_cells(path, monkeypatch):
+    keep, columns = np.arange(60) % 2 == 0, [31, 2, 5, 17, 39, 0]
+    assert CellStream(path, genes=GENES).nnz == counts().X[:, columns].nnz
+    monkeypatch.setattr(streaming, "_LOOK", 10)
+    assert CellStream(path, genes=GENES, keep=keep).nnz == 3 * counts().X[:10, columns].nnz
+
+
+def test_fractional_counts_are_scaled_to_the_same_bits(path):
+    cells = counts()
+    cells.X.data[cells.X.data > 0] += np.random.default_rng(0).random((cells.X.data > 0).sum(), dtype=np.float32)
+    cells.write_h5ad(path)
+    streamed = CellStream(path, counts=True, fractional=True, genes=GENES, block=13)
+    assert_same_bits(given_by(streamed), data.normalize(cells.X)[:, [31, 2, 5, 17, 39, 0]])
+
+
+def test_filtered_cells_are_given_as_they_are(path):
+    filtered, _ = data.filter_cells(counts(), min_cells=1, drop_empty=True)
+    filtered.write_h5ad(path)
+    assert_same_bits(given_by(CellStream(path, block=13)), filtered.X)
+    assert_same_bits(given_by(CellStream(path, genes=GENES, block=13)), filtered[:, GENES].X)
+
+
+def test_counts_are_found_where_read_counts_finds_them(path):
+    cells = counts()
+    cells.raw = cells.copy()
+    cells.layers["doubled"] = cells.X * 2
+    cells.X = data.normalize(cells.X)
+    cells = cells[:, 5:].copy()
+    cells.write_h5ad(path)
+    raw, doubled = CellStream(path, counts=True), CellStream(path, counts=True, layer="doubled")
+    assert (raw.where, raw.n_vars, doubled.where, doubled.n_vars) == ("raw.X", 40, "layers['doubled']", 35)
+    assert_same_bits(given_by(raw), data.normalize(counts().X))
+    assert_same_bits(given_by(doubled), data.normalize(counts().X[:, 5:]))
+    with pytest.raises(ValueError, match="has no layer 'tripled'"):
+        CellStream(path, counts=True, layer="tripled")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(block=st.integers(1, 70), edges=st.lists(st.integers(0, 60), max_size=3), kept=st.integers(0, 2**60 - 1))
+def test_blocks_shards_and_kept_cells_change_nothing(path, block, edges, kept):
+    keep = np.array([kept >> i & 1 for i in range(60)], dtype=bool)
+    edges = [0, *sorted(edges), 60]
+    shards = [
+        CellStream(path, counts=True, genes=GENES, keep=keep, rows=slice(lo, hi), block=block)
+        for lo, hi in pairwise(edges)
+    ]
+    whole = data.normalize(counts().X)[keep][:, [31, 2, 5, 17, 39, 0]]
+    assert_same_bits(vstack([given_by(shard) for shard in shards], format="csr"), whole)
+    assert [name for shard in shards for name in shard.obs.index] == list(counts().obs_names[keep])
+
+
+def test_a_file_can_be_read_again_and_twice_at_once(path):
+    cells = CellStream(path, counts=True, block=20)
+    assert [(a, b) for _, a in cells for _, b in cells] == [
+        (slice(a, a + 20), slice(b, b + 20)) for a in (0, 20, 40) for b in (0, 20, 40)
+    ]
+    assert at_rest(path)
+
+
+# ---- the thread ------------------------------------------------------------------------------------------------------
+
+
+def test_the_next_blocks_are_read_while_the_caller_computes(path, monkeypatch):
+    made = threading.Semaphore(0)
+    block = CellStream._block
+    monkeypatch.setattr(CellStream, "_block", lambda *arguments: (block(*arguments), made.release())[0])
+    for _ in CellStream(path, counts=True, block=20):
+        assert all(made.acquire(timeout=10) for _ in range(3))  # this block, and the two that are left
+        break
+    else:
+        pytest.fail("no block was given")
+
+
+def test_few_blocks_live_at_once(path, monkeypatch):
+    alive, most = set(), []
+    block = CellStream._block
+
+    def count(*arguments):
+        X = block(*arguments)
+        alive.add(id(X))
+        weakref.finalize(X, alive.discard, id(X))
+        most.append(len(alive))
+        return X
+
+    monkeypatch.setattr(CellStream, "_block", count)
+    n = 0
+    for X, _ in CellStream(path, counts=True, block=1):
+        time.sleep(0.002)  # slower than the reader
+        n += X.shape[0]
+    assert n == len(most) == 60
+    # the caller's last, the one it is about to take, two waiting
+    assert max(most) <= 2 + streaming._AHEAD
+
+
+def leave(cells):
+    for _ in cells:
+        break
+
+
+def fail(cells):
+    for _ in cells:
+        raise KeyError("of the caller")
+
+
+def put_aside(cells):
+    blocks = iter(cells)
+    next(blocks)
+    blocks.close()
+
+
+def never_start(cells):
+    iter(cells)
+
+
+@pytest.mark.parametrize("stop", [leave, fail, put_aside, never_start])
+def test_the_reader_ends_with_its_caller(path, stop):
+    try:
+        stop(CellStream(path, counts=True, block=1))
+    except KeyError as error:
+        assert "of the caller" in str(error)
+    assert at_rest(path)
+
+
+@pytest.mark.parametrize("value", [-1, np.nan, np.inf, 1.5])
+def test_values_that_are_no_counts_are_refused_where_they_stand(path, monkeypatch, value):
+    monkeypatch.setattr(streaming, "_LOOK", 8)
+    cells = counts()
+    cells.X.data[cells.X.indptr[44]] = value
+    cells.write_h5ad(path)
+    what = {-1: "1 negative values", 1.5: "1 values that are not integers"}.get(value, "1 values that are NaN")
+    keep = ~np.isin(np.arange(60), [2, 41])
+    given = 0
+    with pytest.raises(
+        ValueError, match=rf"cells.h5ad: X holds {what}.* in cells 40 to 59 \(first: cell 44, 'cell44'\)"
+    ):
+        for X, _ in CellStream(path, counts=True, keep=keep, rows=slice(1, None), block=39):
+            given += X.shape[0]
+    assert given == 38  # what came before is given
+    assert at_rest(path)
+    if value == 1.5:
+        assert given_by(CellStream(path, counts=True, fractional=True)).shape == (60, 40)
+    else:
+        with pytest.raises(ValueError, match=r"Expected: log1p of counts per 10 000"):
+            given_by(CellStream(path))
+
+
+def test_no_counts_at_all_is_told_at_once(path):
+    cells = counts()
+    cells.X = data.normalize(cells.X)
+    cells.write_h5ad(path)
+    with pytest.raises(ValueError, match=r"holds no raw counts: X holds .* it looks log-normalized"):
+        CellStream(path, counts=True)
+
+
+# ---- files and arguments that do not fit -----------------------------------------------------------------------------
+
+
+def test_a_truncated_file_is_told(path):
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(OSError, match="is cut short"):
+        CellStream(path, counts=True)
+
+
+def test_a_damaged_chunk_is_told(path, monkeypatch):
+    monkeypatch.setattr(streaming, "_LOOK", 8)
+    rewrite(path, chunks=(50,), compression="gzip")
+    with h5py.File(path) as file:
+        chunks = file["X/data"].id
+        last = chunks.get_chunk_info(chunks.get_num_chunks() - 1)
+    raw = bytearray(path.read_bytes())
+    raw[last.byte_offset : last.byte_offset + last.size] = bytes(last.size)
+    path.write_bytes(raw)
+    with pytest.raises(OSError, match=r"cells.h5ad is damaged: X cannot be read at cells 45 to 59"):
+        given_by(CellStream(path, block=15))
+    assert at_rest(path)
+
+
+@pytest.mark.parametrize(("part", "value"), [("indices", 40), ("indices", -1), ("indptr", 10**6), ("indptr", -3)])
+def test_indices_that_point_outside_are_refused(path, monkeypatch, part, value):
+    monkeypatch.setattr(streaming, "_LOOK", 8)
+    with h5py.File(path, "r+") as file:
+        at = 50 if part == "indptr" else len(file["X/indices"]) - 1
+        file[f"X/{part}"][at] = value
+    with pytest.raises(OSError, match=r"is damaged: X cannot be read at cells 40 to 59"):
+        given_by(CellStream(path, genes=GENES, block=20))
+    assert at_rest(path)
+
+
+def test_a_file_that_goes_away_is_told(path):
+    cells = CellStream(path, counts=True)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="is not there"):
+        next(iter(cells))
+
+
+@pytest.mark.parametrize("options", [{}, {"counts": True}])
+def test_a_matrix_stored_by_genes_is_refused(path, options):
+    cells = counts()
+    cells.X = cells.X.tocsc()
+    cells.write_h5ad(path)
+    with pytest.raises(ValueError, match=r"X is csc_matrix: not stored by cells .*cells.X = cells.X.tocsr\(\)"):
+        CellStream(path, **options)
+
+
+def test_a_matrix_that_lacks_a_part_is_told(path):
+    with h5py.File(path, "r+") as file:
+        del file["X/indices"]
+    with pytest.raises(OSError, match=r"is damaged: X cannot be read at cells 0 to 59: .*indices"):
+        CellStream(path, counts=True)
+
+
+def test_names_that_stand_twice_are_refused(path):
+    with h5py.File(path, "r+") as file:
+        file["obs/_index"][5] = "cell6"
+    with pytest.raises(ValueError, match=r"1 names of cells stand more than once \(first: 'cell6'\)"):
+        CellStream(path)
+
+
+def test_a_matrix_that_does_not_fit_its_cells_is_refused(path):
+    with h5py.File(path, "r+") as file:
+        file["X"].attrs["shape"] = [59, 40]
+    with pytest.raises(ValueError, match="X is 59 × 40, but there are 60 cells in obs and 40 genes in var"):
+        CellStream(path)
+
+
+def test_a_file_without_X_is_refused(path):
+    with h5py.File(path, "r+") as file:
+        del file["X"]
+    with pytest.raises(ValueError, match=r"has no X\. If it holds raw counts elsewhere"):
+        CellStream(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"genes": ["gene1", "CD8A", "CD4"]},
+            r"2 of 3 genes are not in X of .*\(first: 'CD8A'\); its 40 genes are .*'gene0'",
+        ),
+        ({"genes": ["gene1", "gene2", "gene1"]}, "'gene1' is asked for more than once"),
+        ({"keep": np.arange(60)}, "keep is int64 of shape .60,.: a bool for each of the 60 cells"),
+        ({"keep": np.ones(59, dtype=bool)}, "a bool for each of the 60 cells"),
+        ({"rows": slice(0, 60, 2)}, "a run of cells is expected"),
+        ({"block": 0}, "block = 0: the number of cells"),
+        ({"counts": False, "layer": "raw"}, "layer='raw' .* give counts=True"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(path, options, message):
+    with pytest.raises(ValueError, match=message):
+        CellStream(path, **{"counts": True} | options)

@@ -1,0 +1,295 @@
+"""Benchmark 1 against plain scanpy and scikit-learn calls, worked examples and what must not matter."""
+
+import random
+
+import igraph
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+from anndata import AnnData
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.preprocessing import StandardScaler
+
+from aenmf_lib.metrics import clustering, neighbors
+
+SEEDS = [0, 1, 2, 3]
+
+
+def simulate(n_cells: int = 400, k: int = 60, distance: float = 1.0) -> tuple[np.ndarray, pd.DataFrame]:
+    """Draw usages of five cell types, `distance` noise deviations apart in each program; one column is constant.
+
+    k is above 50, from where on scanpy would put a PCA before the neighbor search.
+    """
+    rng = np.random.default_rng(0)
+    cell_type = rng.integers(5, size=n_cells)
+    H = rng.normal(distance * rng.normal(size=(5, k))[cell_type], 1)
+    H = np.maximum(0, (H + 3) * rng.lognormal(size=k)).astype(np.float32)
+    H[:, 7] = 0.1
+    obs = pd.DataFrame(
+        {
+            "cell_type": pd.Categorical.from_codes(cell_type, list("ABCDE")),
+            "donor_id": rng.choice(["d1", "d2"], n_cells),
+        },
+        index=[f"cell{i}" for i in range(n_cells)],
+    )
+    return H, obs
+
+
+def run(H: np.ndarray, obs: pd.DataFrame, **options) -> pd.DataFrame:
+    """Score one embedding."""
+    graphs = neighbors.neighbor_graphs({"AE_NMF": H}, obs)
+    return clustering.evaluate(
+        graphs, obs, used_cell_type={"AE_NMF": False}, **{"seeds": SEEDS, "n_jobs": 1, **options}
+    )
+
+
+def test_every_number_is_that_of_plain_scanpy_and_scikit_learn():
+    H, obs = simulate(distance=0.3)
+    long = run(H, obs)
+
+    plain = AnnData(StandardScaler().fit_transform(H))
+    sc.pp.neighbors(plain, n_neighbors=25, use_rep="X", method="umap", transformer="sklearn")
+    graph = plain.obsp["connectivities"]
+    partitions = []
+    for seed in SEEDS:
+        sc.tl.leiden(
+            plain,
+            adjacency=graph.maximum(graph.T),
+            flavor="igraph",
+            directed=False,
+            use_weights=False,
+            resolution=0.8,
+            n_iterations=2,
+            random_state=seed,
+        )
+        partitions.append(plain.obs["leiden"].to_numpy())
+    assert len({tuple(p) for p in partitions}) == len(SEEDS)  # else a lost seed would go unseen
+
+    for label in ("cell_type", "donor_id"):
+        rows = long[long["label"] == label]
+        ari = [adjusted_rand_score(obs[label], p) for p in partitions]
+        nmi = [normalized_mutual_info_score(obs[label], p) for p in partitions]
+        assert rows["seed"].tolist() == SEEDS
+        np.testing.assert_allclose(rows["ARI"], ari, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(rows["NMI"], nmi, rtol=0, atol=1e-12)
+        assert rows["n_clusters"].tolist() == [len(set(p)) for p in partitions]
+        table = clustering.summarize(long, label)
+        np.testing.assert_allclose(
+            table[["ARI", "ARI Std", "NMI", "NMI Std"]].to_numpy(float)[0],
+            [np.mean(ari), np.std(ari, ddof=1), np.mean(nmi), np.std(nmi, ddof=1)],
+            rtol=0,
+            atol=1e-12,
+        )
+    # scanpy and this module were given the same parameters, not only similar results
+    assert set(zip(long["n_neighbors"], long["resolution"], strict=True)) == {(25, 0.8)}
+
+
+def test_the_curve_has_a_score_for_each_resolution_and_more_clusters_for_higher_ones():
+    H, obs = simulate(distance=0.3)
+    graphs, options = neighbors.neighbor_graphs({"AE_NMF": H}, obs), {"used_cell_type": {"AE_NMF": False}}
+    options |= {"seeds": [1], "n_jobs": 1}
+    curve = clustering.resolution_curve(graphs, obs, [2.0, 0.1, 0.8], **options)
+    assert curve["resolution"].tolist() == [0.1, 0.1, 0.8, 0.8, 2.0, 2.0]
+    assert curve["n_clusters"].is_monotonic_increasing
+    assert curve["n_clusters"].iloc[0] < curve["n_clusters"].iloc[-1]
+    at = curve[curve["resolution"] == 0.8].reset_index(drop=True)
+    pd.testing.assert_frame_equal(at, clustering.evaluate(graphs, obs, **options), check_exact=True)
+    for wrong in ([], [0.8, 0.8], [0.8, -1]):
+        with pytest.raises(ValueError, match=r"Expected one or more above 0, and none twice"):
+            clustering.resolution_curve(graphs, obs, wrong, **options)
+
+
+def test_workers_keep_no_graph_of_another_embedding():
+    H, obs = simulate(n_cells=150)
+    for usages in (H, H[:, ::2], H):
+        alone, shared = (run(usages, obs, n_jobs=n) for n in (1, 2))
+        pd.testing.assert_frame_equal(alone, shared, check_exact=True)
+
+
+def test_neighbors_are_the_24_nearest_other_cells_in_z_scores():
+    H, _ = simulate()
+    graph = clustering.neighbors(H).obsp["connectivities"].toarray()
+
+    varying = np.delete(H.astype(float), 7, axis=1)
+    z = (varying - varying.mean(0)) / varying.std(0)  # the constant column has no say
+    squared = ((z[:, None, :] - z[None, :, :]) ** 2).sum(-1)
+    nearest = np.argsort(squared, axis=1)[:, 1:25]
+    expected = np.zeros(graph.shape, bool)
+    np.put_along_axis(expected, nearest, True, axis=1)
+    np.testing.assert_array_equal(graph > 0, expected | expected.T)
+    np.testing.assert_array_equal(graph, np.maximum(graph, graph.T))
+
+
+def test_scale_and_zero_of_a_program_change_no_neighbor():
+    H, _ = simulate(n_cells=100)
+    units = 2.0 ** np.random.default_rng(1).integers(-3, 4, size=H.shape[1])  # powers of two lose no bit
+    before = clustering.neighbors(H).obsp["connectivities"]
+    after = clustering.neighbors((H * units).astype(np.float32)).obsp["connectivities"]
+    assert (before != after).nnz == 0
+
+
+def test_order_of_cells_only_reorders_the_graph():
+    H, _ = simulate(n_cells=100)
+    order = np.random.default_rng(1).permutation(len(H))
+    before = clustering.neighbors(H).obsp["connectivities"].toarray()
+    after = clustering.neighbors(H[order]).obsp["connectivities"].toarray()
+    np.testing.assert_allclose(after, before[np.ix_(order, order)], atol=1e-5)  # float32 sums in another order
+
+
+def test_partition_depends_on_its_seed_alone():
+    H, _ = simulate(distance=0.3)
+    links = clustering.neighbors(H).obsp["connectivities"]
+    graph = neighbors.unweighted_graph(links.indptr, links.indices)
+    random.seed(5)
+    state = random.getstate()
+    first = neighbors.leiden(graph, 3)
+    neighbors.leiden(graph, 4)
+    np.testing.assert_array_equal(neighbors.leiden(graph, 3), first)
+    assert random.getstate() == state  # nothing else that is random was moved
+
+    random.seed(5)  # and igraph asks Python's generator again
+    before = igraph.Graph.Erdos_Renyi(50, p=0.5).get_edgelist()
+    random.seed(5)
+    assert igraph.Graph.Erdos_Renyi(50, p=0.5).get_edgelist() == before
+
+
+def test_names_of_donors_do_not_matter():
+    H, obs = simulate(distance=0.3)
+    renamed = obs.assign(donor_id=obs["donor_id"].map({"d1": "z", "d2": "a"}))
+    pd.testing.assert_frame_equal(run(H, obs), run(H, renamed), rtol=1e-12)
+
+
+def test_planted_types_are_found_and_shuffled_types_are_not():
+    H, obs = simulate(distance=1.5)
+    obs["donor_id"] = np.random.default_rng(1).permutation(obs["cell_type"])
+    long = run(H, obs).set_index("label")
+    assert long.loc["cell_type", ["ARI", "NMI"]].min().min() > 0.99
+    assert long.loc["donor_id", "ARI"].abs().max() < 0.02  # chance; its sd is about 1/n_cells
+
+
+def test_score_copies_settings_and_orders_rows():
+    H, obs = simulate(n_cells=100)
+    graphs = neighbors.neighbor_graphs({"CAE_NMF1": H, "AE_NMF": H[:, ::-1]}, obs, n_neighbors=10)
+    long = clustering.evaluate(
+        graphs, obs, used_cell_type={"CAE_NMF1": True, "AE_NMF": False}, seeds=[3, 1], resolution=0.5
+    )
+    assert long.columns.tolist() == (
+        "Model label seed ARI NMI n_clusters n_cells n_classes n_neighbors resolution cell_type_in_training".split()
+    )
+    assert long[["Model", "label", "seed", "cell_type_in_training"]].to_numpy().tolist() == [
+        [model, label, seed, model == "CAE_NMF1"]
+        for model in ("CAE_NMF1", "AE_NMF")
+        for label in ("cell_type", "donor_id")
+        for seed in (3, 1)
+    ]
+    settings = long.groupby("label")[["n_cells", "n_classes", "n_neighbors", "resolution"]].agg(set)
+    assert settings.loc["cell_type"].tolist() == [{100}, {5}, {10}, {0.5}]
+    assert settings.loc["donor_id"].tolist() == [{100}, {2}, {10}, {0.5}]
+
+
+def test_each_model_is_scored_and_drawn_on_its_own_embedding():
+    H, obs = simulate(n_cells=150, distance=0.5)
+    graphs = neighbors.neighbor_graphs({"CAE_NMF1": H, "AE_NMF": H[:, :5]}, obs)
+    options = {"used_cell_type": dict.fromkeys(graphs, False), "seeds": [0, 1]}
+    together = clustering.evaluate(graphs, obs, **options)
+    alone = [
+        clustering.evaluate({model: clustering.neighbors(usages)}, obs, **options)
+        for model, usages in {"CAE_NMF1": H, "AE_NMF": H[:, :5]}.items()
+    ]
+    pd.testing.assert_frame_equal(together, pd.concat(alone, ignore_index=True), check_exact=True)
+    assert not np.array_equal(alone[0]["ARI"], alone[1]["ARI"])
+
+    drawn = neighbors.umaps(graphs, obs)
+    for model in graphs:
+        np.testing.assert_array_equal(drawn.obsm[f"X_umap_{model}"], neighbors.umap(graphs[model]))
+
+
+def example() -> pd.DataFrame:
+    """Two models under three seeds, with numbers to average in the head."""
+    rows = [
+        ("Base_NMF", "cell_type", 0.2, 0.5),
+        ("Base_NMF", "cell_type", 0.4, 0.5),
+        ("Base_NMF", "cell_type", 0.6, 0.5),
+        ("CAE_NMF2", "cell_type", 0.1, 0.3),
+        ("CAE_NMF2", "cell_type", 0.2, 0.6),
+        ("CAE_NMF2", "cell_type", 0.3, 0.9),
+        ("CAE_NMF2", "donor_id", 0.0, 0.0),
+    ]
+    long = pd.DataFrame(rows, columns=["Model", "label", "ARI", "NMI"])
+    return long.assign(n_cells=9, n_classes=2, n_neighbors=25, resolution=0.8)
+
+
+def test_summary_of_a_worked_example():
+    expected = pd.DataFrame(
+        [["CAE_NMF2", 0.2, 0.1, 0.6, 0.3], ["Base_NMF", 0.4, 0.2, 0.5, 0.0]],
+        columns=["Model", "ARI", "ARI Std", "NMI", "NMI Std"],
+    )
+    pd.testing.assert_frame_equal(clustering.summarize(example(), "cell_type"), expected, rtol=0, atol=1e-12)
+
+
+def test_summary_refuses_what_cannot_share_a_table():
+    with pytest.raises(ValueError, match=r"no score against 'batch', only against \['cell_type', 'donor_id'\]"):
+        clustering.summarize(example(), "batch")
+    mixed = example()
+    mixed.loc[0, "n_cells"] = 7
+    with pytest.raises(ValueError, match=r"different n_cells: \[7, 9\]"):
+        clustering.summarize(mixed, "cell_type")
+
+
+def test_umap_is_that_of_plain_scanpy_and_repeats():
+    H, obs = simulate(n_cells=200)
+    graphs = neighbors.neighbor_graphs({"AE_NMF": H}, obs)
+    drawn = neighbors.umaps(graphs, obs, seed=3)
+
+    plain = AnnData(StandardScaler().fit_transform(H))
+    sc.pp.neighbors(plain, n_neighbors=25, use_rep="X", method="umap", transformer="sklearn")
+    sc.tl.umap(plain, random_state=3)
+    np.testing.assert_array_equal(drawn.obsm["X_umap_AE_NMF"], plain.obsm["X_umap"])
+    np.testing.assert_array_equal(neighbors.umap(graphs["AE_NMF"], seed=3), plain.obsm["X_umap"])
+    assert not np.array_equal(neighbors.umap(graphs["AE_NMF"], seed=4), plain.obsm["X_umap"])
+    assert drawn.X is None
+    pd.testing.assert_frame_equal(drawn.obs, obs)
+
+
+def test_too_few_cells_for_the_neighbors():
+    H, obs = simulate(n_cells=25)
+    with pytest.raises(ValueError, match="has 25 cells; n_neighbors=25 needs at least 26"):
+        neighbors.neighbor_graphs({"AE_NMF": H}, obs)
+
+
+def test_broken_embedding_is_named_with_its_cell():
+    H, obs = simulate(n_cells=100)
+    H[[3, 4], 2] = np.nan, np.inf
+    with pytest.raises(
+        ValueError, match=r"AE_NMF holds 2 NaN or infinite values in 2 of 100 cells .*'cell3', column 2"
+    ):
+        neighbors.neighbor_graphs({"AE_NMF": H}, obs)
+
+
+def test_other_obs_than_the_graphs():
+    H, obs = simulate(n_cells=100)
+    graphs = neighbors.neighbor_graphs({"AE_NMF": H}, obs)
+    with pytest.raises(ValueError, match=r"AE_NMF has shape \(100, 60\), but obs has 99 cells"):
+        clustering.evaluate(graphs, obs.iloc[1:], used_cell_type={"AE_NMF": False})
+
+
+def test_a_single_donor_is_refused():
+    H, obs = simulate(n_cells=100)
+    with pytest.raises(ValueError, match=r"obs\['donor_id'\] is 'd1' for all 100 cells"):
+        run(H, obs.assign(donor_id="d1"))
+
+
+def test_cells_without_a_type_are_clustered_and_not_compared():
+    H, obs = simulate(distance=0.3)
+    graphs, without = neighbors.neighbor_graphs({"AE_NMF": H}, obs), np.random.default_rng(1).random(400) < 0.3
+    long = run(H, obs.assign(cell_type=obs["cell_type"].mask(without)))
+    links = graphs["AE_NMF"].obsp["connectivities"]
+    clusters = neighbors.leiden(neighbors.unweighted_graph(links.indptr, links.indices), 0)
+    types, donors = (long[(long["label"] == label) & (long["seed"] == 0)] for label in ("cell_type", "donor_id"))
+    left = obs["cell_type"].astype(str)[~without], clusters[~without]
+    np.testing.assert_allclose(types["ARI"], adjusted_rand_score(*left), atol=1e-12)
+    np.testing.assert_allclose(types["NMI"], normalized_mutual_info_score(*left), atol=1e-12)
+    np.testing.assert_allclose(donors["NMI"], normalized_mutual_info_score(obs["donor_id"], clusters), atol=1e-12)
+    assert (types["n_cells"].item(), types["n_classes"].item()) == ((~without).sum(), 5)
+    assert donors["n_cells"].item() == 400
