@@ -12,18 +12,18 @@ from scipy.sparse import random as sparse_random
 from aenmf_lib import data
 from aenmf_lib.data import simulation
 
-torch.set_num_threads(1)  # the problems are small: threads would wait for each other, the more so on a busy machine
+torch.set_num_threads(1)  # the problems are small: threads would mostly wait for each other
 
 
 @pytest.fixture(scope="session")
 def demo():
-    """Simulated cells, as a user's file would hold them, and what was planted."""
+    """Simulated cells in the format of a user's file, and the truth."""
     return data.simulate()
 
 
 @pytest.fixture(scope="session")
 def planted(demo):
-    """The demo's cells filtered as notebook 01 does, and the truth for the genes and donors kept."""
+    """The simulated cells filtered as by notebook 01, and the truth of the kept genes and donors."""
     return filtered(*demo)
 
 
@@ -45,6 +45,7 @@ def h5ad(tmp_path: Path, tiny: AnnData) -> Path:
 
 
 def tiny_cells(seed: int = 0, n_cells: int = 60, n_genes: int = 40) -> AnnData:
+    """Return random non-negative cells in float64 with three donors and two types."""
     rng = np.random.default_rng(seed)
     X = sparse_random(n_cells, n_genes, density=0.3, format="csr", random_state=rng, dtype=np.float64)
     X.data = rng.gamma(2, 1, X.nnz)
@@ -58,8 +59,11 @@ def tiny_cells(seed: int = 0, n_cells: int = 60, n_genes: int = 40) -> AnnData:
     return AnnData(X, obs=obs, var=pd.DataFrame(index=[f"gene{i}" for i in range(n_genes)]))
 
 
-def filtered(cells: AnnData, truth: simulation.Truth, *, min_cells: int = 500):
+def filtered(cells: AnnData, truth: simulation.Truth, *, min_cells: int = 500) -> tuple[AnnData, simulation.Truth]:
+    """Return the cells filtered as by notebook 01, and the truth of the kept genes and donors."""
     kept, _ = data.filter_cells(cells.raw.to_adata(), min_cells=min_cells)
     genes = cells.var_names.get_indexer(kept.var_names)
-    rows = [list(cells.obs["donor_id"].cat.categories).index(d) for d in kept.obs["donor_id"].cat.categories]
-    return kept, simulation.Truth(truth.W[:, genes], truth.added[rows][:, genes], truth.bent[rows][..., genes], truth.H)
+    donors = cells.obs["donor_id"].cat.categories.get_indexer(kept.obs["donor_id"].cat.categories)
+    return kept, simulation.Truth(
+        truth.W[:, genes], truth.donor_profiles[donors][:, genes], truth.donor_programs[donors][..., genes], truth.H
+    )

@@ -1,1 +1,1 @@
-"""The study of what conditioning keeps and removes (notebook 08)."""
+"""The conditioning study (notebook 08): how much cell-type and donor information each model keeps."""

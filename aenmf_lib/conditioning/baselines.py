@@ -1,10 +1,7 @@
-"""What are the models held against? Methods of well-kept libraries, as their authors set them; the types alone."""
-
-from __future__ import annotations
+"""Baselines for the models: established methods with default settings, and an embedding of the cell types only."""
 
 import importlib
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -16,131 +13,102 @@ from anndata import AnnData
 from scipy.sparse import csr_matrix
 from sklearn import decomposition
 
-from aenmf_lib.data import preprocessing
-from aenmf_lib.data.preprocessing import CELL_TYPE, DONOR
+from aenmf_lib.data import CELL_TYPE, DONOR, is_missing
 
 CELL_TYPE_ONLY, PCA, HARMONY, LINEAR_SCVI = "Types", "PCA", "Harmony", "LinearSCVI"
-_EXTRAS = {HARMONY: ("harmonypy", "harmonypy"), LINEAR_SCVI: ("scvi", "scvi-tools")}  # name to import, and to install
-_NOISE = 0.05  # added to indicators of the type, so that neighbors of a type are random ones
-_GENES = 2000  # that LinearSCVI sees, as in its tutorials
+_PACKAGES = {HARMONY: ("harmonypy", "harmonypy"), LINEAR_SCVI: ("scvi", "scvi-tools")}  # module, name for pip
+_NOISE = 0.05  # standard deviation of the noise that makes the neighbors within a type random
+_N_GENES = 2000  # most variable genes for LinearSCVI, as in its tutorials
 
 
 @dataclass
 class Embedding:
-    """What is scored: usages of the cells of the fit, and how others get theirs."""
+    """Usages of the cells of a fit, and the function that embeds other cells."""
 
     H: np.ndarray  # (n_cells, k)
-    transform: Callable[[AnnData], np.ndarray] | None  # None: only the cells of the fit have usages
-    W: np.ndarray | None = None  # (k, n_genes), where ``H W`` is the reconstruction of other cells
-    error: float = np.nan  # ‖X − X̂‖ / ‖X‖, with what the donors add
-    strength_left: float = 0.0  # after chance
+    transform: Callable[[AnnData], np.ndarray] | None  # None: the method cannot embed other cells
+    W: np.ndarray | None = None  # (k, n_genes), where ``H W`` reconstructs other cells
+    error: float = np.nan  # ‖X − X̂‖ / ‖X‖, including the donor part
+    strength_left: float = 0.0  # effective strength: strength after subtracting the chance share
     n_iter: int = 0
-    seconds: float = np.nan
+    seconds: float = np.nan  # of the fit
 
 
-def package(name: str) -> ModuleType | None:
-    """Import what a method needs.
-
-    Raises
-    ------
-    ValueError
-        It is not installed.
-    """
-    if name not in _EXTRAS:
+def require_package(name: str) -> ModuleType | None:
+    """Import and return the optional package of a baseline, or None if it needs none."""
+    if name not in _PACKAGES:
         return None
-    module, distribution = _EXTRAS[name]
+    module, distribution = _PACKAGES[name]
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError:
-        raise ValueError(
-            f"{name} is not installed: pip install {distribution}, or leave it out of yardsticks."
-        ) from None
+        advice = f"Install it with 'pip install {distribution}', or remove {name!r} from baselines."
+        raise ValueError(f"{name} is not installed. {advice}") from None
 
 
-def types(cells: AnnData, seed: int) -> Embedding:
-    """Embed cells by their type and nothing else: what an embedding tells of the donor that keeps only the types.
-
-    That is their share among the donor's cells. A cell without a type is noise.
-    """
-    names = np.unique(cells.obs[CELL_TYPE][~preprocessing.is_missing(cells.obs[CELL_TYPE])].astype(str))
+def cell_types(cells: AnnData, seed: int) -> Embedding:
+    """Embed cells by cell type only: shows how far cell-type composition by itself predicts the donor."""
+    names = np.unique(cells.obs[CELL_TYPE][~is_missing(cells.obs[CELL_TYPE])].astype(str))
 
     def transform(other: AnnData) -> np.ndarray:
-        known = other.obs[CELL_TYPE].astype(str).to_numpy()[:, None] == names
-        return (known + _NOISE * np.random.default_rng(seed).normal(size=known.shape)).astype(np.float32)
+        indicators = other.obs[CELL_TYPE].astype(str).to_numpy()[:, None] == names  # no type: only noise
+        return (indicators + _NOISE * np.random.default_rng(seed).normal(size=indicators.shape)).astype(np.float32)
 
     return Embedding(transform(cells), transform, seconds=0.0)
 
 
 def pca(cells: AnnData, k: int, seed: int) -> Embedding:
-    """Embed cells by the first k principal components, exact, of all genes."""
-    X, begin = cells.X, time.perf_counter()
+    """Embed cells by the first k principal components of all genes, computed exactly."""
     model = decomposition.PCA(k, svd_solver="arpack", random_state=seed)
-    H = model.fit_transform(X)
-    squares = np.square(X.data, dtype=np.float64).sum()
+    H = model.fit_transform(cells.X)
+    squares = np.square(cells.X.data, dtype=np.float64).sum()
     of_mean = len(H) * np.square(model.mean_, dtype=np.float64).sum()
     error = float(np.sqrt((squares - of_mean - (len(H) - 1) * model.explained_variance_.sum()) / squares))
-    return Embedding(H, lambda other: model.transform(other.X), None, error, seconds=time.perf_counter() - begin)
+    return Embedding(H, lambda other: model.transform(other.X), None, error)
 
 
 def harmony(H: np.ndarray, obs: pd.DataFrame, seed: int) -> Embedding:
-    """Correct an embedding for the donor: Korsunsky et al. 2019."""
-    begin = time.perf_counter()
-    found = package(HARMONY).run_harmony(H, obs, [DONOR], random_state=seed, verbose=False)
-    Z = np.asarray(found.Z_corr)
-    return Embedding(Z if Z.shape == H.shape else Z.T, None, seconds=time.perf_counter() - begin)
+    """Correct an embedding for the donor (Korsunsky et al. 2019, doi:10.1038/s41592-019-0619-0)."""
+    corrected = require_package(HARMONY).run_harmony(H, obs, [DONOR], random_state=seed, verbose=False)
+    Z = np.asarray(corrected.Z_corr)
+    return Embedding(Z if Z.shape == H.shape else Z.T, None)  # the orientation depends on the version of harmonypy
 
 
 def linear_scvi(cells: AnnData, k: int, seed: int) -> Embedding:
-    """Fit a variational autoencoder with a linear decoder, told the donor, to counts: Svensson et al. 2020.
+    """Fit a variational autoencoder with a linear decoder to counts (doi:10.1093/bioinformatics/btaa169).
 
-    Of the most variable genes. Its encoder reads the counts alone, so cells of other donors have an embedding too.
-
-    Raises
-    ------
-    ValueError
-        The cells are not the logarithms of scaled counts.
+    The donor is its batch key. The encoder reads counts only, so it can embed cells of other donors.
     """
-    scvi, begin = package(LINEAR_SCVI), time.perf_counter()
+    scvi = require_package(LINEAR_SCVI)
     for name in ("lightning.pytorch", "lightning.fabric", "scvi"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # they tell of GPUs, seeds and products
-    genes = sc.pp.highly_variable_genes(cells, n_top_genes=min(_GENES, cells.n_vars), inplace=False)
+        logging.getLogger(name).setLevel(logging.ERROR)  # they log the GPU and the seed of every fit
+    genes = sc.pp.highly_variable_genes(cells, n_top_genes=min(_N_GENES, cells.n_vars), inplace=False)
     genes = genes["highly_variable"].to_numpy()
 
-    def counted(other: AnnData, donor: np.ndarray | str) -> AnnData:
-        obs = pd.DataFrame({DONOR: donor}, index=other.obs_names)
-        var = pd.DataFrame(index=cells.var_names[genes])
-        return AnnData(counts(other.X)[:, genes].astype(np.float32), obs=obs, var=var)
+    def with_counts(other: AnnData, donor: np.ndarray | str) -> AnnData:
+        obs, var = pd.DataFrame({DONOR: donor}, index=other.obs_names), pd.DataFrame(index=cells.var_names[genes])
+        return AnnData(recover_counts(other.X)[:, genes].astype(np.float32), obs=obs, var=var)
 
-    mine = counted(cells, cells.obs[DONOR].astype(str).to_numpy())
+    training = with_counts(cells, cells.obs[DONOR].astype(str).to_numpy())
     scvi.settings.seed = seed
-    scvi.model.LinearSCVI.setup_anndata(mine, batch_key=DONOR)
-    model = scvi.model.LinearSCVI(mine, n_latent=k)
+    scvi.model.LinearSCVI.setup_anndata(training, batch_key=DONOR)
+    model = scvi.model.LinearSCVI(training, n_latent=k)
     model.train(early_stopping=True, enable_progress_bar=False)
-    some = mine.obs[DONOR].iloc[0]  # an unknown donor is refused, though the encoder reads none
-    return Embedding(
-        model.get_latent_representation(),
-        lambda other: model.get_latent_representation(counted(other, some)),
-        n_iter=len(model.history["elbo_train"]),
-        seconds=time.perf_counter() - begin,
-    )
+    known_donor = training.obs[DONOR].iloc[0]  # scvi refuses an unknown donor, although its encoder ignores the donor
+    H, n_iter = model.get_latent_representation(), len(model.history["elbo_train"])
+    return Embedding(H, lambda other: model.get_latent_representation(with_counts(other, known_donor)), n_iter=n_iter)
 
 
-def counts(X: csr_matrix) -> csr_matrix:
-    """Take ``log1p`` and the scaling of each cell back: its least value was one count.
-
-    Raises
-    ------
-    ValueError
-        What comes out for some cell are no whole numbers.
-    """
-    found = X.astype(np.float64)
-    np.expm1(found.data, out=found.data)
-    found.data /= np.repeat(np.minimum.reduceat(found.data, found.indptr[:-1]), np.diff(found.indptr))
-    whole = np.rint(found.data)
-    if (odd := ~np.isclose(found.data, whole, rtol=1e-4, atol=1e-2)).any():
+def recover_counts(X: csr_matrix) -> csr_matrix:
+    """Return the counts behind ``log1p`` of scaled counts, if the smallest value of every cell was one count."""
+    counts = X.astype(np.float64)
+    np.expm1(counts.data, out=counts.data)
+    counts.data /= np.repeat(np.minimum.reduceat(counts.data, counts.indptr[:-1]), np.diff(counts.indptr))
+    whole = np.rint(counts.data)
+    if (wrong := ~np.isclose(counts.data, whole, rtol=1e-4, atol=1e-2)).any():
         raise ValueError(
-            f"The counts of {len(np.unique(found.tocoo().row[odd]))} of {X.shape[0]} cells cannot be told from their "
-            f"filtered values, which should be log1p of scaled whole counts: leave {LINEAR_SCVI} out of yardsticks."
+            f"The counts of {len(np.unique(counts.tocoo().row[wrong]))} of {X.shape[0]} cells cannot be recovered. "
+            f"Expected log1p of scaled whole counts. Remove {LINEAR_SCVI!r} from baselines."
         )
-    found.data = whole
-    return found
+    counts.data = whole
+    return counts

@@ -1,43 +1,43 @@
-"""What does conditioning keep and remove, at what price? Every model on the same cells, from several starts, scored.
+"""The conditioning study: fit every variant under several seeds, and score its cell-type and donor information.
 
-Each start is fitted twice: to all cells, and to those of two donors in three. The other donors were seen by no fit and
-no classifier: where a penalty has read the cell types, their scores are the proof.
+Under each seed a variant is fitted twice: to all cells, and without one third of the donors. Scores on these held-out
+donors are independent evidence, because neither the second fit nor the classifier has used their cells.
 """
 
-from __future__ import annotations
-
-import contextlib
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict
+from io import StringIO
 from itertools import product
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from sklearn.metrics import f1_score
-from tqdm import tqdm
 
 from aenmf_lib.conditioning.baselines import Embedding
 from aenmf_lib.conditioning.variants import COLUMNS, Variant, VariantFitter, label
-from aenmf_lib.data import preprocessing
-from aenmf_lib.data.preprocessing import CELL_TYPE, DONOR
+from aenmf_lib.data import CELL_TYPE, DONOR, is_missing
+from aenmf_lib.data.preprocessing import read_labels
+from aenmf_lib.data.progress import hide_progress_bars
 from aenmf_lib.metrics import classification, classifiers, clustering, neighbors
-from aenmf_lib.metrics.score_cache import FINGERPRINT, ScoreCache, fingerprint
-from aenmf_lib.models import base
-from aenmf_lib.results import provenance
+from aenmf_lib.metrics.classifiers import KNN, LOGISTIC
+from aenmf_lib.metrics.score_cache import ScoreCache, fingerprint, source_code
+from aenmf_lib.metrics.splits import Splits
+from aenmf_lib.models.base import relative_error
+from aenmf_lib.models.penalties import between_donor_variance
+from aenmf_lib.results import run_info
 
-LABELS = {"type": CELL_TYPE, "on": DONOR}  # end of a column -> what is read from the usages
-_KEY = ("on", *COLUMNS, "seed")
-SEEN = [f"{score}_{label}" for label in LABELS for score in (classifiers.LOGISTIC, classifiers.KNN, "NMI", "ARI")]
+__all__ = ["format_table", "run", "summarize"]
+
+LABELS = {"type": CELL_TYPE, "on": DONOR}  # suffix of a score -> column that is predicted or compared
+SEEN = [f"{score}_{suffix}" for suffix in LABELS for score in (LOGISTIC, KNN, "NMI", "ARI")]
 UNSEEN = [f"unseen_{name}" for name in SEEN]
 SCORES = ["error", "scatter", *SEEN, "unseen_error", "unseen_scatter", *UNSEEN]
-_ABOUT = ["k", "n_cells", "n_unseen", "max_cells", "strength_left", "n_iter", "seconds", "date"]
+_KEY = ("on", *COLUMNS, "seed")
+_SETTINGS = ["k", "n_cells", "n_unseen", "max_cells", "strength_left", "n_iter", "seconds", "date"]
+_CODE = "data", "training", "models", "metrics", "conditioning"  # a change in these packages may change a score
 _PACKAGES = "aenmf_lib", "scikit-learn", "igraph", "numpy", "scipy", "torch", "scanpy"
-# other code may fit or score otherwise: it is done again
-_CODE = ("baseline", "communities", "conditional", "descent", "fits", "folds", "groups", "kernels", "models", "moments",
-         "objectives", "penalties", "start", "study", "sums", "variants", "weighting", "yardsticks")  # fmt: skip
 _LEIDEN_SEEDS = range(5)
 
 
@@ -49,190 +49,160 @@ def run(
     k: int = 80,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
     max_cells: int = 4000,
-    store: str | Path | None = None,
+    cache: str | Path | None = None,
 ) -> pd.DataFrame:
-    """Fit and score every variant: a row a column conditioned on, variant and seed.
+    """Fit and score every variant; return one row per column conditioned on, variant and seed.
 
     Parameters
     ----------
     cells : n_cells × n_genes
-        As `data.load` gives them, with the columns of `on`.
-    plan
-        From `variants.plan`.
+        Filtered cells as `data.load` returns them, with the columns of `on`.
+    plan, k, seeds
+        The variants, from `variants.plan`; the number of programs; and seeds, which also choose the held-out donors.
     on
-        Columns of obs that the models are conditioned on, each in a study of its own. 'donor_id+condition' is both: a
-        sample. The donors held out are always those of ``obs['donor_id']``.
-    k
-        Programs.
-    seeds
-        A start, and a choice of the donors held out, each.
-    max_cells
-        Cells, at random, that are clustered, and classified in five folds; classifiers of unseen donors take all.
-    store
-        File that keeps every row as soon as it is made: if killed, the same call goes on.
+        Columns of obs to condition on, one study each ('donor_id+condition' combines two). The held-out donors are
+        always those of ``obs['donor_id']``.
+    max_cells, cache
+        Size of the random subset that is clustered and cross-validated (0: all cells); and a CSV file that records
+        every row immediately, so that an interrupted study can resume.
 
     Returns
     -------
-    Rows in the order of `on`, plan and seeds. Scores of a name alone are on the cells of the fit (F1 of five folds, NMI
-    and ARI of five Leiden seeds); `unseen_` on donors held out: F1 of classifiers that learnt from the others (none
-    for a label that is not shared, as the donor itself), clusters of the held-out cells alone (none for a label that
-    is the same for all of them), and ``‖X − H W‖ / ‖X‖``.
-    `scatter` is the variance of the usages between the groups within a type, of all their variance.
+    DataFrame in the order of `on`, `plan` and `seeds`. Scores without prefix are for the cells of the fit: F1 of five
+    folds, NMI and ARI of five Leiden seeds. `unseen_` scores are for the held-out donors: F1 of classifiers trained on
+    the other donors, clusters of the held-out cells only, and ``‖X − H W‖ / ‖X‖``. `scatter` is the share of the
+    usage variance between groups within a cell type. `strength_left` is the effective strength: the strength after
+    subtracting the chance share. A label with one class has empty scores.
 
     Raises
     ------
     ValueError
-        A column is missing or empty for some cells (`cell_type` may be), there are fewer than 3 donors, donors held
-        out leave one group of a column alone, or what a model's fit raises.
+        A column is missing, empty for some cells, or the same for all training donors; or fewer than 3 donors.
     """
     donors = cells.obs[DONOR].astype(str).to_numpy()
-    labels = {name: _column(cells.obs, name) for name in on}
-    if len(np.unique(donors)) < 3:
-        raise ValueError(f"{len(np.unique(donors))} donors: a third is held out and two stay, so 3 or more are needed.")
+    labels = {name: _group_labels(cells.obs, name) for name in on}
+    if (n_donors := len(np.unique(donors))) < 3:
+        raise ValueError(f"The cells have {n_donors} donors. Expected at least 3: one is held out, two remain.")
     for seed, name in product(seeds, on):
         if len(left := np.unique(labels[name][~held_out(donors, seed)])) < 2:
             raise ValueError(
-                f"{name} is {str(left[0])!r} for all donors that seed {seed} leaves in: it hangs on the donor, and "
-                "nothing can be conditioned on it there. Give fewer starts, or another column in on."
+                f"obs[{name!r}] is {str(left[0])!r} for all training donors of seed {seed}. Expected two values or "
+                "more to condition on. Use fewer seeds, or choose another column for `on`."
             )
-    names = [(name, variant, seed) for seed in seeds for name in on for variant in plan]
-    held = ScoreCache(store, [*_KEY, *_ABOUT, *SCORES], _KEY)
-    code = [Path(__file__).with_name(f"{module}.py").read_bytes() for module in _CODE]
-    whole = fingerprint(
-        *code, cells.obs_names.to_numpy(str), donors,
-        preprocessing.read_labels(cells.obs, CELL_TYPE, partly=True).astype(str),
-        cells.X.nnz, float(cells.X.sum(dtype=np.float64)), k, max_cells, packages=_PACKAGES,
-    )  # fmt: skip
-    of = {name: fingerprint(whole, labels[name], packages=()) for name in on}
-    keys = {which: (which[0], *asdict(which[1]).values(), which[2], of[which[0]]) for which in names}
-    date = provenance.run_info()["created"][:10]
-    todo = [which for which in names if keys[which] not in held]
-    with tqdm(total=len(names), initial=len(names) - len(todo), desc="study", unit="fit") as bar, _without_bars():
-        for seed in sorted({seed for *_, seed in todo}, key=list(seeds).index):
-            out = held_out(donors, seed)
-            rest = {name: of[~out] for name, of in labels.items()}
-            both = VariantFitter(cells, labels, k, seed), VariantFitter(cells[~out], rest, k, seed)
-            row = {
-                "seed": seed,
-                "k": k,
-                "n_cells": len(out),
-                "n_unseen": out.sum(),
-                "max_cells": max_cells,
-                "date": date,
-            }
-            for name, variant in [which[:2] for which in todo if which[2] == seed]:
-                bar.set_postfix_str(f"{label(variant)} on {name}")
-                obs = cells.obs[[CELL_TYPE]].assign(**{DONOR: pd.Categorical(labels[name])})
-                scores = _scores(cells, obs, out, *(each.fit(variant, name) for each in both), max_cells)
-                held.add({"on": name, **asdict(variant), **row, **scores, FINGERPRINT: of[name]})
-                bar.update()
-    table = held.table(keys[name, variant, seed] for name in on for variant in plan for seed in seeds)
-    return table.assign(**{score: table[score].mask(table[score].eq("")).astype(float) for score in SCORES})
+    data = cells.obs_names.to_numpy(str), donors, read_labels(cells.obs, CELL_TYPE, partly=True).astype(str)
+    total = cells.X.nnz, float(cells.X.sum(dtype=np.float64))
+    made_from = fingerprint(source_code(*_CODE), *data, *total, k, max_cells, packages=_PACKAGES)
+    tasks = {
+        (name, *asdict(variant).values(), seed): fingerprint(made_from, labels[name])
+        for name, variant, seed in product(on, plan, seeds)
+    }
+    settings = {"k": k, "n_cells": cells.n_obs, "max_cells": max_cells, "date": run_info()["created"][:10]}
+
+    def fit_and_score(missing: list[tuple]) -> Iterator[tuple[tuple, dict]]:
+        for seed in seeds:
+            out, keys = held_out(donors, seed), [key for key in missing if key[-1] == seed]
+            fitters = [
+                VariantFitter(cells[some], {name: groups[some] for name, groups in labels.items()}, k, seed)
+                for some in (slice(None), ~out)
+                if keys
+            ]
+            for key in keys:
+                obs = cells.obs[[CELL_TYPE]].assign(**{DONOR: pd.Categorical(labels[key[0]])})
+                with hide_progress_bars(), redirect_stdout(StringIO()):  # scikit-learn prints every sweep
+                    seen, rest = (fitter.fit(Variant(*key[1:-1]), key[0]) for fitter in fitters)
+                    scores = _score(cells, obs, out, seen, rest, max_cells)
+                yield key, {**settings, "n_unseen": out.sum(), **dict.fromkeys(SCORES, ""), **scores}
+
+    scores = ScoreCache(cache, [*_KEY, *_SETTINGS, *SCORES], _KEY)
+    long = scores.evaluate(tasks, fit_and_score, description="study", unit="fit")
+    return long.assign(**{score: long[score].mask(long[score].eq("")).astype(float) for score in SCORES})
 
 
 def summarize(long: pd.DataFrame) -> pd.DataFrame:
-    """Give a row a variant and column conditioned on: mean and standard deviation (ddof 1) over the starts."""
-    table = long.groupby(["on", *COLUMNS], sort=False)[[*SCORES, "strength_left", "seconds"]].agg(["mean", "std"])
-    table.columns = [score if of == "mean" else f"{score}_std" for score, of in table.columns]
-    table.insert(0, "n_starts", long.groupby(["on", *COLUMNS], sort=False).size())
+    """Return mean and standard deviation (ddof 1) over the seeds; one row per column conditioned on and variant."""
+    groups = long.groupby(["on", *COLUMNS], sort=False)
+    table = groups[[*SCORES, "strength_left", "seconds"]].agg(["mean", "std"])
+    table.columns = [score if statistic == "mean" else f"{score}_std" for score, statistic in table.columns]
+    table.insert(0, "n_starts", groups.size())
     return table.reset_index()
 
 
 def format_table(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Lay out some columns of `summarize`: mean ± deviation, a row a variant."""
-    shown = {
-        name: [
-            "" if pd.isna(mean) else f"{mean:.3f}" + ("" if pd.isna(std) else f" ± {std:.3f}")
-            for mean, std in zip(table[name], table[f"{name}_std"], strict=True)
-        ]
-        for name in columns
-    }
-    rows = pd.MultiIndex.from_arrays([table["on"], [label(row) for row in table.itertuples()]], names=["on", "model"])
-    return pd.DataFrame(shown, index=rows)
+    """Return some columns of `summarize` as text, mean ± standard deviation; one row per variant."""
 
+    def text(column: str, pattern: str) -> np.ndarray:
+        return table[column].map(lambda value: "" if pd.isna(value) else pattern.format(value)).to_numpy(object)
 
-def _scores(
-    cells: AnnData, obs: pd.DataFrame, out: np.ndarray, seen: Embedding, rest: Embedding, max_cells: int
-) -> dict[str, float]:
-    """Score an embedding of all cells, and how one of the rest does on the cells held out."""
-    row = {"strength_left": seen.strength_left, "n_iter": seen.n_iter, "seconds": seen.seconds, "error": seen.error}
-    row |= {"scatter": scatter(seen.H, obs), **_folds(seen.H, obs, max_cells), **_clusters(seen.H, obs, max_cells)}
-    if rest.transform is None:
-        return row
-    held, of = cells[out], obs[out]
-    H = rest.transform(held)
-    more = {"scatter": scatter(H, of), **_transfer_scores(rest.H, obs[~out], H, of), **_clusters(H, of, max_cells)}
-    if rest.W is not None:
-        more["error"] = base.relative_error(held, H, rest.W)
-    return row | {f"unseen_{score}": value for score, value in more.items()}
-
-
-def scatter(H: np.ndarray, obs: pd.DataFrame) -> float:
-    """Give the variance between donors within a type, of the total: ``I_c(H) / tr Cov(H)``."""
-    typed = ~preprocessing.is_missing(obs[CELL_TYPE])
-    table, obs = pd.DataFrame(H[typed].astype(np.float64)), obs[typed]
-    types, donors = obs[CELL_TYPE].to_numpy(), obs[DONOR].to_numpy()
-    of_type = table.groupby(types, observed=True).transform("mean")
-    between = table.groupby([types, donors], observed=True).transform("mean") - of_type
-    return float(np.square(between).to_numpy().sum() / len(table) / table.var(ddof=0).sum())
-
-
-def _folds(H: np.ndarray, obs: pd.DataFrame, max_cells: int) -> dict[str, float]:
-    names = [classifiers.LOGISTIC, classifiers.KNN]
-    settings = {"used_cell_type": {"H": False}, "labels": list(LABELS.values()), "seeds": [42]}
-    long = classification.cross_validate({"H": H}, obs, max_cells=max_cells, classifiers=names, **settings)
-    mean = long.groupby(["classifier", "label"])["F1"].mean()
-    return {f"{by}_{short}": mean[by, of] for by in names for short, of in LABELS.items()}
-
-
-def _clusters(H: np.ndarray, obs: pd.DataFrame, max_cells: int) -> dict[str, float]:
-    some = np.sort(np.random.default_rng(42).choice(len(H), min(max_cells or len(H), len(H)), replace=False))
-    of = {short: name for short, name in LABELS.items() if len(obs[name].iloc[some].unique()) > 1}
-    if not of:
-        return {}
-    graphs = neighbors.neighbor_graphs({"H": H[some]}, obs.iloc[some])
-    settings = {"used_cell_type": {"H": False}, "labels": list(of.values())}
-    agreement = clustering.evaluate(graphs, obs.iloc[some], seeds=_LEIDEN_SEEDS, **settings)
-    mean = agreement.groupby("label")[["NMI", "ARI"]].mean()
-    return {f"{score}_{short}": mean.loc[name, score] for score in mean for short, name in of.items()}
-
-
-def _transfer_scores(H_rest: np.ndarray, rest: pd.DataFrame, H: np.ndarray, held: pd.DataFrame) -> dict[str, float]:
-    """F1 on cells of unseen donors, of classifiers that learnt from all others."""
-    found = {}
-    for short, of in LABELS.items():
-        learn, y = ~preprocessing.is_missing(rest[of]), rest[of].astype(str).to_numpy()
-        truth, y = held[of].astype(str).to_numpy(), y[learn]
-        known = np.isin(truth, np.unique(y)) & ~preprocessing.is_missing(held[of])
-        for by in (classifiers.LOGISTIC, classifiers.KNN):
-            if known.any() and len(np.unique(y)) > 1:
-                told = classifiers.CLASSIFIERS[by](42).fit(H_rest[learn], y).predict(H[known])
-                found[f"{by}_{short}"] = f1_score(truth[known], told, average="macro")
-    return found
+    index = pd.MultiIndex.from_arrays([table["on"], [label(row) for row in table.itertuples()]], names=["on", "model"])
+    return pd.DataFrame({name: text(name, "{:.3f}") + text(f"{name}_std", " ± {:.3f}") for name in columns}, index)
 
 
 def held_out(donors: np.ndarray, seed: int) -> np.ndarray:
-    """Choose the cells of a third of the donors, two of which stay at least."""
+    """Return a mask of the held-out cells: those of one third of the donors, leaving at least two for training."""
     names = np.random.default_rng(seed).permutation(np.unique(donors))
     return np.isin(donors, names[: min(max(1, round(len(names) / 3)), len(names) - 2)])
 
 
-def _column(obs: pd.DataFrame, name: str) -> np.ndarray:
-    parts = name.split("+")
-    if lacking := [part for part in parts if part not in obs]:
-        raise ValueError(
-            f"obs has no column {lacking[0]!r}: it has {', '.join(map(repr, obs))}. Name it in keep_obs of notebook "
-            "01, and filter again."
-        )
-    for part in parts:
-        if (empty := preprocessing.is_missing(obs[part])).any():
-            raise ValueError(f"obs[{part!r}] is empty for {empty.sum()} of {len(obs)} cells: every cell needs a value.")
-    return obs[parts].astype(str).agg(", ".join, axis=1).to_numpy(str)
+def _score(
+    cells: AnnData, obs: pd.DataFrame, out: np.ndarray, seen: Embedding, rest: Embedding, max_cells: int
+) -> dict[str, float]:
+    """Score `seen` on all cells, and `rest` (fitted without the held-out cells) on the held-out cells, mask `out`."""
+    scores = {name: getattr(seen, name) for name in ("strength_left", "n_iter", "seconds", "error")}
+    scores["scatter"] = between_donor_variance(seen.H, obs)
+    scores |= _cross_validate(seen.H, obs, max_cells) | _compare_clusters(seen.H, obs, max_cells)
+    if rest.transform is None:
+        return scores
+    H = rest.transform(cells[out])
+    unseen = {"scatter": between_donor_variance(H, obs[out])}
+    unseen |= _transfer_scores(np.vstack([rest.H, H]), pd.concat([obs[~out], obs[out]]), len(rest.H))
+    unseen |= _compare_clusters(H, obs[out], max_cells)
+    if rest.W is not None:
+        unseen["error"] = relative_error(cells[out], H, rest.W)
+    return scores | {f"unseen_{name}": value for name, value in unseen.items()}
 
 
-@contextlib.contextmanager
-def _without_bars() -> Iterator[None]:
-    """Leave one bar, of the study: those of its hundreds of fits would fill the report."""
-    make = tqdm.__init__
-    with patch.object(tqdm, "__init__", lambda bar, *given, **named: make(bar, *given, **{**named, "disable": True})):
-        yield
+def _cross_validate(H: np.ndarray, obs: pd.DataFrame, max_cells: int) -> dict[str, float]:
+    """Return the mean F1 of five folds per classifier and label."""
+    names, columns = [LOGISTIC, KNN], list(LABELS.values())
+    options = {"labels": columns, "splits": Splits(max_cells=max_cells), "classifiers": names, "seeds": [42]}
+    mean = classification.cross_validate({"H": H}, obs, **options).groupby(["classifier", "label"])["F1"].mean()
+    return {f"{name}_{suffix}": mean[name, column] for name in names for suffix, column in LABELS.items()}
+
+
+def _compare_clusters(H: np.ndarray, obs: pd.DataFrame, max_cells: int) -> dict[str, float]:
+    """Return NMI and ARI of Leiden clusters with each label that has two classes or more."""
+    subset = np.sort(np.random.default_rng(42).choice(len(H), min(max_cells or len(H), len(H)), replace=False))
+    obs = obs.iloc[subset]
+    columns = {suffix: column for suffix, column in LABELS.items() if len(obs[column].unique()) > 1}
+    if not columns:
+        return {}
+    graphs = neighbors.neighbor_graphs({"H": H[subset]}, obs)
+    long = clustering.evaluate(graphs, obs, labels=list(columns.values()), seeds=_LEIDEN_SEEDS)
+    mean = long.groupby("label")[["NMI", "ARI"]].mean()
+    return {f"{score}_{suffix}": mean.loc[column, score] for score in mean for suffix, column in columns.items()}
+
+
+def _transfer_scores(H: np.ndarray, obs: pd.DataFrame, n_training: int) -> dict[str, float]:
+    """Train classifiers on the first `n_training` cells, and return their F1 on the other cells."""
+    scores, held = {}, np.arange(len(H)) >= n_training
+    for name, (suffix, column) in product((LOGISTIC, KNN), LABELS.items()):
+        labeled = np.flatnonzero(~is_missing(obs[column]))
+        names, y = np.unique(obs[column].iloc[labeled].astype(str), return_inverse=True)
+        test = held[labeled]
+        if len(set(y[~test])) > 1 and np.isin(y[test], y[~test]).any():
+            fold = classifiers.fit_fold(classifiers.CLASSIFIERS[name], 42, H, labeled, y, test, names)
+            scores[f"{name}_{suffix}"] = fold["F1"]
+    return scores
+
+
+def _group_labels(obs: pd.DataFrame, name: str) -> np.ndarray:
+    """Return the values of a column, or of several joined by '+', as strings (n_cells,)."""
+    columns = name.split("+")
+    for column in columns:
+        if column not in obs:
+            known = ", ".join(map(repr, obs))
+            advice = "Add the column to keep_obs of notebook 01, and filter again."
+            raise ValueError(f"obs has no column {column!r}. It has {known}. {advice}")
+        if (empty := is_missing(obs[column])).any():
+            raise ValueError(f"obs[{column!r}] is empty for {empty.sum()} of {len(obs)} cells. Every cell needs one.")
+    return obs[columns].astype(str).agg(", ".join, axis=1).to_numpy(str)

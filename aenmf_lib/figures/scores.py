@@ -1,287 +1,238 @@
-"""What do the figures of the benchmarks show? As module `figures`, one function a figure: tables in, a Figure out."""
+"""Figures of the two benchmarks: clustering, resolution, classification and classes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from aenmf_lib.data.preprocessing import CELL_TYPE
-from aenmf_lib.figures import layout, style, tables
-from aenmf_lib.figures.layout import DOUBLE, EDGE, LINE, SINGLE
+from aenmf_lib.data import CELL_TYPE, DONOR
+from aenmf_lib.figures import style
+from aenmf_lib.figures.style import COLORS, DOUBLE, LINE, NO_RUN, RASTER, SINGLE, value_range
+from aenmf_lib.figures.tables import check_table
+from aenmf_lib.results import RunInfo
 
-_KINDS = {
+_LABELS = {CELL_TYPE: ("Cell type", "higher is better"), DONOR: ("Donor", "lower is better")}  # rows of panels
+_METRICS = {"ARI": "ARI", "NMI": "NMI", "F1": "macro F1", "AUROC": "macro AUROC", "Accuracy": "accuracy"}
+_CLASSIFIERS = {  # name, marker
     "logistic_regression": ("logistic regression", "o"),
     "knn": ("k nearest neighbors", "s"),
     "random_forest": ("random forest", "^"),
     "random_forest_intelex": ("random forest of scikit-learn-intelex", "^"),
 }
-_METRICS = {"F1": "macro F1", "AUROC": "macro AUROC", "Accuracy": "accuracy"}
+_RUN = ["n_cells", "n_classes", "cell_type_in_training"]
 
 
-@layout.STYLE
-def clustering(long: pd.DataFrame, *, k: int | None = None) -> Figure:
-    """Draw how well Leiden clusters of each embedding agree with cell types and with donors.
+@style.figure
+def clustering(long: pd.DataFrame, run: RunInfo = NO_RUN) -> Figure:
+    """Draw how well Leiden clusters of each embedding agree with cell types and with donors, 89 mm wide.
 
-    Parameters
-    ----------
-    long
-        ``clustering_long.csv``: a row per (Model, label, seed).
-    k
-        Rank of the models, for the caption.
-
-    Returns
-    -------
-    Figure, 89 mm wide: a row a label, a column a score, a point a seed, mean ± s.d. of the seeds.
-
-    Raises
-    ------
-    ValueError
-        From `drawn.clustering`.
-    """
-    points = tables.clustering(long)
-    seeds = points.groupby(["Model", "label", "metric"]).size()
-    note = [
-        f"n = {style.format_range(long['n_cells'])} cells",
-        style.rank(k),
-        style.cluster_note(long),
-        f"Leiden seeds: {style.format_range(seeds)}, neighbors: {style.format_range(long['n_neighbors'])}, "
-        f"resolution: {style.format_range(long['resolution'])}",
-        f"points: seeds; bars: mean{style.spread(points)}",
-    ]
-    return _scores(points, note, width=SINGLE, band=5.5)
-
-
-@layout.STYLE
-def classification(long: pd.DataFrame, *, k: int | None = None) -> Figure:
-    """Draw how well classifiers read cell types and donors from each embedding.
+    One row per label, one column per score, one point per seed, mean ± s.d. of the seeds. Table: one row per (Model,
+    label, seed, metric) with ``value``, and ``mean`` and ``sd`` (ddof 1) over the seeds.
 
     Parameters
     ----------
-    long
-        ``classification_long.csv``: a row per fit (Model, label, classifier, seed, fold).
-    k
-        Rank of the models, for the caption.
-
-    Returns
-    -------
-    Figure, 183 mm wide: a row a label, a column a score, a line a classifier, a point a fit, mean ± s.d. of its fits;
-    the upright line of a model is the mean of all its fits, the number in the published table.
-
-    Raises
-    ------
-    ValueError
-        From `drawn.classification`.
+    long : ``clustering_long.csv``, one row per (Model, label, seed)
     """
-    points = tables.classification(long)
-    fits = points.groupby(["Model", "label", "classifier", "metric"]).size()
-    cap = int(long["max_cells"].max())
-    by = f"{style.pluralize(long['seed'].nunique(), 'seed')} × {style.pluralize(long['fold'].nunique(), 'fold')}"
+    by, settings = ["Model", "label"], ["n_neighbors", "resolution"]
+    points = _melt(long, "clustering_long.csv", ["ARI", "NMI"], by, ["seed"], settings)
     note = [
-        f"n = {style.format_range(long['n_cells'])} cells" + (f" (max_cells = {cap:,})" if cap else ""),
-        style.rank(k),
-        style.cluster_note(long),
-        f"classes of at least {style.format_range(long['min_cells_per_class'])} cells",
-        f"fits a model and classifier: {style.format_range(fits)} ({by})",
-        f"points: fits; bars: mean{style.spread(points)} of a classifier; upright line: mean of all fits of a model",
+        *style.run_note(f"{value_range(long['n_cells'])} cells", run, long),
+        f"Leiden seeds: {value_range(points.groupby([*by, 'metric']).size())}, "
+        f"neighbors: {value_range(long['n_neighbors'])}, resolution: {value_range(long['resolution'])}",
+        f"points: seeds; bars: mean{_error_bars(points)}",
     ]
-    return _scores(points, note, width=DOUBLE, band=10.5)
+    return _draw_grid(points, note, SINGLE, 5.5)
 
 
-@layout.STYLE
-def resolution(curve: pd.DataFrame, *, k: int | None = None) -> Figure:
-    """Draw how the agreement of Leiden clusters with the labels hangs on the resolution.
+@style.figure
+def classification(long: pd.DataFrame, run: RunInfo = NO_RUN) -> Figure:
+    """Draw how well classifiers predict cell types and donors from each embedding, 183 mm wide.
+
+    One row per label, one column per score, one point per fit, mean ± s.d. of each classifier. The vertical line of a
+    model is the mean of all its fits, the number in the published table. Table: one row per fit and metric with
+    ``value``, ``mean`` and ``sd`` of its classifier, ``mean_all`` of its model.
 
     Parameters
     ----------
-    curve
-        ``clustering_resolution.csv``: a row per (Model, label, seed, resolution).
-    k
-        Rank of the models, for the caption.
-
-    Returns
-    -------
-    Figure, 89 mm wide: a row a label, a column a score, a line a model (mean of the seeds).
-
-    Raises
-    ------
-    ValueError
-        From `drawn.resolution`.
+    long : ``classification_long.csv``, one row per fit (Model, label, classifier, seed, fold)
     """
-    points = tables.resolution(curve)
-    models, metrics = style.models(points), list(dict.fromkeys(points["metric"]))
-    labels = [label for label in style.LABELS if label in set(points["label"])]
-    used = set(points["Model"][(points["label"] == CELL_TYPE) & points["cell_type_in_training"]])
-    left, gap, high = EDGE + 12, 15, 26
-    wide = (SINGLE - left - 2 * EDGE - (len(metrics) - 1) * gap) / len(metrics)
-    pitch = LINE + 1 + high + 10
-    key = layout.Legend(
-        [style.mark_label_aware(model, used) for model in models],
-        [style.COLORS[model] for model in models],
-        ["o"] * len(models),
-        SINGLE - left - EDGE,
-    )
-    foot = EDGE + len(labels) * pitch
+    by, settings = ["Model", "label", "classifier"], ["min_cells_per_class", "max_cells"]
+    points = _melt(long, "classification_long.csv", ["F1", "AUROC", "Accuracy"], by, ["seed", "fold"], settings)
+    points = points.assign(mean_all=points.groupby(["Model", "label", "metric"])["value"].transform("mean"))
+    fits, cap = points.groupby([*by, "metric"]).size(), int(long["max_cells"].max())
+    runs = " × ".join(str(long[column].nunique()) for column in ("seed", "fold"))
     note = [
-        f"n = {style.format_range(curve['n_cells'])} cells",
-        style.rank(k),
-        style.cluster_note(curve),
-        f"Leiden seeds: {curve['seed'].nunique()}, neighbors: {style.format_range(curve['n_neighbors'])}",
-        f"clusters: {style.format_range(curve['n_clusters'])}",
+        *style.run_note(f"{value_range(long['n_cells'])} cells" + f" (max_cells = {cap:,})" * bool(cap), run, long),
+        f"classes of at least {value_range(long['min_cells_per_class'])} cells",
+        f"fits per model and classifier: {value_range(fits)} (seeds × folds: {runs})",
+        f"points: fits; bars: mean{_error_bars(points)} of a classifier; vertical line: mean of all fits of a model",
     ]
-    fig = layout.new_figure(SINGLE, foot + key.height, note, used)
-    for row, label in enumerate(labels):
-        of, y, (name, direction) = points[points["label"] == label], EDGE + row * pitch, style.LABELS[label]
-        layout.text(fig, left, y, f"{name} ({style.format_range(of['n_classes'])} classes): {direction}", weight="bold")
-        for column, metric in enumerate(metrics):
-            ax = layout.axes(fig, left + column * (wide + gap), y + LINE + 1, wide, high, f"{label} {metric}")
-            for model in models:
-                line = of[(of["Model"] == model) & (of["metric"] == metric)].groupby("resolution")["value"].mean()
-                ax.plot(line.index, line, color=style.COLORS[model], marker="o", ms=2, lw=0.8)
-            ax.set(xlabel="resolution", ylabel=metric, ylim=layout.at_least(*ax.get_ylim(), 0.04))
-            ax.xaxis.set_major_locator(MaxNLocator(4, steps=style.STEPS))
-            ax.yaxis.set_major_locator(MaxNLocator(4, steps=style.STEPS))
-    key.draw(fig, left, foot)
+    return _draw_grid(points, note, DOUBLE, 10.5)
+
+
+@style.figure
+def resolution(curve: pd.DataFrame, run: RunInfo = NO_RUN) -> Figure:
+    """Draw the agreement of Leiden clusters with the labels against the resolution, 89 mm wide.
+
+    One row per label, one column per score, one line per model (mean of the seeds). Table: one row per (Model, label,
+    seed, resolution, metric).
+
+    Parameters
+    ----------
+    curve : ``clustering_resolution.csv``, one row per (Model, label, seed, resolution)
+    """
+    each = ["seed", "resolution", "n_clusters"]
+    points = _melt(curve, "clustering_resolution.csv", ["ARI", "NMI"], ["Model", "label"], each, ["n_neighbors"])
+    points, titles = points.drop(columns=["mean", "sd"]), _titles(points)
+    note = [
+        *style.run_note(f"{value_range(curve['n_cells'])} cells", run, curve),
+        f"Leiden seeds: {curve['seed'].nunique()}, neighbors: {value_range(curve['n_neighbors'])}",
+        f"clusters: {value_range(curve['n_clusters'])}",
+    ]
+    fig = style.new_figure(points, SINGLE, points["label"].nunique() * 42 + 2 * LINE, note, titles)
+    for ax, scores in _panels(fig, points):
+        sns.lineplot(scores, x="resolution", y="value", hue="Model", hue_order=list(titles), palette=COLORS, ax=ax,
+                     errorbar=None, legend=False, marker="o", ms=2, mew=0, lw=0.8)  # fmt: skip
+        ax.set(ylabel=scores["metric"].iloc[0], ylim=style.at_least(*ax.get_ylim(), 0.04))
+        ax.locator_params(nbins=4, steps=style.STEPS)
+    style.legend(fig, {title: COLORS[model] for model, title in titles.items()})
     return fig
 
 
-@layout.STYLE
-def classes(
-    by_class: pd.DataFrame,
-    confusion: pd.DataFrame,
-    *,
-    k: int | None = None,
-    used_cell_type: Mapping[str, bool] | None = None,
-    groups: Mapping[str, str] | None = None,
-) -> Figure:
-    """Draw how well each cell type is read from each embedding, and what it is taken for.
+@style.figure
+def classes(by_class: pd.DataFrame, confusion: pd.DataFrame, run: RunInfo = NO_RUN) -> Figure:
+    """Draw how well each cell type is predicted from each embedding, and which types it is mistaken for, 183 mm wide.
+
+    One row per cell type; on the left F1, one point per model, on the right one panel per model with the share of the
+    cells of a type (row) that were predicted as each type (column). Table: one row per (Model, class, predicted) with
+    ``n_cells``, ``F1`` (mean over classifiers) and ``share`` (of the cells of all classifiers).
 
     Parameters
     ----------
-    by_class, confusion
-        ``classification_by_class.csv`` and ``classification_confusion.csv``; rows of other labels are passed over.
-    k
-        Rank of the models, for the caption.
-    used_cell_type
-        Was cell_type used in training, a value a model: marks those with †.
-    groups
-        Within what donors were compared, a value a model (``results.Embeddings.groups``): clusters are told of.
-
-    Returns
-    -------
-    Figure, 183 mm wide: a row a cell type; on the left F1, a point a model, on the right a panel a model with the share
-    of the cells of a type (row) that were taken for each type (column).
-
-    Raises
-    ------
-    ValueError
-        From `drawn.classes`.
+    by_class, confusion : ``classification_by_class.csv`` and ``classification_confusion.csv``
     """
-    points = tables.classes(by_class, confusion)
-    models = style.models(points)
-    used = style.used(models, used_cell_type)
-    first = points.drop_duplicates(["Model", "class"])
-    cells = first.drop_duplicates("class").set_index("class")["n_cells"]
-    names, counts = layout.shorten_labels(cells.index, 55), [f"{n:,}" for n in cells]
-    left = EDGE + 1.5 + max(map(layout.breadth, names))
-    right = EDGE + 1.5 + max(map(layout.breadth, [*counts, "cells"]))
-    strip, gap, top, high = 30, 3, EDGE + LINE + 1, len(cells) * LINE
-    wide = (DOUBLE - left - right - strip - len(models) * gap) / len(models)
-    scale = top + high + 9
-    kinds = [_KINDS[kind][0] for kind in _KINDS if kind in set(by_class["classifier"])]
+    points = _class_table(by_class, confusion)
+    titles, first = style.titles(points["Model"], run.used_cell_type), points.drop_duplicates(["Model", "class"])
+    cells = first.drop_duplicates("class").set_index("class")["n_cells"]  # sorted by name
+    kinds = [name for kind, (name, _) in _CLASSIFIERS.items() if kind in set(by_class["classifier"])]
     note = [
-        f"n = {cells.sum():,} cells",
-        style.rank(k),
-        style.cluster_note(groups),
+        *style.run_note(f"{cells.sum():,} cells", run),
         f"mean of {', '.join(kinds)} over all folds and seeds",
-        "color: share of the cells of a type that were taken for a type, in the order of the rows",
+        "color: share of each type (row) predicted as each type (column, in the order of the rows)",
     ]
-    key = layout.Legend(models, [style.COLORS[model] for model in models], ["o"] * len(models), DOUBLE - left - EDGE)
-    fig = layout.new_figure(DOUBLE, scale + 9 + key.height, note, used)
-    ax = layout.axes(fig, left, top, strip, high, "F1")
-    for i, model in enumerate(models):
-        of, y = first[first["Model"] == model], np.arange(len(cells)) + 0.5 + (i - (len(models) - 1) / 2) * 0.18
-        ax.scatter(of["F1"], y, s=7, c=style.COLORS[model], lw=0, clip_on=False, zorder=3)
-    ax.set(xlim=(0, 1), ylim=(len(cells), 0), xlabel="F1", xticks=[0, 0.5, 1])
-    ax.set_yticks(np.arange(len(cells)) + 0.5, names)
-    ax.tick_params(axis="y", length=0)
-    ax.hlines(np.arange(1, len(cells)), 0, 1, color="0.85", lw=0.4, zorder=0)
-    key.draw(fig, left, scale + 8)
-    for i, model in enumerate(models):
-        x = left + strip + gap + i * (wide + gap)
-        panel = layout.axes(fig, x, top, wide, high, model)
+    fig = style.new_figure(points, DOUBLE, len(cells) * LINE + 26, note, titles)
+    f1, *panels = fig.subplots(1, 1 + len(titles), width_ratios=[1.2] + [1] * len(titles))
+    f1.set(label="F1", xlim=(0, 1), ylim=(len(cells), 0), xlabel="F1", xticks=[0, 0.5, 1])
+    f1.hlines(range(1, len(cells)), 0, 1, color="0.85", lw=0.4, zorder=0)
+    style.label_rows(f1, style.shorten_labels(cells.index, 55))
+    for i, ((model, title), ax) in enumerate(zip(titles.items(), panels, strict=True)):
+        y = np.arange(len(cells)) + 0.5 + (i - (len(titles) - 1) / 2) * 0.18
+        f1.scatter(first["F1"][first["Model"] == model], y, s=7, c=COLORS[model], lw=0, clip_on=False, zorder=3)
         grid = points[points["Model"] == model].pivot_table(index="class", columns="predicted", values="share")
-        mesh = panel.pcolormesh(grid.to_numpy(), cmap="Greys", vmin=0, vmax=1, rasterized=len(points) > 10_000)
-        panel.set(ylim=(len(cells), 0), xticks=[], yticks=[])
-        layout.text(fig, x, top - LINE - 1, style.mark_label_aware(model, used))
-        layout.text(fig, x + wide / 2, top + high + 1, "taken for", ha="center")
-    layout.column(fig, DOUBLE - EDGE, top, ["cells", *counts])
-    bar = layout.axes(fig, left, scale + 1, 25, 2, "scale")
-    fig.colorbar(mesh, cax=bar, orientation="horizontal", ticks=[0, 1])
-    layout.text(fig, left + 28, scale + 2, "share of the cells of a type", va="center")
+        sns.heatmap(grid, ax=ax, cmap="Greys", vmin=0, vmax=1, cbar=False, xticklabels=False, yticklabels=False,
+                    rasterized=len(points) > RASTER)  # fmt: skip
+        ax.set(label=model, title=title, xlabel="predicted type", ylabel="")
+        ax.spines[:].set_visible(True)
+    style.label_rows(panels[-1], counts=cells)
+    fig.colorbar(panels[0].collections[0], ax=panels, location="bottom", pad=0.02, shrink=0.4, aspect=30,
+                 ticks=[0, 0.5, 1], label="share of the cells of a type")  # fmt: skip
+    style.legend(fig, {model: COLORS[model] for model in titles})
     return fig
 
 
-def _scores(points: pd.DataFrame, note: list[str], *, width: float, band: float) -> Figure:
-    """Draw a row of panels a label, a panel a metric, in it a band a model, in that a line a classifier."""
-    models, metrics = style.models(points), list(dict.fromkeys(points["metric"]))
-    labels = [label for label in style.LABELS if label in set(points["label"])]
-    kinds = [kind for kind in _KINDS if kind in set(points["classifier"])] if "classifier" in points else []
-    used = set(points["Model"][(points["label"] == CELL_TYPE) & points["cell_type_in_training"]])
-    left, gap, high = EDGE + 2 + max(layout.breadth(f"{model}†") for model in models), 7.5, len(models) * band
-    wide = (width - left - 2 * EDGE - (len(metrics) - 1) * gap) / len(metrics)
-    pitch = LINE + 1 + high + 9.5
-    foot = EDGE + len(labels) * pitch - 1.5
-    fig = layout.new_figure(width, foot + (LINE if kinds else 0), note, used)
-    for row, label in enumerate(labels):
-        of, y, (name, direction) = points[points["label"] == label], EDGE + row * pitch, style.LABELS[label]
-        layout.text(fig, left, y, f"{name} ({style.format_range(of['n_classes'])} classes): {direction}", weight="bold")
-        for column, metric in enumerate(metrics):
-            ax = layout.axes(fig, left + column * (wide + gap), y + LINE + 1, wide, high, f"{label} {metric}")
-            _panel(ax, of[of["metric"] == metric], models, kinds)
-            ax.set_xlabel(_METRICS.get(metric, metric))
-            marked = used if label == CELL_TYPE else ()
-            ax.set_yticks(
-                range(len(models)), [style.mark_label_aware(m, marked) if column == 0 else "" for m in models]
-            )
+def _class_table(by_class: pd.DataFrame, confusion: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per (Model, class, predicted) of cell types."""
+    keys, by = ["Model", "label", "classifier", "class"], ["Model", "class"]
+    check_table(by_class, "classification_by_class.csv", keys, ["n_cells", "F1"])
+    check_table(confusion, "classification_confusion.csv", [*keys, "predicted"], ["n_cells"])
+    by_class, confusion = (table[table["label"] == CELL_TYPE] for table in (by_class, confusion))
+    first, second = (set(table[by].astype(str).itertuples(index=False, name=None)) for table in (by_class, confusion))
+    if first != second or not first:
+        raise ValueError(
+            f"The tables by class and of confusion contain {len(first)} and {len(second)} pairs of a model and a cell "
+            f"type, of which {len(first & second)} are in both. Expected the same pairs. Run 06_benchmarks again."
+        )
+    means = by_class.groupby(by, as_index=False).agg(n_cells=("n_cells", "max"), F1=("F1", "mean"))
+    counts = confusion.groupby([*by, "predicted"])["n_cells"].sum()
+    names = sorted(means["class"].unique())
+    every = pd.MultiIndex.from_product([means["Model"].unique(), names, names], names=counts.index.names)
+    counts = counts.reindex(every, fill_value=0)
+    share = (counts / counts.groupby(by).transform("sum")).rename("share").reset_index()
+    return means.merge(share, on=by, validate="one_to_many")
+
+
+def _melt(long: pd.DataFrame, name: str, metrics: list[str], by: list[str], each: list[str], settings: list[str]):
+    """Check a table of scores; return one row per run and metric, with mean and s.d. over the runs of a group `by`."""
+    check_table(long, name, [*by, *_RUN, *settings], [*each, *metrics], classifier=_CLASSIFIERS)
+    points = long.melt(id_vars=[*by, *each, *_RUN], value_vars=metrics, var_name="metric", value_name="value")
+    runs = points.groupby([*by, "metric"])["value"]
+    return points.assign(mean=runs.transform("mean"), sd=runs.transform("std"))
+
+
+def _titles(points: pd.DataFrame) -> dict[str, str]:
+    """Return the title of each model, with † if it was trained with cell types and is scored against them."""
+    trained = points["Model"][(points["label"] == CELL_TYPE) & points["cell_type_in_training"]]
+    return style.titles(points["Model"], dict.fromkeys(trained, True))
+
+
+def _error_bars(points: pd.DataFrame) -> str:
+    """Return what the error bars show; a single run has none."""
+    return " ±\u00a0s.d. (ddof\u00a01)" if points["sd"].notna().any() else " (a single run: no s.d.)"
+
+
+def _panels(fig: Figure, points: pd.DataFrame, **options) -> Iterator[tuple[Axes, pd.DataFrame]]:
+    """Yield the axes and the scores of each label (rows) and metric (columns)."""
+    labels, metrics = [label for label in _LABELS if label in set(points["label"])], points["metric"].unique()
+    for label, row in zip(labels, fig.subplots(len(labels), len(metrics), squeeze=False, **options), strict=True):
+        scores, (name, direction) = points[points["label"] == label], _LABELS[label]
+        title = f"{name} ({value_range(scores['n_classes'])} classes): {direction}"
+        row[0].set_title(title, loc="left", weight="bold", pad=5)
+        for metric, ax in zip(metrics, row, strict=True):
+            ax.set_label(f"{label} {metric}")
+            yield ax, scores[scores["metric"] == metric]
+
+
+def _draw_grid(points: pd.DataFrame, note: Sequence[str], width: float, band: float) -> Figure:
+    """Draw scores as points with mean ± s.d.; each model has `band` mm of the height of a panel."""
+    titles = _titles(points)
+    kinds = {kind: _CLASSIFIERS[kind] for kind in _CLASSIFIERS if kind in set(points.get("classifier", ()))}
+    height = points["label"].nunique() * (len(titles) * band + 13) + (2 * LINE if kinds else LINE)
+    fig = style.new_figure(points, width, height, note, titles)
+    for ax, scores in _panels(fig, points, sharey="row"):
+        _draw_scores(ax, scores, list(titles), list(kinds))
+        ax.set(xlabel=_METRICS[scores["metric"].iloc[0]], ylabel="")
+        ax.set_yticks(range(len(titles)), [_titles(scores).get(model, model) for model in titles])
     if kinds:
-        names, markers = zip(*[_KINDS[kind] for kind in kinds], strict=True)
-        key = layout.Legend(names, ["0.3"] * len(kinds), markers, width - left - EDGE)
-        key.draw(fig, left, foot)
+        style.legend(fig, dict.fromkeys((name for name, _ in kinds.values()), "0.3"), dict(kinds.values()))
     return fig
 
 
-def _panel(ax: Axes, points: pd.DataFrame, models: list[str], kinds: list[str]) -> None:
-    """Draw the scores of one label and metric."""
-    for i, model in enumerate(models):
-        of = points[points["Model"] == model]
-        if i:
-            ax.axhline(i - 0.5, color="0.85", lw=0.4, zorder=0)
-        if of.empty:
-            continue
-        if not kinds:
-            _strip(ax, of, i, 0.8, "o", style.COLORS[model])
-            continue
-        ax.vlines(of["mean_all"].iloc[0], i - 0.42, i + 0.42, color=style.COLORS[model], lw=0.7, zorder=1)
-        for j, kind in enumerate(kinds):
-            fits = of[of["classifier"] == kind]
-            _strip(ax, fits, i + (j - (len(kinds) - 1) / 2) * 0.3, 0.27, _KINDS[kind][1], style.COLORS[model])
-    ax.set(xlim=layout.at_least(*ax.get_xlim(), 0.01 if kinds else 0.04), ylim=(len(models) - 0.5, -0.5))
-    ax.xaxis.set_major_locator(MaxNLocator(5 if kinds else 3, steps=style.STEPS))
-    ax.tick_params(axis="y", length=0)
-
-
-def _strip(ax: Axes, points: pd.DataFrame, y: float, height: float, marker: str, color: str) -> None:
-    """Draw runs in the order of their seeds, and below them mean ± s.d., within ``height`` about y."""
-    if points.empty:
-        return
+def _draw_scores(ax: Axes, points: pd.DataFrame, models: list[str], kinds: list[str]) -> None:
+    """Draw the scores of one label and metric: runs in the order of their seeds, and below them mean ± s.d."""
     points = points.sort_values([column for column in ("seed", "fold") if column in points])
-    n, mean, sd = len(points), points["mean"].iloc[0], points["sd"].iloc[0]
-    away = np.linspace(-0.45, 0.05, n) if n > 1 else np.array([-0.2])
-    ax.scatter(points["value"], y + height * away, s=6, c=color, marker=marker, alpha=0.4, lw=0, zorder=2)
-    bar = y + 0.36 * height  # apart from the points, so that it hides none
-    ax.vlines(mean, bar - 0.16 * height, bar + 0.16 * height, color=color, lw=1.2, zorder=3)
-    if n > 1:
-        ax.hlines(bar, mean - sd, mean + sd, color=color, lw=0.8, zorder=3)
+    center, height, by, shapes = points["Model"].map(models.index), 0.8, ["Model"], {}
+    if kinds:
+        offset = points["classifier"].map(kinds.index) - (len(kinds) - 1) / 2
+        center, height, by = center + 0.3 * offset, 0.27, ["Model", "classifier"]
+        shapes = {"style": "classifier", "markers": {kind: _CLASSIFIERS[kind][1] for kind in kinds}}
+        rows = points.drop_duplicates("Model")
+        y = rows["Model"].map(models.index)
+        ax.vlines(rows["mean_all"], y - 0.42, y + 0.42, rows["Model"].map(COLORS), lw=0.7, zorder=1)
+    runs = points.groupby(by)["value"]
+    place = runs.cumcount() / (runs.transform("size") - 1).clip(lower=1)  # 0 to 1
+    sns.scatterplot(
+        points.assign(y=center + height * (place / 2 - 0.45)), x="value", y="y", hue="Model", palette=COLORS, **shapes,
+        s=6, alpha=0.4, linewidth=0, legend=False, rasterized=len(points) > RASTER, zorder=2, ax=ax,
+    )  # fmt: skip
+    bars = points.assign(y=center + 0.36 * height).drop_duplicates(by)  # below the points, to hide none
+    ax.vlines(bars["mean"], bars["y"] - 0.16 * height, bars["y"] + 0.16 * height, bars["Model"].map(COLORS), lw=1.2)
+    bars = bars.dropna(subset="sd")
+    ax.hlines(bars["y"], bars["mean"] - bars["sd"], bars["mean"] + bars["sd"], bars["Model"].map(COLORS), lw=0.8)
+    for i in range(1, len(models)):
+        ax.axhline(i - 0.5, color="0.85", lw=0.4, zorder=0)
+    ax.set(xlim=style.at_least(*ax.get_xlim(), 0.01 if kinds else 0.04), ylim=(len(models) - 0.5, -0.5))
+    ax.locator_params("x", nbins=5 if kinds else 3, steps=style.STEPS)
+    ax.tick_params(axis="y", length=0)

@@ -1,57 +1,179 @@
-"""What do all figures say alike? Colors, the order of models, and the words for numbers."""
+"""What all figures share: page size, colors, legends, text of captions, and saving."""
 
-from collections.abc import Collection, Mapping
+import functools
+import logging
+import textwrap
+from collections.abc import Callable, Collection, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, FigureBase
+from matplotlib.font_manager import FontProperties
+from matplotlib.lines import Line2D
+from matplotlib.textpath import text_to_path
 
-from aenmf_lib.data.preprocessing import CELL_TYPE, DONOR
-from aenmf_lib.results import schema
+from aenmf_lib.data import files
+from aenmf_lib.results import GROUPS, MODELS, RunInfo
+
+log = logging.getLogger(__name__)
 
 COLORS = {"CAE_NMF1": "#0072B2", "CAE_NMF2": "#009E73", "AE_NMF": "#E69F00", "Base_NMF": "#000000"}  # Okabe & Ito
-LABELS = {CELL_TYPE: ("Cell type", "higher is better →"), DONOR: ("Donor", "← lower is better")}
+COLORS |= {"PCA": "#999999", "Harmony": "#CC79A7", "LinearSCVI": "#D55E00"}  # baselines of the conditioning study
 STEPS = [1, 2, 5, 10]  # of ticks
+SINGLE, DOUBLE = 89, 183  # mm, widths of one and of two columns of a journal
+LINE = 3.1  # mm, height of a line of text
+CAPTION = 6  # points
+RASTER = 10_000  # more marks than this are drawn as pixels, also in the pdf
+NO_RUN = RunInfo()  # nothing known about the run
+STYLE = style.context("aenmf_lib.figures.aenmf", after_reset=True)  # a decorator: the user's rcParams change nothing
+_INCH = 25.4  # mm
 
 
-def models(table: pd.DataFrame) -> list[str]:
-    """Give the models of a table in the order of every table and figure."""
-    return [model for model in schema.MODELS if model in set(table["Model"])]
+class Sheet(Figure):
+    """A Figure with a name and the table that it draws. Notebooks display it without pyplot."""
+
+    name: str
+    table: pd.DataFrame
+
+    @STYLE
+    def _repr_png_(self) -> bytes:
+        buffer = BytesIO()
+        self.savefig(buffer, format="png", dpi=150)
+        return buffer.getvalue()
 
 
-def used(models: Collection[str], used_cell_type: Mapping[str, bool] | None) -> list[str]:
-    """Give the models whose training saw the cell types."""
-    return [model for model in models if (used_cell_type or {}).get(model, False)]
+def figure(draw: Callable[..., Sheet]) -> Callable[..., Sheet]:
+    """Decorate a function that draws: use our style, name the figure, and lay it out once for all its files."""
+
+    @STYLE
+    @functools.wraps(draw)
+    def drawn(*args, **kwargs) -> Sheet:
+        fig = draw(*args, **kwargs)
+        fig.name = draw.__name__
+        fig.draw_without_rendering()
+        fig.set_layout_engine("none")
+        return fig
+
+    return drawn
 
 
-def mark_label_aware(model: str, marked: Collection[str]) -> str:
-    """Mark a model whose training saw the labels that it is held against."""
-    return f"{model}†" if model in marked else model
+def new_figure(
+    table: pd.DataFrame, width: float, height: float, note: Sequence[str], titles: Mapping[str, str] | None = None
+) -> Sheet:
+    """Return an empty figure of `width` × `height` mm, plus a caption of the clauses `note` below it."""
+    note = [*filter(None, note), *["†\u00a0trained with cell_type"] * ("†" in str(titles))]
+    lines = textwrap.wrap("; ".join(note) + ".", int(width * 0.88), break_on_hyphens=False)
+    height += len(lines) * CAPTION * 1.25 / 72 * _INCH
+    fig = Sheet(figsize=(width / _INCH, height / _INCH), layout="constrained")
+    fig.supxlabel("\n".join(lines), x=1 / width, ha="left", size=CAPTION, color="0.3")
+    fig.table = table
+    return fig
 
 
-def cluster_note(groups: Mapping[str, str] | pd.DataFrame | None) -> str:
-    """Say which models compared donors within clusters; from a value a model, or a table that tells it."""
-    if isinstance(groups, pd.DataFrame):
-        told = groups[["Model", schema.GROUPS]] if schema.GROUPS in groups else groups.iloc[:0, :0]
-        groups = dict(told.drop_duplicates().itertuples(index=False, name=None))
-    named = [model for model in schema.MODELS if (groups or {}).get(model) == "clusters"]
-    return f"donors compared within clusters in training: {', '.join(named)}" if named else ""
+def legend(
+    fig: FigureBase, colors: Mapping[str, str], markers: Mapping[str, str] | None = None, where="upper", **options
+) -> None:
+    """Add a legend outside the panels: names with their color and marker, in as many columns as fit."""
+    markers = dict.fromkeys(colors, "o") | (markers or {})
+    handles = [Line2D([], [], label=name, ls="", color=colors[name], marker=markers[name]) for name in colors]
+    columns = legend_columns(colors, fig.bbox.width / fig.figure.dpi * _INCH)
+    fig.legend(handles=handles, loc=f"outside {where} left", ncols=columns, **options)
 
 
-def format_range(values: pd.Series) -> str:
-    """Say the value that all share, or the range."""
+def legend_columns(names: Collection[str], width: float) -> int:
+    """Return the number of legend columns that fit into `width` mm."""
+    return max(int((width - 2) // (max(map(text_width, names)) + 6)), 1)
+
+
+def label_rows(ax: Axes, names: Sequence[str] = (), counts: Sequence[int] = ()) -> None:
+    """Write names of rows on the left of a panel, and their numbers of cells on the right."""
+    for axis, labels in ((ax, names), (ax.secondary_yaxis("right") if len(counts) else None, counts)):
+        if len(labels):
+            axis.set_yticks(np.arange(len(labels)) + 0.5, [f"{n:,}" if labels is counts else n for n in labels])
+            axis.tick_params(axis="y", length=0)
+    if len(counts):
+        axis.spines[:].set_visible(False)
+        axis.set_ylabel("cells", labelpad=4)
+
+
+@functools.cache
+def text_width(text: str) -> float:
+    """Return the width of a line of 7 pt text in mm."""
+    font = FontProperties(family="DejaVu Sans", size=7)
+    return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] / 72 * _INCH
+
+
+def shorten_labels(names: Sequence[str], width: float) -> list[str]:
+    """Cut the middle out of names wider than `width` mm, and number names that would then be equal."""
+    names = pd.Series([str(name) for name in names])
+    shown = names.map(lambda name: _shorten(name, width))
+    ends = " (" + (shown.groupby(shown).cumcount() + 1).astype(str) + ")"
+    numbered = [_shorten(name, width - text_width(end)) + end for name, end in zip(names, ends, strict=True)]
+    return np.where(shown.duplicated(keep=False), numbered, shown).tolist()
+
+
+def _shorten(name: str, width: float) -> str:
+    """Return the name, or as much of its start and end as fits into `width` mm."""
+    shown, n = name, len(name)
+    while (too_wide := text_width(shown)) > width and n > 1:
+        n = min(n - 1, int(n * width / too_wide) + 2)
+        shown = f"{name[: n - n // 2].rstrip()}…{name[len(name) - n // 2 :].lstrip()}"
+    return shown
+
+
+def palette(n: int) -> list[str]:
+    """Return n colors that differ as much as possible (scanpy's palettes); beyond 102 they repeat."""
+    from scanpy.plotting import palettes  # takes seconds to import, and only the UMAP needs it
+
+    colors = next((p for p in (palettes.vega_20_scanpy, palettes.zeileis_28) if n <= len(p)), palettes.godsnot_102)
+    return [colors[i % len(colors)] for i in range(n)]
+
+
+def at_least(low: float, high: float, span: float) -> tuple[float, float]:
+    """Widen the limits of an axis to `span`, so that negligible differences look small."""
+    half = max(high - low, span) / 2
+    return (low + high) / 2 - half, (low + high) / 2 + half
+
+
+def titles(models: Collection[str], daggers: Mapping[str, bool]) -> dict[str, str]:
+    """Return the title of each model, in the order of every figure, with † if `daggers` is true for it."""
+    return {model: f"{model}†" if daggers.get(model) else model for model in MODELS if model in set(models)}
+
+
+def run_note(cells: str, run: RunInfo, table: pd.DataFrame | None = None) -> list[str]:
+    """Return the clauses of a caption about the run; donor groups in `table` replace those of `run`."""
+    groups = dict(run.groups)
+    if table is not None and GROUPS in table:
+        groups |= dict(zip(table["Model"], table[GROUPS], strict=True))
+    clusters = ", ".join(model for model in MODELS if groups.get(model) == "clusters")
+    return [
+        f"n = {cells}" if cells else "",
+        "" if run.k is None else f"rank k = {run.k}",
+        f"donors compared within clusters in training: {clusters}" if clusters else "",
+    ]
+
+
+def value_range(values: pd.Series) -> str:
+    """Return the common value as text, or the smallest and largest value."""
     low, high = values.min(), values.max()
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def pluralize(n: int, what: str) -> str:
-    """Say how many there are of something."""
-    return f"{n:,} {what}" + ("s" if n != 1 else "")
+@STYLE
+def save(fig: Sheet, out_dir: str | Path) -> None:
+    """Write ``<out_dir>/<fig.name>.pdf``, ``.png`` and ``.csv`` (its table), each atomically.
 
-
-def rank(k: int | None) -> str:
-    """Say the rank, if it is known."""
-    return "" if k is None else f"rank k = {k}"
-
-
-def spread(points: pd.DataFrame) -> str:
-    """Say what the error bars are; a single run has none."""
-    return " ±\u00a0s.d. (ddof\u00a01)" if points["sd"].notna().any() else " (a single run: no s.d.)"
+    The same figure gives the same bytes. Raises ValueError if its table has no rows.
+    """
+    stem = Path(out_dir) / fig.name
+    if fig.table.empty:
+        raise ValueError(f"{stem}.csv would have no rows. Draw the figure from a table that is not empty.")
+    files.write_table(fig.table, f"{stem}.csv")
+    for ending, metadata in {"pdf": {"CreationDate": None}, "png": {}}.items():  # a date would change the bytes
+        with files.atomic(f"{stem}.{ending}") as path:
+            fig.savefig(path, format=ending, metadata=metadata)
+    log.info("wrote %s as pdf, png and csv (%d rows)", stem, len(fig.table))

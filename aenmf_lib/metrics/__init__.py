@@ -1,1 +1,1 @@
-"""How ARI, NMI, F1 and AUROC are computed."""
+"""Benchmark scores: ARI, NMI, F1, AUROC, purity, silhouette and LISI."""

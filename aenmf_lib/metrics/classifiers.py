@@ -1,14 +1,10 @@
-"""How is one classifier fitted on one fold, and scored? What a worker of benchmark 2 does.
-
-Imports little, for every worker pays for it.
-"""
-
-from __future__ import annotations
+"""The classifiers of benchmark 2, and the fit and scores of one fold. Few imports, for fast worker start."""
 
 import importlib
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Self
 
 import numpy as np
 from scipy.stats import rankdata
@@ -22,155 +18,126 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 METRICS = ("F1", "AUROC", "Precision", "Accuracy", "Recall")  # in the order of the published columns
-LOGISTIC, KNN, FOREST = "logistic_regression", "knn", "random_forest"  # the published three
+LOGISTIC, KNN, FOREST = "logistic_regression", "knn", "random_forest"
+INTELEX = "random_forest_intelex"  # named separately, because its scores differ
 N_NEIGHBORS = 15
-CLASSIFIERS: dict[str, Callable[[int], ClassifierMixin]] = {  # name -> classifier for a seed
-    LOGISTIC: lambda seed: make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
-    KNN: lambda seed: make_pipeline(StandardScaler(), KNeighborsClassifier(N_NEIGHBORS)),
-    FOREST: lambda seed: Forest(200, seed),
-}
-
-
-def _intelex(seed: int) -> ClassifierMixin:
-    forest = importlib.import_module("sklearnex.ensemble").RandomForestClassifier
-    return forest(200, random_state=seed, n_jobs=1)
-
-
-FORESTS = {FOREST: CLASSIFIERS[FOREST], f"{FOREST}_intelex": _intelex}  # another forest has another name in every row
 
 
 class Forest(ClassifierMixin):
-    """The probabilities of `RandomForestClassifier(n_trees, random_state=seed)`, a few trees at a time.
+    """The probabilities of `RandomForestClassifier(n_trees, random_state=seed)`, to the bit, with less memory.
 
-    The same trees and the same bits. But a tree keeps a count of every class in each of its nodes: 200 at once take
-    gigabytes where cells and classes are many, and every worker has its own.
+    It grows and discards `at_once` trees at a time. Each node of a tree stores a count of every class, so with many
+    cells and classes 200 trees need gigabytes in every worker.
     """
 
     def __init__(self, n_trees: int, seed: int, *, at_once: int = 20) -> None:
         self.n_trees, self.at_once = n_trees, at_once
         self.forest = RandomForestClassifier(random_state=seed, warm_start=True)
 
-    def fit(self, X: np.ndarray, y: np.ndarray) -> Forest:
-        """Keep the cells to learn from, (n_train, k) and (n_train,)."""
+    def fit(self, X: np.ndarray, y: np.ndarray) -> Self:
+        """Store the training cells, (n_train, k) and (n_train,)."""
         self.X, self.y, self.classes_ = X, y, np.unique(y)
         return self
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
-        """Grow the trees and give their mean, (n_test, n_classes)."""
-        X = np.asarray(X, np.float32)  # as the forest does
+        """Grow the trees and return the mean of their probabilities, (n_test, n_classes)."""
+        X = np.asarray(X, np.float32)  # as RandomForestClassifier does
         total = np.zeros((len(X), len(self.classes_)))
         for done in range(0, self.n_trees, self.at_once):
             self.forest.n_estimators = min(done + self.at_once, self.n_trees)
-            self.forest.fit(self.X, self.y)  # a warm start: only their number is asked of the trees before
+            self.forest.fit(self.X, self.y)  # a warm start uses only the number of the earlier trees
             for tree in self.forest.estimators_[done:]:
                 total += tree.predict_proba(X, check_input=False)
             self.forest.estimators_ = [None] * self.forest.n_estimators
         return total / self.n_trees
 
 
-def named(name: tuple, *args) -> tuple[tuple, dict]:
-    """Give a name back beside what `fit` gives: workers answer in any order."""
-    return name, fit_fold(*args)
+def _intelex_forest(seed: int) -> ClassifierMixin:
+    """Return the forest of scikit-learn-intelex: much faster, but with other trees and other scores."""
+    return importlib.import_module("sklearnex.ensemble").RandomForestClassifier(200, random_state=seed, n_jobs=1)
+
+
+CLASSIFIERS: dict[str, Callable[[int], ClassifierMixin]] = {  # the published ones: name -> classifier for a seed
+    LOGISTIC: lambda seed: make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
+    KNN: lambda seed: make_pipeline(StandardScaler(), KNeighborsClassifier(N_NEIGHBORS)),
+    FOREST: lambda seed: Forest(200, seed),
+}
+OTHERS = {INTELEX: _intelex_forest}
+
+
+def find_classifiers(names: Sequence[str]) -> dict[str, Callable[[int], ClassifierMixin]]:
+    """Return name -> classifier for a seed. Raise ValueError if one is unknown or not installed, or none is given."""
+    known = CLASSIFIERS | OTHERS
+    if not names or any(name not in known for name in names):
+        raise ValueError(f"The classifiers are {list(names)}. Choose one or more of {', '.join(sorted(known))}.")
+    try:
+        for name in names:
+            known[name](0)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"The classifier {INTELEX!r} needs a package that is not installed ({error.name}). Run `pip install "
+            f"scikit-learn-intelex`, or choose {FOREST!r}."
+        ) from error
+    return {name: known[name] for name in names}
 
 
 def fit_fold(
-    make: Callable[[int], ClassifierMixin],
-    H: np.ndarray,
-    cells: np.ndarray,
-    names: np.ndarray,
-    y: np.ndarray,
-    fold_of: np.ndarray,
-    seed: int,
-    fold: int,
+    make: Callable, seed: int, H: np.ndarray, cells: np.ndarray, y: np.ndarray, test: np.ndarray, names: np.ndarray
 ) -> dict:
-    """Fit a classifier on one thread to the cells outside a fold, and score it on those within.
+    """Train the classifier ``make(seed)`` on one thread on the cells outside a fold, and score it on those of the fold.
 
-    Parameters
-    ----------
-    make
-        Gives the classifier for a seed.
-    H : (all cells, k)
-    cells : (n_cells,)
-        Rows of H that are classified.
-    names : (n_classes,)
-    y, fold_of : (n_cells,), int
-        Class and fold of each of them.
-
-    Returns
-    -------
-    See `score`; and `converged`.
+    H is (all cells, k); `cells` (n_cells,) are the rows of H that are used; class y (n_cells,), an index into `names`
+    (n_classes,); `test` (n_cells,) bool marks the fold. Returns the keys of `score_fold` and `converged`.
     """
-    test = fold_of == fold
     with threadpool_limits(1), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         fitted = make(seed).fit(H[cells[~test]], y[~test])
         probability = fitted.predict_proba(H[cells[test]])
-    converged = True
-    for warning in caught:  # counted by the caller; any other warning goes on to the reader
-        if issubclass(warning.category, ConvergenceWarning):
-            converged = False
-        else:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    return score_fold(y, test, fitted.classes_, probability, names) | {"converged": converged}
+    others = [warning for warning in caught if not issubclass(warning.category, ConvergenceWarning)]
+    for warning in others:  # show them; the caller counts the fits that did not converge
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    converged = len(others) == len(caught)
+    return score_fold(y[test], fitted.classes_, probability, names) | {"converged": converged}
 
 
-def score_fold(
-    y: np.ndarray, test: np.ndarray, classes: np.ndarray, probability: np.ndarray, names: np.ndarray
-) -> dict:
-    """Score the probabilities of one fold's cells.
+def score_fold(truth: np.ndarray, classes: np.ndarray, probability: np.ndarray, names: np.ndarray) -> dict:
+    """Return the scores of the predicted probabilities of the cells of one fold.
 
-    A class is scored if there are cells of it on both sides: of others nothing could be learnt, or asked. Cells of a
-    class that was not learnt are left out.
+    A class is scored if both the training cells and the fold contain cells of it. Cells without training cells of their
+    class are left out. `truth` (n_test,) is the class of each cell, an index into `names` (n_classes,); `classes`
+    (n_learned,), ascending, are those of the training cells; `probability` is (n_test, n_learned).
 
-    Parameters
-    ----------
-    y : (n_cells,), int
-    test : (n_cells,), bool
-    classes : (n_learnt,)
-        What the columns of `probability` stand for, ascending.
-    probability : (n_test, n_learnt)
-    names : (n_classes,)
-
-    Returns
-    -------
-    The `METRICS`: means over the scored classes, accuracy over cells; `n_scored`, the number of cells they are of; and
-    as json `by_class`: the classes, which of them were scored, AUROC of each of these, and the counts of cells of each
-    class (rows) that were taken for each.
+    The keys are `METRICS` (means over the scored classes; accuracy over cells), `n_scored` cells, and `by_class`, a
+    JSON text: class names, indices of the scored classes, their AUROC, and counts (class, predicted class) of cells.
     """
-    truth, n_classes = y[test], len(names)
-    known = np.isin(truth, classes)
+    n_classes, known = len(names), np.isin(truth, classes)
     truth, probability = truth[known], probability[known]
-    predicted = classes[probability.argmax(axis=1)]  # as `predict` does, which would compute all this again
+    predicted = classes[probability.argmax(axis=1)]  # as `predict`, which would compute the probabilities again
     counts = np.bincount(truth * n_classes + predicted, minlength=n_classes**2).reshape(n_classes, n_classes)
-    precision, recall, f1 = precision_recall_f1(counts)
     scored = np.flatnonzero(counts.sum(axis=1))
-    area = auroc(truth, classes, probability)[np.isin(classes, scored)]
-    told = {"classes": names.tolist(), "scored": scored.tolist(), "AUROC": area.tolist(), "counts": counts.tolist()}
-    return {
-        "F1": f1[scored].mean(),
-        "AUROC": area.mean(),
-        "Precision": precision[scored].mean(),
-        "Accuracy": np.trace(counts) / counts.sum(),
-        "Recall": recall[scored].mean(),
-        "n_scored": len(truth),
-        "by_class": json.dumps(told, separators=(",", ":")),
-    }
+    precision, recall, f1 = (values[scored].mean() for values in precision_recall_f1(counts))
+    area = _auroc(truth, classes, probability)[np.isin(classes, scored)]
+    scores = dict(zip(METRICS, (f1, area.mean(), precision, np.trace(counts) / counts.sum(), recall), strict=True))
+    by_class = {"classes": names.tolist(), "scored": scored.tolist(), "AUROC": area.tolist(), "counts": counts.tolist()}
+    return scores | {"n_scored": len(truth), "by_class": json.dumps(by_class, separators=(",", ":"))}
 
 
 def precision_recall_f1(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Give precision, recall and F1 of each class from the counts of its cells (rows) taken for each; 0 for 0 / 0."""
-    of, hit, taken = counts.sum(axis=1), np.diag(counts), counts.sum(axis=0)
-    return hit / np.maximum(taken, 1), hit / np.maximum(of, 1), 2 * hit / np.maximum(of + taken, 1)
+    """Return precision, recall and F1 of each class from counts (true class, predicted class); 0 / 0 is 0."""
+    true, correct, predicted = counts.sum(axis=1), np.diag(counts), counts.sum(axis=0)
+    precision, recall = correct / np.maximum(predicted, 1), correct / np.maximum(true, 1)
+    return precision, recall, 2 * correct / np.maximum(true + predicted, 1)
 
 
-def auroc(y: np.ndarray, classes: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """Give the area under the ROC curve of each class against the rest, NaN where there is no cell of it or no other.
+def _auroc(truth: np.ndarray, classes: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """Return the AUROC of each class against the rest, (n_learned,); NaN if all cells or none are of the class.
 
-    From the ranks of its cells, ties shared (Mann and Whitney 1947): the same as `sklearn.metrics.roc_auc_score`, in a
-    tenth of the time. Of two classes the first has the area of the second, as there.
+    Computed from ranks, with mean ranks for ties (Mann and Whitney 1947): equal to `sklearn.metrics.roc_auc_score` in a
+    tenth of the time. With two classes, both get the AUROC of the second, as in scikit-learn.
     """
-    is_class = y[:, None] == classes
+    is_class = truth[:, None] == classes
     n = is_class.sum(axis=0)
     with np.errstate(invalid="ignore"):
-        area = (np.where(is_class, rankdata(probability, axis=0), 0).sum(axis=0) - n * (n + 1) / 2) / (n * (len(y) - n))
+        rank_sum = np.where(is_class, rankdata(probability, axis=0), 0).sum(axis=0)
+        area = (rank_sum - n * (n + 1) / 2) / (n * (len(truth) - n))
     return np.repeat(area[1:], 2) if len(classes) == 2 else area

@@ -1,195 +1,115 @@
-"""How ARI and NMI are made: benchmark 1, how well the groups that cells form in an embedding agree with a label.
+"""Benchmark 1: agreement of Leiden clusters with a label, by ARI and NMI.
 
-z-scored columns, the graph of 25 nearest neighbors, Leiden under ten seeds, then the adjusted Rand index and the
-normalized mutual information against a label. Every number is what the plain scanpy and scikit-learn calls give; the
-graph of a model is made once for all seeds, both labels and the UMAP, and a clustering is made once for both labels.
+The columns of an embedding are z-scored, each cell is linked to its 24 nearest other cells (n_neighbors=25 counts the
+cell itself), and Leiden runs under ten seeds. All numbers equal those of scanpy and scikit-learn.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
-import igraph
 import numpy as np
 import pandas as pd
-from anndata import AnnData
-from joblib import Parallel, delayed
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-from tqdm import tqdm
 
 from aenmf_lib.data.preprocessing import LABELS
 from aenmf_lib.metrics import neighbors
-from aenmf_lib.metrics.neighbors import leiden, unweighted_graph
-from aenmf_lib.metrics.score_cache import FINGERPRINT, ScoreCache, fingerprint
+from aenmf_lib.metrics.neighbors import NeighborGraph
+from aenmf_lib.metrics.score_cache import ScoreCache, fingerprint, mean_and_std, run_parallel, source_code
 from aenmf_lib.metrics.splits import encode
-from aenmf_lib.metrics.validation import check_embeddings, check_labels, select_label
-from aenmf_lib.results.schema import MODELS
+from aenmf_lib.metrics.validation import check_inputs
 
-_last: dict[str, igraph.Graph] = {}  # the graph that a worker divided before
-
-
-def compare(
-    name: tuple[str, int],
-    of: str,
-    indptr: np.ndarray,
-    indices: np.ndarray,
-    classes: Mapping[str, np.ndarray],
-    **options,
-) -> tuple[tuple[str, int], int, dict[str, tuple[float, float]]]:
-    """Divide a graph once and compare with labels.
-
-    Parameters
-    ----------
-    name
-        Model and seed, given back: workers answer in any order.
-    of
-        Fingerprint of the graph: a worker that is asked for the same again has it still.
-    indptr, indices
-        See `graph`.
-    options
-        See `leiden`.
-    classes : label -> (n_cells,) int
-        Cells below 0 have no class and are not compared.
-
-    Returns
-    -------
-    `name`; the number of clusters; label -> ARI and NMI, the latter normalized by the arithmetic mean of the two
-    entropies.
-    """
-    if of not in _last:
-        _last.clear()
-        _last[of] = unweighted_graph(indptr, indices)
-    clusters = leiden(_last[of], name[1], **options)
-    pairs = {label: (y[y >= 0], clusters[y >= 0]) for label, y in classes.items()}
-    found = {
-        label: (
-            float(adjusted_rand_score(*pair)),
-            float(normalized_mutual_info_score(*pair, average_method="arithmetic")),
-        )
-        for label, pair in pairs.items()
-    }
-    return name, int(clusters.max()) + 1, found
-
+__all__ = ["evaluate", "resolution_curve", "summarize"]
 
 SEEDS = tuple(range(10))
-_SETTINGS = ("n_clusters", "n_cells", "n_classes", "n_neighbors", "resolution")
+LONG = ["Model", "label", "seed", "ARI", "NMI", "n_clusters", "n_cells", "n_classes", "n_neighbors", "resolution"]
+_KEY = ("Model", "label", "seed", "resolution")
 
 
 def evaluate(
-    graphs: Mapping[str, AnnData],
-    obs: pd.DataFrame,
-    *,
-    used_cell_type: Mapping[str, bool],
-    labels: Sequence[str] = LABELS,
-    seeds: Sequence[int] = SEEDS,
-    resolution: float = 0.8,
-    n_jobs: int = -1,
-    store: str | Path | None = None,
+    graphs: Mapping[str, NeighborGraph], obs: pd.DataFrame, *, resolution: float = 0.8, **options
 ) -> pd.DataFrame:
-    """Cluster every embedding under every seed and compare the clusters with each label: a row a model, label and seed.
+    """Cluster every embedding under every seed and compare the clusters with each label.
 
-    Parameters
-    ----------
-    graphs : model name -> AnnData
-        From `neighbors_of_all`.
-    obs : (n_cells, columns)
-        Holds the columns named in `labels`.
-    used_cell_type : model name -> bool
-        Whether `cell_type` was used in training; copied to every row of the model.
-    labels
-        Columns to compare with. Cells without a type are clustered with the others, and not compared.
-    seeds
-        One clustering each, compared with all labels.
-    resolution
-        Of `communities.leiden`.
-    n_jobs
-        Clusterings at once (-1: one a core). The scores do not depend on it.
-    store
-        File that keeps every seed as soon as it is done, see `aenmf_lib.classification.score`.
-
-    Returns
-    -------
-    A row a model, label and seed: `Model, label, seed, ARI, NMI, n_clusters, n_cells, n_classes, n_neighbors,
-    resolution, cell_type_in_training`. NMI is normalized by the arithmetic mean of the two entropies.
-
-    Raises
-    ------
-    ValueError
-        See `check_embeddings` and `check_labels` in `aenmf_lib.folds`.
+    `resolution_curve` explains the options, the table and the errors.
     """
-    check_embeddings({model: cells.X for model, cells in graphs.items()}, obs)
-    check_labels(obs, labels, seeds)
-    classes = {label: encode(obs[label]) for label in labels}
-    in_training = {model: bool(used_cell_type[model]) for model in graphs}
-    key = ("Model", "label", "seed")
-    held = ScoreCache(store, [*key, "ARI", "NMI", *_SETTINGS, "cell_type_in_training"], key)
-
-    code = Path(neighbors.__file__).read_bytes()  # as in `classification`
-    made_from, settings, tasks = {}, {}, []
-    for model, cells in graphs.items():
-        n_neighbors = cells.uns["neighbors"]["params"]["n_neighbors"]
-        settings[model] = {"n_neighbors": n_neighbors, "resolution": resolution}
-        links = cells.obsp["connectivities"].indptr, cells.obsp["connectivities"].indices
-        of = fingerprint(*links, n_neighbors, resolution, in_training[model], code, packages=("igraph", "scikit-learn"))
-        made_from |= {(model, label): fingerprint(of, y, packages=()) for label, y in classes.items()}
-        for seed in seeds:
-            missing = {
-                label: y for label, y in classes.items() if (model, label, seed, made_from[model, label]) not in held
-            }
-            if missing:
-                tasks.append(((model, seed), of, *links, missing))
-    run = Parallel(n_jobs=n_jobs, return_as="generator_unordered")(
-        delayed(compare)(*task, resolution=resolution) for task in tasks
-    )
-    n_all = len(graphs) * len(seeds)
-    with tqdm(run, total=n_all, initial=n_all - len(tasks), desc="Leiden", unit="seed") as bar:
-        for (model, seed), n_clusters, found in bar:
-            for label, (ari, nmi) in found.items():
-                held.add(
-                    {
-                        **{"Model": model, "label": label, "seed": seed, FINGERPRINT: made_from[model, label]},
-                        **{"ARI": ari, "NMI": nmi, "n_clusters": n_clusters, "n_classes": classes[label].max() + 1},
-                        "n_cells": int((classes[label] >= 0).sum()),
-                        **settings[model],
-                        "cell_type_in_training": in_training[model],
-                    }
-                )
-    return held.table((*row, made_from[row[:2]]) for row in product(graphs, labels, seeds))
+    return resolution_curve(graphs, obs, [resolution], **options)
 
 
 def resolution_curve(
-    graphs: Mapping[str, AnnData], obs: pd.DataFrame, resolutions: Sequence[float], **options
+    graphs: Mapping[str, NeighborGraph],
+    obs: pd.DataFrame,
+    resolutions: Sequence[float],
+    *,
+    labels: Sequence[str] = LABELS,
+    seeds: Sequence[int] = SEEDS,
+    n_jobs: int = -1,
+    cache: str | Path | None = None,
 ) -> pd.DataFrame:
-    """Give the rows of `score` for each of several resolutions; takes its options."""
-    if not resolutions or min(resolutions) <= 0 or len(set(resolutions)) < len(resolutions):
-        raise ValueError(f"The resolutions are {list(resolutions)}. Expected one or more above 0, and none twice.")
-    tables = [evaluate(graphs, obs, resolution=resolution, **options) for resolution in sorted(resolutions)]
-    return pd.concat(tables, ignore_index=True)
-
-
-def summarize(long: pd.DataFrame, label: str) -> pd.DataFrame:
-    """Make the published table of one label: a row a model, mean and standard deviation over its seeds.
+    """Cluster every embedding at every resolution under every seed, and compare the clusters with each label.
 
     Parameters
     ----------
-    long : a row a model, label and seed
-        From `score`.
-    label
-        Which of its labels.
+    graphs : model name -> NeighborGraph; obs : (n_cells, columns)
+        From `neighbors.neighbor_graphs`, and their cells with the columns `labels`. Cells without a cell type are
+        clustered with the others, but not compared.
+    resolutions, seeds
+        Of Leiden: one clustering for each pair. A higher resolution (above 0) gives more clusters.
+    n_jobs, cache
+        Parallel clusterings (-1: one per core), and a file that records every score; see `ScoreCache`.
 
     Returns
     -------
-    `Model, ARI, ARI Std, NMI, NMI Std`, models in the order of `results.MODELS`. Deviations have ddof 1 (with one seed
-    they are NaN).
+    One row per resolution (ascending), model, label and seed, in this order: the columns `LONG`.
 
     Raises
     ------
     ValueError
-        No score against the label; scores from different cells or parameters.
+        The labels, seeds or resolutions cannot be used, or a graph has other cells than `obs`.
     """
-    rows = select_label(long, label, ["n_cells", "n_classes", "n_neighbors", "resolution"])
-    table = rows.groupby("Model", sort=False)[["ARI", "NMI"]].agg(["mean", "std"])
-    table.columns = [metric if of == "mean" else f"{metric} Std" for metric, of in table.columns]
-    return table.loc[sorted(table.index, key=MODELS.index)].reset_index()
+    if not resolutions or min(resolutions) <= 0 or len(set(resolutions)) < len(resolutions):
+        raise ValueError(f"The resolutions are {list(resolutions)}. Expected one or more above 0, each only once.")
+    check_inputs({model: graph.Z for model, graph in graphs.items()}, obs, labels, seeds)
+    classes = {label: encode(obs[label]) for label in labels}
+    links = {model: (graph.connectivities.indptr, graph.connectivities.indices) for model, graph in graphs.items()}
+    code, packages = source_code("metrics/neighbors.py"), ["igraph", "scikit-learn"]
+    graph_ids = {
+        model: fingerprint(*links[model], graphs[model].n_neighbors, code, packages=packages) for model in graphs
+    }
+    class_ids = {label: fingerprint(y) for label, y in classes.items()}
+    tasks = {
+        (model, label, seed, resolution): graph_ids[model] + class_ids[label]
+        for resolution, model, label, seed in product(sorted(resolutions), graphs, labels, seeds)
+    }
+
+    def score(missing: list[tuple]) -> Iterator[tuple[tuple, dict]]:
+        compared: dict[tuple, list[str]] = {}  # model, seed and resolution of a clustering -> labels
+        for model, label, seed, resolution in missing:
+            compared.setdefault((model, seed, resolution), []).append(label)
+        calls = (((model, *rest), (graph_ids[model], *links[model], *rest)) for model, *rest in compared)
+        for (model, seed, resolution), clusters in run_parallel(neighbors.leiden_in_worker, calls, n_jobs):
+            for label in compared[model, seed, resolution]:
+                scores = _agreement(clusters, classes[label]) | {"n_neighbors": graphs[model].n_neighbors}
+                yield (model, label, seed, resolution), scores
+
+    return ScoreCache(cache, LONG, _KEY).evaluate(tasks, score, description="Leiden")
+
+
+def _agreement(clusters: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """Return ARI, NMI and counts for clusters (n_cells,) and classes (n_cells,); cells with y < 0 are not compared."""
+    known = y >= 0
+    pair = y[known], clusters[known]
+    ari, nmi = adjusted_rand_score(*pair), normalized_mutual_info_score(*pair, average_method="arithmetic")
+    counts = {"n_clusters": int(clusters.max()) + 1, "n_cells": int(known.sum()), "n_classes": int(y.max()) + 1}
+    return {"ARI": float(ari), "NMI": float(nmi), **counts}
+
+
+def summarize(long: pd.DataFrame, label: str) -> pd.DataFrame:
+    """Summarize the scores of one label in the published table format: mean and standard deviation (ddof 1) over seeds.
+
+    The columns are `Model, ARI, ARI Std, NMI, NMI Std`; one row per model in the order of `results.MODELS`. A label
+    without scores, and scores of different cells or parameters, raise a ValueError.
+    """
+    settings = ["n_cells", "n_classes", "n_neighbors", "resolution"]
+    table = mean_and_std(long, label, ["ARI", "NMI"], settings, names=("{}", "{} Std"))
+    return table[["Model", "ARI", "ARI Std", "NMI", "NMI Std"]]

@@ -1,186 +1,140 @@
-"""Which cells are classified, against which labels, and which of them are in which fold?"""
-
-from __future__ import annotations
+"""Choice of the cells that are classified, and their division into cross-validation folds."""
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, StratifiedShuffleSplit
 
-from aenmf_lib.data import preprocessing
+from aenmf_lib.data.preprocessing import is_missing
+
+__all__ = ["Splits"]
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Splits:
+    """Which cells are classified, and how they are divided into folds. The defaults are the published benchmark."""
+
+    n_splits: int = 5  # number of folds; each needs a cell of each class
+    min_cells_per_class: int = 10  # classes with fewer cells are left out
+    max_cells: int = 0  # size of a subset of the cells, stratified by class; 0 takes all cells
+    subset_seed: int = 42
+    held_out: str = ""  # column of obs whose groups stay in one fold, such as 'donor_id' to test on unseen donors
+
+
+PUBLISHED = Splits()
+
+
 def encode(labels: pd.Series) -> np.ndarray:
-    """Give each class a number, in the order of their names; -1 for cells without. (n_cells,) int."""
-    there, found = ~preprocessing.is_missing(labels), np.full(len(labels), -1)
-    found[there] = np.unique(labels[there].astype(str), return_inverse=True)[1]
-    return found
+    """Return the class of each cell as a number, in the order of the class names; -1 if missing. (n_cells,) int."""
+    known, codes = ~is_missing(labels), np.full(len(labels), -1)
+    codes[known] = np.unique(labels[known].astype(str), return_inverse=True)[1]
+    return codes
 
 
-def stratified_subset(
-    obs: pd.DataFrame,
-    label: str,
-    *,
-    n_splits: int = 5,
-    min_cells_per_class: int = 10,
-    max_cells: int = 0,
-    subset_seed: int = 42,
-) -> np.ndarray:
-    """Choose the cells that are classified: those of large enough classes and, with `max_cells`, a stratified subset.
+def stratified_subset(obs: pd.DataFrame, label: str, splits: Splits = PUBLISHED) -> np.ndarray:
+    """Return the rows of obs that are classified, ascending: the cells of classes that are large enough.
 
-    The subset is drawn without looking at an embedding, so all models see the same cells. Each class gets
-    `max(n_splits, min_cells_per_class)` cells, and of what is left a share in proportion to its other cells.
-
-    Parameters
-    ----------
-    obs : (n_cells, columns)
-    label
-        Column of obs that holds the classes; cells without are left out.
-    n_splits
-        Folds; each needs a cell of each class.
-    min_cells_per_class
-        Smaller classes are left out, and logged with their counts.
-    max_cells
-        Size of the subset; 0 keeps all cells.
-    subset_seed
-        Decides which cells the subset holds.
-
-    Returns
-    -------
-    cells : (n_chosen,), int
-        Row numbers in obs, ascending.
-
-    Raises
-    ------
-    ValueError
-        Fewer than two classes are large enough; a class is smaller than the folds; `max_cells` is negative or too
-        small.
+    The choice does not depend on an embedding, so all models are scored on the same cells. In a subset, each class gets
+    ``max(n_splits, min_cells_per_class)`` cells; the rest is drawn in proportion to the class sizes.
     """
-    classes = np.array(obs[label].astype(str), object)
-    classes[preprocessing.is_missing(obs[label])] = None  # in no class
-    sizes = pd.Series(classes).value_counts().sort_index()
-    kept = sizes[sizes >= min_cells_per_class]
+    n_splits, min_cells, max_cells = splits.n_splits, splits.min_cells_per_class, splits.max_cells
+    names = obs[label].astype(str).to_numpy(object)
+    names[is_missing(obs[label])] = None  # in no class
+    sizes = pd.Series(names).value_counts().sort_index()
+    kept, dropped = sizes[sizes >= min_cells], sizes[sizes < min_cells]
     if len(kept) < 2:
         raise ValueError(
-            f"obs[{label!r}] has {len(kept)} classes with at least min_cells_per_class={min_cells_per_class} cells, of "
-            f"{len(sizes)} (largest: {sizes.idxmax()!r}, {sizes.max()} cells). Classification needs two: keep more "
-            f"cells."
+            f"obs[{label!r}] has {len(kept)} classes with at least min_cells_per_class={min_cells} cells, of "
+            f"{len(sizes)} (largest: {sizes.idxmax()!r}, {sizes.max()} cells). Expected two or more. Keep more cells."
         )
     if kept.min() < n_splits:
         raise ValueError(
             f"The class {kept.idxmin()!r} of obs[{label!r}] has {kept.min()} cells, fewer than the {n_splits} folds. "
-            f"Each fold needs a cell of each class: set min_cells_per_class to {n_splits} or more."
+            f"Each fold needs a cell of each class. Set min_cells_per_class to {n_splits} or more."
         )
-    dropped = sizes.drop(kept.index)
     if len(dropped):
         logger.info(
             "%s: %d classes with fewer than %d cells are left out, %d of %d cells: %s",
-            *(label, len(dropped), min_cells_per_class, dropped.sum(), len(obs)),
+            *(label, len(dropped), min_cells, dropped.sum(), len(obs)),
             ", ".join(f"{name} ({n})" for name, n in dropped.items()),
         )
-    cells = np.flatnonzero(np.isin(classes, kept.index))
-    if max_cells < 0:
-        raise ValueError(f"max_cells={max_cells} is negative. Expected a number of cells, or 0 for all.")
+    cells = np.flatnonzero(np.isin(names, kept.index))
     if max_cells == 0 or max_cells >= len(cells):
         return cells
-
-    floor = max(n_splits, min_cells_per_class)  # every kept class holds as many
-    spare = max_cells - floor * len(kept)
-    if spare < 0:
+    floor = max(n_splits, min_cells)
+    if max_cells < floor * len(kept):
         raise ValueError(
-            f"max_cells={max_cells} cannot hold {floor} cells of each of the {len(kept)} classes of obs[{label!r}]. "
-            f"Set max_cells to {floor * len(kept)} or more, or to 0 for all cells."
+            f"max_cells={max_cells} is too small for {floor} cells of each of the {len(kept)} classes of "
+            f"obs[{label!r}]. Set max_cells to {floor * len(kept)} or more, or to 0 for all cells."
         )
-    logger.info("%s: a stratified subset of %d of %d cells, seed %d", label, max_cells, len(cells), subset_seed)
-    share = spare * (kept - floor) / (kept - floor).sum()
-    quota = floor + np.floor(share).astype(int)
-    largest_remainder = (share % 1).sort_values(ascending=False, kind="stable").index
-    quota[largest_remainder[: max_cells - quota.sum()]] += 1
-    shuffled = np.random.default_rng(subset_seed).permutation(cells)
-    rank = pd.Series(shuffled).groupby(classes[shuffled]).cumcount().to_numpy()  # first, second ... of its class
-    return np.sort(shuffled[rank < quota[classes[shuffled]].to_numpy()])
+    logger.info("%s: a stratified subset of %d of %d cells, seed %d", label, max_cells, len(cells), splits.subset_seed)
+    classes = pd.factorize(names[cells])[0]  # numbered in the order of the cells, so names do not change the draw
+    return cells[_draw(classes, max_cells, floor, splits.subset_seed)]
 
 
-def assign_folds(y: np.ndarray, seeds: Sequence[int], *, n_splits: int, groups: np.ndarray | None = None) -> np.ndarray:
-    """Put each cell into a fold, once for each seed, so that classes are spread evenly.
+def _draw(classes: np.ndarray, size: int, floor: int, seed: int) -> np.ndarray:
+    """Return the positions of `size` cells, ascending, with at least `floor` of each of the classes (n_cells,)."""
+    shuffled = np.random.default_rng(seed).permutation(len(classes))
+    rank = pd.Series(shuffled).groupby(classes[shuffled]).cumcount().to_numpy()  # 0, 1, … within each class
+    first, rest = shuffled[rank < floor], np.sort(shuffled[rank >= floor])
+    n_more = size - len(first)
+    if n_more == 0:
+        return np.sort(first)
+    counts = np.bincount(classes[rest])
+    strata = np.where(counts[classes[rest]] > 1, classes[rest], counts.argmax())  # scikit-learn needs ≥ 2 per stratum
+    if min(n_more, len(rest) - n_more) < len(np.unique(strata)):  # and ≥ 1 per side
+        strata[:] = 0
+    split = StratifiedShuffleSplit(1, train_size=n_more, test_size=len(rest) - n_more, random_state=seed)
+    more, _ = next(split.split(rest, strata))
+    return np.sort(np.r_[first, rest[more]])
 
-    Parameters
-    ----------
-    y : (n_cells,)
-        Class of each cell.
-    seeds, n_splits
-        Of `StratifiedKFold(n_splits, shuffle=True, random_state=seed)`.
-    groups : (n_cells,)
-        If given, cells of one group are kept in one fold, by `StratifiedGroupKFold`.
 
-    Returns
-    -------
-    fold_of : (n_seeds, n_cells), int8
-    """
+def assign_folds(y: np.ndarray, seeds: Sequence[int], n_splits: int, groups: np.ndarray | None = None) -> np.ndarray:
+    """Return the fold of each cell by seed, (n_seeds, n_cells) int8: classes y spread evenly, a group in one fold."""
     fold_of = np.empty((len(seeds), len(y)), np.int8)
-    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+    splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
     for seed, row in zip(seeds, fold_of, strict=True):
-        folds = kind(n_splits, shuffle=True, random_state=seed).split(y, y, groups)
-        for fold, (_, test) in enumerate(folds):
+        for fold, (_, test) in enumerate(splitter(n_splits, shuffle=True, random_state=seed).split(y, y, groups)):
             row[test] = fold
     return fold_of
 
 
 def assign_donor_folds(
-    y: np.ndarray,
-    names: np.ndarray,
-    seeds: Sequence[int],
-    *,
-    n_splits: int,
-    groups: np.ndarray,
-    label: str,
-    unseen: str,
+    y: np.ndarray, names: np.ndarray, groups: np.ndarray, seeds: Sequence[int], splits: Splits, label: str
 ) -> np.ndarray:
-    """Put whole groups into folds, see `divide`, and say which classes a fold cannot score.
+    """Return `assign_folds` with whole groups in a fold, and -1 for the cells of a fold that cannot be scored.
 
-    Parameters
-    ----------
-    names : (n_classes,)
-    n_splits
-        Folds; as many as there are groups, if these are fewer.
-    label, unseen
-        Columns of obs that y and groups are from.
-
-    Returns
-    -------
-    fold_of : (n_seeds, n_cells), int8
-        -1 for the cells of a fold that holds fewer than two classes that the others hold too: it is left out.
-
-    Raises
-    ------
-    ValueError
-        One group alone.
+    A fold is scored if it has at least two classes that the other folds have too. There are never more folds than
+    groups. y (n_cells,) is the class of each cell, an index into `names`; `label` is its column, for log lines.
     """
-    n_groups = len(np.unique(groups))
+    n_groups, held_out = len(np.unique(groups)), splits.held_out
     if n_groups < 2:
-        raise ValueError(f"obs[{unseen!r}] is the same for all {len(y)} cells chosen: nothing is left unseen.")
-    if n_groups < n_splits:
-        logger.info("%s: %d folds, for there are so many %s among the cells chosen", label, n_groups, unseen)
-        n_splits = n_groups
-    fold_of = assign_folds(y, seeds, n_splits=n_splits, groups=groups)
-    for seed, of in zip(seeds, fold_of, strict=True):
+        raise ValueError(
+            f"obs[{held_out!r}] is the same for all {len(y)} chosen cells. Expected at least two values, one to train "
+            "on and one to test. Choose another column, or keep more cells."
+        )
+    n_splits = min(splits.n_splits, n_groups)
+    if n_splits < splits.n_splits:
+        logger.info("%s: %d folds, because the chosen cells have only %d %s", label, n_groups, n_groups, held_out)
+    fold_of = assign_folds(y, seeds, n_splits, groups)
+    for seed, folds in zip(seeds, fold_of, strict=True):
         for fold in range(n_splits):
-            asked, learnt = np.unique(y[of == fold]), np.unique(y[of != fold])
-            alone = np.setdiff1d(asked, learnt)
-            if len(alone):
+            test = folds == fold
+            tested, unknown = np.unique(y[test]), np.setdiff1d(y[test], y[~test])
+            if len(unknown):
                 logger.info(
-                    "%s, seed %d, fold %d: in no %s that is learnt from, so %d of %d cells are left out: %s",
-                    *(label, seed, fold, unseen, np.isin(y[of == fold], alone).sum(), (of == fold).sum()),
-                    ", ".join(names[alone]),
+                    "%s, seed %d, fold %d: %d of %d cells are left out, their class has no training cell: %s",
+                    *(label, seed, fold, np.isin(y[test], unknown).sum(), test.sum(), ", ".join(names[unknown])),
                 )
-            if len(asked) - len(alone) < 2:
+            if len(tested) - len(unknown) < 2:
                 logger.warning(
-                    "%s, seed %d, fold %d is left out: its %d %s hold fewer than two classes that others hold too (%s)",
-                    *(label, seed, fold, len(np.unique(groups[of == fold])), unseen, ", ".join(names[asked])),
+                    "%s, seed %d, fold %d is left out: its %d %s have fewer than two classes with training cells (%s)",
+                    *(label, seed, fold, len(np.unique(groups[test])), held_out, ", ".join(names[tested])),
                 )
-                of[of == fold] = -1
+                folds[test] = -1
     return fold_of

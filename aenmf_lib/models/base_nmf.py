@@ -1,9 +1,8 @@
-"""What is the baseline? scikit-learn's NMF, as published."""
+"""Base NMF, the published baseline: scikit-learn's NMF by coordinate descent."""
 
-import contextlib
 import time
 import warnings
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -11,92 +10,103 @@ from anndata import AnnData
 from scipy.sparse import csr_matrix
 from sklearn.decomposition import NMF
 from sklearn.exceptions import ConvergenceWarning
-from tqdm import tqdm
 
-from aenmf_lib.models import base
+from aenmf_lib.models.base import Model, check_cells, check_genes, check_matrix, squared_error
+
+__all__ = ["BaseNMF"]
 
 
-@dataclass
-class BaseNMF:
-    """The baseline as published: scikit-learn's NMF, coordinate descent, ``X ≈ H W`` with H free.
+@dataclass(kw_only=True)
+class BaseNMF(Model):
+    """Base NMF, the published baseline: ``X ≈ H W`` with free usages H.
 
-    scikit-learn calls H `W` and W `components_`; only this class knows.
+    Minimizes ``‖X − H W‖²`` over H, W ≥ 0 by scikit-learn's coordinate descent [1]_. The defaults are the published
+    settings; 100 sweeps often end before convergence. scikit-learn calls H `W`, and W `components_`.
+
+    Parameters
+    ----------
+    k, seed
+        Number of programs, and seed of the initialization (scikit-learn's `random_state`).
+    tol, max_iter
+        Stop when the changes of a sweep, relative to those of the first, are below `tol`, or after `max_iter` sweeps.
+
+    Attributes
+    ----------
+    W_ : (k, n_genes)
+        Programs, one per row.
+    H_ : (n_cells, k)
+        Usages of the cells of the fit.
+    loss_history_ : (1,)
+        ``(1/n) ‖X − H W‖²`` at the end; scikit-learn does not report earlier values.
+    n_iter_, stop_reason_, seconds_
+        Number of sweeps, why the fit stopped, and its duration in seconds.
+    sq_norm_per_cell_ : float
+        ``‖X‖² / n``.
+    genes_ : (n_genes,) Index
+        Names of the genes.
+    second_moment_, starts_, stability_, gene_weights_, U_, donors_, groups_, penalty_, strength_, checkpoint_files_
+        Empty, zero or None: these belong to the other models.
+
+    Raises
+    ------
+    ValueError
+        On construction, if a hyperparameter is not valid.
+
+    References
+    ----------
+    .. [1] Cichocki & Phan (2009), IEICE Trans. Fundam. E92-A:708, doi:10.1587/transfun.E92.A.708.
+
+    Examples
+    --------
+    >>> from aenmf_lib import BaseNMF, data
+    >>> cells, _ = data.simulate(n_cells=200)
+    >>> BaseNMF(k=3, max_iter=5).fit(cells).H_.shape  # doctest: +ELLIPSIS
+    violation: 1.0
+    ...
+    (200, 3)
     """
 
-    _: KW_ONLY
-    k: int = 80  # programs
-    seed: int = 42  # random_state
-    tol: float = 1e-4  # scikit-learn's: relative size of the last sweep's changes
-    max_iter: int = 100  # sweeps
+    tol: float = 1e-4
+    max_iter: int = 100
 
     name: ClassVar[str] = "Base_NMF"
-    uses_cell_type: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        base.check_hyperparameters(self)
 
     def fit(self, cells: AnnData) -> "BaseNMF":
-        """Train on all cells; sets ``H_`` as well, the usages of these cells. See `AENMF.fit`."""
-        X = base.check_cells(cells, self.k).X
+        """Fit the model to all cells and return it. scikit-learn prints one line per sweep.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The input is not an AnnData with a valid X, or k is larger than the number of cells or genes.
+        """
         begin = time.perf_counter()
-        self._nmf = NMF(
-            n_components=self.k,
-            init="nndsvda",
-            solver="cd",
-            beta_loss="frobenius",
-            max_iter=self.max_iter,
-            tol=self.tol,
-            random_state=self.seed,
-            verbose=1,
-        )
-        with _sweep_progress(self.name, self.max_iter), warnings.catch_warnings():
-            # 100 sweeps are the published setting: that they do not converge is recorded in stop_, not warned of
-            warnings.simplefilter("ignore", ConvergenceWarning)
+        X = check_cells(cells, self.k).X
+        settings = {"init": "nndsvda", "solver": "cd", "beta_loss": "frobenius", "tol": self.tol}
+        self._nmf = NMF(self.k, **settings, max_iter=self.max_iter, random_state=self.seed, verbose=1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # stop_reason_ reports it
             self.H_ = self._nmf.fit_transform(X)
-        self._nmf.verbose = 0  # its lines moved the bar; transform has none
-        self.W_, self.U_ = self._nmf.components_, None
+        self._nmf.verbose = 0
+        self.W_, self.genes_ = self._nmf.components_, cells.var_names.copy()
         self.n_iter_ = int(self._nmf.n_iter_)
-        self.stop_ = f"reached max_iter = {self.max_iter}" if self.n_iter_ >= self.max_iter else f"tol = {self.tol:g}"
+        converged = self.n_iter_ < self.max_iter
+        self.stop_reason_ = f"tol = {self.tol:g}" if converged else f"reached max_iter = {self.max_iter}"
         self.seconds_ = time.perf_counter() - begin
-        self.sq_norm_per_cell_ = float(np.square(X.data, dtype=np.float64).sum()) / X.shape[0]
-        self.genes_ = cells.var_names.copy()
-        self.loss_history_ = np.array([self._loss(X, self.H_)])  # scikit-learn tells the last one only
+        error, squares = squared_error(X, self.H_, self.W_)
+        self.sq_norm_per_cell_ = float(squares) / X.shape[0]
+        self.loss_history_ = np.array([float(error) / X.shape[0]])
         return self
 
     def transform(self, X: AnnData | csr_matrix) -> np.ndarray:
-        """Give each cell its usages by non-negative least squares, (n_cells, k); the cells of the fit have ``H_``."""
-        return self._nmf.transform(base.check_matrix(base.check_genes(self, X)))
+        """Return the usages of cells by non-negative least squares, (n_cells, k). `H_` has those of the fit."""
+        X = check_genes(self, X)
+        return self._nmf.transform(check_matrix(X.X if isinstance(X, AnnData) else X))
 
     def objective(self, cells: AnnData) -> float:
-        """``(1/n) ‖X − H W‖²`` on these cells, H by `transform`."""
-        X = base.check_matrix(base.check_genes(self, cells))
-        return self._loss(X, self.transform(X))
+        """Return ``(1/n) ‖X − H W‖²`` of these cells, with H from `transform`."""
+        error, _ = squared_error(cells, self.transform(cells), self.W_)
+        return float(error) / cells.shape[0]
 
     def embeddings(self, cells: AnnData) -> dict[str, np.ndarray]:
-        """Give what the results file holds for each cell of the fit, by role."""
+        """Return the embeddings of the cells of the fit by role, as the results file stores them."""
         return {"shared": self.H_}
-
-    def _loss(self, X: csr_matrix, H: np.ndarray) -> float:
-        H64, W64 = H.astype(np.float64), self.W_.astype(np.float64)
-        sse = (
-            np.square(X.data, dtype=np.float64).sum()
-            - 2 * np.sum((X @ W64.T) * H64)
-            + np.sum((H64.T @ H64) * (W64 @ W64.T))
-        )
-        return float(sse) / X.shape[0]
-
-
-@contextlib.contextmanager
-def _sweep_progress(name: str, total: int):
-    """Turn the line that scikit-learn prints after each sweep into a progress bar."""
-    with tqdm(total=total, desc=name, unit="it", mininterval=2) as bar:
-
-        class Lines:
-            def write(self, text: str) -> None:
-                bar.update(text.count("violation"))
-
-            def flush(self) -> None:
-                bar.refresh()
-
-        with contextlib.redirect_stdout(Lines()):
-            yield

@@ -1,9 +1,8 @@
-"""Where does a fit start? From cells taken at random, improved on ever larger samples; or from singular vectors.
+"""Starting values for W: means of random cells, improved on samples of the cells, or singular vectors (NNDSVD).
 
-A mean of a few random cells is sparse, non-negative and close to the data ("random Acol" of Langville et al. 2006).
-Descent on a sample costs little, and its noise leads past poor minima; all cells then need few sweeps. It is coordinate
-descent on the CPU also where the fit is on a card: gradient steps on the same samples took a fifth of the time and led
-to minima .3 to 1.5 % worse (Kang, k = 20 and 80, three seeds).
+A mean of a few random cells is sparse, non-negative and close to the data ("random Acol" of Langville et al. 2006,
+arXiv:1407.7299). Descent on a sample is cheap, and its noise leads past poor minima. It runs on the CPU even if the fit
+uses a GPU: gradient steps led to minima 0.3 to 1.5 % worse (Kang et al., k = 20 and 80, three seeds).
 """
 
 import numpy as np
@@ -13,71 +12,50 @@ from scipy.sparse import csr_matrix
 
 from aenmf_lib.models.objectives import AENMFObjective
 from aenmf_lib.training import solver
-from aenmf_lib.training.group_sums import SAMPLE_SIZE
-from aenmf_lib.training.moments import Moments
+from aenmf_lib.training.moments import SAMPLE_SIZE, Moments
 from aenmf_lib.training.second_moment import IMPLICIT
 
 INITS = ("cells", "nndsvd")
-_LEVELS = (1024, SAMPLE_SIZE)  # cells of the samples
-_CELLS = 20  # whose mean one program starts from
-_TOL, _SWEEPS = 1e-3, 50  # when descent on a sample ends
+_SAMPLES = (1024, SAMPLE_SIZE)  # cells in the samples
+_CELLS = 20  # cells averaged for one program
+_TOL, _SWEEPS = 1e-3, 50  # when descent on a sample stops
 
 
-def initialize(
-    moments: Moments, k: int, *, init: str, seed: int, lambda_W: float, row_norm: bool = False
-) -> torch.Tensor:
-    """Give a W to start from.
+def initialize(moments: Moments, k: int, *, init: str, seed: int, lambda_W: float, row_norm: bool) -> torch.Tensor:
+    """Return a W to start from, (k, n_genes), whose rows have the lengths that are best for AE-NMF.
 
-    Parameters
-    ----------
-    init
-        'cells', or 'nndsvd'.
-    seed
-        Of what is random.
-    lambda_W
-        Weight of ‖W‖² in the AE-NMF objective that is minimized on samples.
-    row_norm
-        Whether the fit will hold rows at length 1, which needs programs that overlap little: they are then descended to
-        also where the sample is all there is.
-
-    Returns
-    -------
-    W : (k, n_genes), rows of the best lengths for the objective
+    With `row_norm` the programs must overlap little, so descent is also done on a sample that contains all cells.
     """
     if init == "nndsvd":
-        return rescale_rows(AENMFObjective(moments, lambda_W=lambda_W), nndsvd(moments, k, seed=seed))
+        return rescale_rows(AENMFObjective(moments, lambda_W=lambda_W), _nndsvd(moments, k, seed=seed))
     X = moments.sample
     W = mean_cells(X, k, seed=seed)
-    # where the sample is all there is, the last level is left to the fit itself
-    sizes = [size for size in _LEVELS if size < moments.n_cells] or [X.shape[0]]
+    # skip samples that contain all cells: the fit itself covers that step
+    sizes = [size for size in _SAMPLES if size < moments.n_cells] or [X.shape[0]]
     for size in sizes:
-        some = Moments.from_cells(AnnData(X[:size]), donor=False, cell_type=False, mode=IMPLICIT)
-        objective = AENMFObjective(some, lambda_W=lambda_W)
+        sample = Moments.from_cells(AnnData(X[:size]), donor=False, cell_type=False, mode=IMPLICIT)
+        objective = AENMFObjective(sample, lambda_W=lambda_W)
         if size == sizes[0]:
             W = rescale_rows(objective, W)
         if size < moments.n_cells or row_norm:
-            descent = {"tol": _TOL, "max_iter": _SWEEPS, "name": f"start, {size} cells"}
-            W = solver.minimize(objective, lambda W=W: W, **descent).W
+            settings = {"tol": _TOL, "max_iter": _SWEEPS, "name": f"start, {size} cells"}
+            W = solver.minimize(objective, lambda W=W: W, **settings).W
     return W.to(moments.device)
 
 
 def mean_cells(X: csr_matrix, k: int, *, seed: int) -> torch.Tensor:
-    """Give k means of random cells each, (k, n_genes)."""
+    """Return k means of random cells, (k, n_genes)."""
     rng = np.random.default_rng(seed)
     n = min(_CELLS, X.shape[0])
     means = [X[rng.choice(X.shape[0], n, replace=False)].mean(axis=0) for _ in range(k)]
     return torch.from_numpy(np.vstack(means).astype(X.dtype))
 
 
-def nndsvd(moments: Moments, k: int, *, seed: int, power: int = 4, noise: float = 0.01) -> torch.Tensor:
-    """Start from the top right singular vectors of X, the larger of the two signed parts of each, and a little noise.
+def _nndsvd(moments: Moments, k: int, *, seed: int, power: int = 4, noise: float = 0.01) -> torch.Tensor:
+    """Return the larger signed part of each leading right singular vector of X, plus a little noise, (k, n_genes).
 
-    The vectors come from `power` subspace iterations on S. The part kept is that of Boutsidis & Gallopoulos (2008),
-    Pattern Recognit. 41:1350; the noise lets entries that start at 0 leave it.
-
-    Returns
-    -------
-    W : (k, n_genes), rows of length about 1
+    After Boutsidis & Gallopoulos (2008), Pattern Recognit. 41:1350, doi:10.1016/j.patcog.2007.09.010. The vectors come
+    from `power` subspace iterations on S. The noise allows entries that start at 0 to grow.
     """
     generator = torch.Generator().manual_seed(seed)
     random = torch.randn(min(k + 10, moments.n_genes), moments.n_genes, generator=generator, dtype=moments.dtype)
@@ -86,7 +64,7 @@ def nndsvd(moments: Moments, k: int, *, seed: int, power: int = 4, noise: float 
         Q = torch.linalg.qr(moments.product(Q).T)[0].T
     F = moments.product(Q).double() @ Q.double().T
     _, vectors = torch.linalg.eigh((F + F.T) / 2)
-    V = vectors.flip(1)[:, :k].T.to(Q.dtype) @ Q
+    V = vectors.flip(1)[:, :k].T.to(Q.dtype) @ Q  # (k, n_genes)
     plus, minus = V.clamp(min=0), (-V).clamp(min=0)
     W = torch.where(plus.norm(dim=1, keepdim=True) >= minus.norm(dim=1, keepdim=True), plus, minus)
     grain = torch.rand(W.shape, generator=generator, dtype=W.dtype).to(W.device)
@@ -94,17 +72,13 @@ def nndsvd(moments: Moments, k: int, *, seed: int, power: int = 4, noise: float 
 
 
 def rescale_rows(objective: AENMFObjective, W: torch.Tensor, *, iterations: int = 200) -> torch.Tensor:
-    """Scale the rows of W to lower the AE-NMF objective as far as their lengths can.
-
-    One closed-form factor for all rows, ``sqrt(tr F / ⟨F, G⟩)``, then multiplicative updates of the k lengths: all on
-    k × k matrices, no pass over the cells.
-    """
+    """Scale the rows of W so that their lengths minimize the AE-NMF objective, (k, n_genes), by k × k matrices only."""
     point = objective.evaluate(W)
-    F, G = point.F.sum(0), W.double() @ W.double().T
+    F, G = point.F.sum(0), W.double() @ W.double().T  # (k, k)
     penalty = objective.n * objective.lambda_W / 2 * torch.diag(G)
-    r = (F.trace() / (F * G).sum()).sqrt().expand(len(W))
-    for _ in range(iterations):
+    r = (F.trace() / (F * G).sum()).sqrt().expand(len(W))  # the best common factor
+    for _ in range(iterations):  # multiplicative updates of the k lengths
         rr = torch.outer(r, r)
         grows, shrinks = torch.diag(rr * F), (rr * F * rr * G).sum(1) + penalty * r**2
-        r = r * (grows / shrinks.clamp(min=torch.finfo(shrinks.dtype).tiny)) ** 0.25  # a program that dies has 0 / 0
+        r = r * (grows / shrinks.clamp(min=torch.finfo(shrinks.dtype).tiny)) ** 0.25  # 0 / 0 for an empty program
     return W * r[:, None].to(W.dtype)

@@ -1,56 +1,62 @@
-"""What is minimized? Values, gradients and the donor part U of the three autoencoding models.
+"""Objectives of the three autoencoding models: value, gradient, curvature and the best donor part U.
 
-Everything is written in the moments of the cells (module `moments`); with ``T = W S`` and ``F = T Wᵀ`` (one a donor
-in model 2) the data term of every model is a difference of traces, so these are taken in float64. Notation and
-formulas: ``n`` cells, ``d`` donors.
+Everything is written in the moments of the cells. With ``T = W S`` and ``F = T Wᵀ`` (one per donor in model 2) the data
+term of every model is a difference of traces, so these are taken in float64. Notation: ``n`` cells, ``d`` donors.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import ClassVar
 
 import torch
 
+from aenmf_lib.training.coordinate_descent import CoordinateDescent, DonorCoordinateDescent
 from aenmf_lib.training.moments import Moments
-
-
-@dataclass
-class Point:
-    """An objective evaluated at W, with what its gradient needs."""
-
-    W: torch.Tensor  # (k, n_genes)
-    T: torch.Tensor  # (1 or n_donors, k, n_genes), W S or W S_d
-    F: torch.Tensor  # (1 or n_donors, k, k) float64, T Wᵀ
-    U: torch.Tensor | None  # donor part: (n_donors, n_genes) in model 1, (n_donors, k, n_genes) in model 2
-    loss: float = float("nan")
+from aenmf_lib.training.objective import Point
 
 
 class AENMFObjective:
-    """AE-NMF: ``(1/n) ‖X − X Wᵀ W‖² + λ_W ‖W‖²``, and ``‖P Wᵀ‖²`` for the rows P of a penalty (module `penalties`)."""
+    """AE-NMF: ``(1/n) ‖X − X Wᵀ W‖² + λ_W ‖W‖²``, plus ``‖P Wᵀ‖²`` for the rows P of a penalty."""
 
-    def __init__(self, moments: Moments, *, lambda_W: float, P: torch.Tensor | None = None) -> None:
-        self.moments = moments
-        self.lambda_W = lambda_W
+    coordinate_descent: ClassVar = CoordinateDescent  # minimizes this objective on the CPU
+    by_donor: ClassVar[bool] = False  # whether the donors have separate second moments
+
+    def __init__(self, moments: Moments, *, lambda_W: float, lambda_U: float = 0.0, P: torch.Tensor | None = None):
+        self.moments, self.n = moments, moments.n_cells
+        self.lambda_W, self.lambda_U = lambda_W, lambda_U
         self.P = moments.donor_sums[:0] if P is None else P
-        self.n = moments.n_cells
-        self.gene_sq = self._gene_sq()[:, None, :]  # diagonals of S or S_d
+        gene_sq = moments.gene_sq if self.by_donor else moments.gene_sq.sum(0, keepdim=True)
+        self.gene_sq = gene_sq[:, None, :]  # (1 or n_donors, 1, n_genes), diagonals of S or S_d
 
-    # ---------------------------------------------------------------- what the solver asks
     def evaluate(self, W: torch.Tensor, near: Point | None = None) -> Point:
-        """Value at W, with the best U for it."""
+        """Return the point at W with its best U and its value; `near` is a point whose U serves as a start."""
         point = self.point(W)
         point.U = self.best_U(point, None if near is None else near.U)
         point.loss = self.value(point)
         return point
 
+    def point(self, W: torch.Tensor, U: torch.Tensor | None = None) -> Point:
+        """Return the point at (W, U) without its value. Only this step multiplies by S."""
+        T = self.moments.product_by_donor(W) if self.by_donor else self.moments.product(W)[None]
+        return Point(W, T, _inner(T, W), U)
+
+    def value(self, point: Point) -> float:
+        """Return the objective: ``(tr S − 2⟨V, T⟩ + ⟨F, V Vᵀ⟩) / n`` plus the penalties, with V the decoder."""
+        V = self._decoder(point)
+        sse = self.moments.sq_norm - 2 * _inner(point.T, V).diagonal(dim1=1, dim2=2).sum()
+        sse = sse + (point.F * _inner(V, V)).sum()
+        penalty = squared_norm(self.P.double() @ point.W.double().T)
+        return float(sse) / self.n + self.lambda_W * squared_norm(point.W) + penalty
+
     def gradient(self, point: Point) -> torch.Tensor:
-        """Gradient with respect to W at fixed U: as U is the best one, that of the objective."""
-        V, VS = self.decoder(point), self.decoder_product(point)
+        """Return the gradient with respect to W at fixed U, (k, n_genes). At the best U it is the full gradient."""
+        V, VS = self._decoder(point), self._decoder_product(point)
         F, VV = point.F.to(V.dtype), _inner(V, V).to(V.dtype)
         data = 2 / self.n * (F @ V - 2 * point.T + VV @ point.T - (VS - point.T)).sum(0)
         return data + 2 * self.lambda_W * point.W + 2 * (self.P @ point.W.T).T @ self.P
 
     def curvature(self, point: Point) -> torch.Tensor:
-        """Diagonal of the Hessian with respect to W at fixed U, held above a small positive value."""
-        V, T, s = self.decoder(point), point.T, self.gene_sq
+        """Return the diagonal of the Hessian with respect to W at fixed U, clamped to positive values, (k, n_genes)."""
+        V, T, s = self._decoder(point), point.T, self.gene_sq
         VV, F = V.square().sum(2, keepdim=True), point.F.diagonal(dim1=1, dim2=2)[:, :, None].to(V.dtype)
         TV = T * V
         bend = 2 / self.n * (s * (VV - 2) + F + 2 * (TV + TV.sum(1, keepdim=True))).sum(0) + 2 * self.lambda_W
@@ -58,70 +64,41 @@ class AENMFObjective:
         return bend.clamp(min=1e-3 * float(bend.mean().abs()) + torch.finfo(bend.dtype).tiny)
 
     def quadratic(self, W: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """Give what the model adds to n times the objective at W's best U: ``⟨L Wᵀ, K Wᵀ⟩`` and a constant.
-
-        W is (k, n_genes) float64 on the CPU, and so are L and K, of few rows.
-        """
+        """Return L, K (n_rows, n_genes) and c: ``⟨L Wᵀ, K Wᵀ⟩ + c`` is n times the donor part and the penalty."""
         P = self.n**0.5 * self.P.to(W)
         return P, P, 0.0
 
-    # ---------------------------------------------------------------- the parts
-    def point(self, W: torch.Tensor, U: torch.Tensor | None = None) -> Point:
-        """Multiply by S: all that the cells are needed for."""
-        T = self._product(W)
-        return Point(W, T, _inner(T, W), U)
-
-    def _product(self, W: torch.Tensor) -> torch.Tensor:
-        return self.moments.product(W)[None]
-
-    def _gene_sq(self) -> torch.Tensor:
-        return self.moments.gene_sq.sum(0, keepdim=True)
-
-    def value(self, point: Point) -> float:
-        """Objective at (W, U): ``tr S − 2⟨V, T⟩ + ⟨F, V Vᵀ⟩`` over n, and the penalties."""
-        V = self.decoder(point)
-        sse = (
-            self.moments.sq_norm
-            - 2 * _inner(point.T, V).diagonal(dim1=1, dim2=2).sum()
-            + (point.F * _inner(V, V)).sum()
-        )
-        return float(sse) / self.n + self.lambda_W * _sq(point.W) + _sq(self.P.double() @ point.W.double().T)
-
-    def decoder(self, point: Point) -> torch.Tensor:
-        """V, of the shape of T: what usages are multiplied by to give expression."""
+    def _decoder(self, point: Point) -> torch.Tensor:
+        """Return V, which maps usages to expression, in the shape of T."""
         return point.W.expand_as(point.T)
 
-    def decoder_product(self, point: Point) -> torch.Tensor:
-        """V S, of the shape of T."""
+    def _decoder_product(self, point: Point) -> torch.Tensor:
+        """Return V S, in the shape of T."""
         return point.T
 
     def best_U(self, point: Point, U: torch.Tensor | None) -> torch.Tensor | None:
-        """U ≥ 0 that minimizes the objective for this W; the given U is a start."""
+        """Return the U ≥ 0 that minimizes the objective at this W; the given U is a start."""
         return self.closed_form_U(point.W)
 
     def closed_form_U(self, W: torch.Tensor) -> torch.Tensor | None:
-        """Give the U that W alone determines, without a product with S; None if the model has no such."""
+        """Return the U that W determines without a product with S; None if the model has no such U."""
         return None
 
     def polish(self, point: Point) -> Point:
-        """Solve for U more exactly at the same W."""
+        """Return the point with a more exact U at the same W."""
         return point
 
 
 class AdditiveDonorObjective(AENMFObjective):
-    """Model 1: ``X̂ = X Wᵀ W + C U``, a profile per donor."""
-
-    def __init__(self, moments: Moments, *, lambda_W: float, lambda_U: float, P: torch.Tensor | None = None) -> None:
-        super().__init__(moments, lambda_W=lambda_W, P=P)
-        self.lambda_U = lambda_U
+    """Model 1: ``X̂ = X Wᵀ W + C U``, one profile per donor."""
 
     def closed_form_U(self, W: torch.Tensor) -> torch.Tensor:
-        """Solve in closed form: ``max(0, (M − J W) / (n_d + n λ_U))`` with ``M = CᵀX``, ``J = M Wᵀ``."""
+        """Return ``max(0, (M − J W) / (n_d + n λ_U))`` with ``M = CᵀX`` and ``J = M Wᵀ``, (n_donors, n_genes)."""
         M, weight = self.moments.donor_sums.to(W), self.moments.donor_counts.to(W) + self.n * self.lambda_U
         return (M - M @ W.T @ W).clamp(min=0) / weight[:, None]
 
     def quadratic(self, W: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """Cross terms of the donor part and the penalty, ``2 ⟨M Wᵀ, U Wᵀ⟩ + n ‖P Wᵀ‖²``."""
+        """Return L, K and c of ``2 ⟨M Wᵀ, U Wᵀ⟩ + n ‖P Wᵀ‖² + c``."""
         M, U = self.moments.donor_sums.to(W), self.closed_form_U(W)
         P = super().quadratic(W)[0]
         weight = self.moments.donor_counts.to(W) + self.n * self.lambda_U
@@ -129,53 +106,40 @@ class AdditiveDonorObjective(AENMFObjective):
         return torch.cat([M, U, P]), torch.cat([U, M, P]), constant
 
     def value(self, point: Point) -> float:
-        """Objective at (W, U)."""
+        """Return the objective at (W, U)."""
         W, U, M = point.W.double(), point.U.double(), self.moments.donor_sums.double()
-        sse = (
-            (self.moments.donor_counts.double() @ U.square().sum(1))
-            - 2 * (M * U).sum()
-            + 2 * ((M @ W.T) * (U @ W.T)).sum()
-        )
-        return super().value(point) + float(sse) / self.n + self.lambda_U * _sq(U)
+        sse = self.moments.donor_counts.double() @ U.square().sum(1) - 2 * (M * U).sum()
+        sse = sse + 2 * ((M @ W.T) * (U @ W.T)).sum()
+        return super().value(point) + float(sse) / self.n + self.lambda_U * squared_norm(U)
 
     def gradient(self, point: Point) -> torch.Tensor:
-        """Gradient with respect to W at fixed U."""
+        """Return the gradient with respect to W at fixed U, (k, n_genes)."""
         W, U, M = point.W, point.U, self.moments.donor_sums
         return super().gradient(point) + 2 / self.n * ((M @ W.T).T @ U + (U @ W.T).T @ M)
 
     def curvature(self, point: Point) -> torch.Tensor:
-        """Diagonal of the Hessian with respect to W at fixed U."""
+        """Return the diagonal of the Hessian with respect to W at fixed U, (k, n_genes)."""
         cross = 4 / self.n * (self.moments.donor_sums * point.U).sum(0)
         return super().curvature(point) + cross
 
 
 class DonorDecoderObjective(AENMFObjective):
-    """Model 2: ``X̂_i = h_i (W + U_d(i))``, programs that bend per donor. Needs moments kept apart by donor."""
+    """Model 2: ``X̂_i = h_i (W + U_d(i))``, a change of the programs per donor. Needs moments by donor."""
 
-    def __init__(self, moments: Moments, *, lambda_W: float, lambda_U: float, P: torch.Tensor | None = None) -> None:
-        super().__init__(moments, lambda_W=lambda_W, P=P)
-        self.lambda_U = lambda_U
+    coordinate_descent: ClassVar = DonorCoordinateDescent
+    by_donor: ClassVar[bool] = True
 
-    def decoder(self, point: Point) -> torch.Tensor:
-        """V_d = W + U_d."""
-        return point.W + point.U
+    def _decoder(self, point: Point) -> torch.Tensor:
+        return point.W + point.U  # (n_donors, k, n_genes)
 
-    def decoder_product(self, point: Point) -> torch.Tensor:
-        """V_d S_d: the one product that the other models are spared."""
-        return self.moments.product_by_donor(self.decoder(point))
-
-    def _product(self, W: torch.Tensor) -> torch.Tensor:
-        return self.moments.product_by_donor(W)
-
-    def _gene_sq(self) -> torch.Tensor:
-        return self.moments.gene_sq
+    def _decoder_product(self, point: Point) -> torch.Tensor:
+        return self.moments.product_by_donor(self._decoder(point))
 
     def best_U(self, point: Point, U: torch.Tensor | None, *, steps: int = 5) -> torch.Tensor:
         """Improve U by accelerated projected gradient steps (FISTA, restarted here), from U or from 0.
 
-        Given W this is a non-negative least squares with the k × k Hessian ``A = F_d + n λ_U`` for every donor and
-        gene. A holds no negative entry, so ``diag(A x / x)`` is above A for any x > 0; ``x = diag(A)^-½`` allows for
-        programs of unlike size.
+        For every donor and gene this is non-negative least squares with the k × k Hessian ``A = F_d + n λ_U``. A has no
+        negative entry, so ``diag(A x / x)`` bounds it for any x > 0; ``x = diag(A)^-½`` adapts to programs of any size.
         """
         U = torch.zeros_like(point.T) if U is None else U
         A = point.F.to(U.dtype)  # (n_donors, k, k)
@@ -191,20 +155,21 @@ class DonorDecoderObjective(AENMFObjective):
         return U
 
     def value(self, point: Point) -> float:
-        """Objective at (W, U)."""
-        return super().value(point) + self.lambda_U * _sq(point.U)
+        """Return the objective at (W, U)."""
+        return super().value(point) + self.lambda_U * squared_norm(point.U)
 
     def polish(self, point: Point, *, steps: int = 200) -> Point:
-        """Solve for U more exactly at the same W."""
+        """Return the point with a more exact U at the same W."""
         better = replace(point, U=self.best_U(point, point.U, steps=steps))
         better.loss = self.value(better)
         return better
 
 
 def _inner(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
-    """Give A Bᵀ over the genes in float64, (…, k, k)."""
+    """Return A Bᵀ over the genes in float64, (…, k, k)."""
     return A.double() @ B.double().transpose(-1, -2)
 
 
-def _sq(A: torch.Tensor) -> float:
+def squared_norm(A: torch.Tensor) -> float:
+    """Return ‖A‖², summed in float64."""
     return float(A.square().sum(dtype=torch.float64))

@@ -1,142 +1,142 @@
-"""How is what the usages tell of the donor kept down, and how strongly?
+"""Penalties that reduce donor information in the usages, and the rule that sets their weights.
 
-Both penalties are of the form ``‖P Wᵀ‖²`` with rows P made of group sums, so no pass over the cells is needed. A
-weight that bites on one data set does nothing on another; a strength means the same on all: 1 makes the penalty at the
-plain AE-NMF solution as large as the error of reconstruction there.
-
-Cells without a type are in no group of the invariance, ``I_c = (1/n_l) Σ n_td ‖h̄_td − h̄_t‖²`` over the n_l cells that
-have one: a mean over them, so that γ means the same however many labels are missing. HSIC and the error of
-reconstruction are of all n cells.
+Both penalties have the form ``‖P Wᵀ‖²`` with rows P made of group sums, so they need no pass over the cells. A strength
+means the same on every data set: at strength 1 the penalty at the AE-NMF solution is as large as the reconstruction
+error. Cells without a type are in no group of the invariance, ``I_c = (1/n_l) Σ n_td ‖h̄_td − h̄_t‖²``, a mean over the
+n_l cells with a type. HSIC and the reconstruction error use all n cells.
 """
 
 import logging
 from dataclasses import dataclass
 
+import numpy as np
+import pandas as pd
 import torch
 
-from aenmf_lib.data.preprocessing import CELL_TYPE
-from aenmf_lib.models.objectives import AENMFObjective
+from aenmf_lib.data.preprocessing import CELL_TYPE, DONOR, is_missing
+from aenmf_lib.models.objectives import AENMFObjective, squared_norm
 from aenmf_lib.training.moments import Moments
 
 log = logging.getLogger(__name__)
 
-# within what groups donors are compared: those of a label, those found without one, or all cells together
-STRENGTH = 0.2  # by default: see README, what differs from the published scripts
-LABELS = ("cell_type", "clusters", "none")
+STRENGTH = 0.2  # default of the conditional models
+PENALTY_LABELS = ("cell_type", "clusters", "none")  # groups in which donors are compared; "none": all cells together
 
 
 @dataclass(frozen=True)
 class PenaltyWeights:
     """Weights of the two penalties, ``γ I(H) + η HSIC(H, C)``."""
 
-    gamma: float  # of the invariance, which needs the cell types
+    gamma: float  # of the invariance, which needs the groups
     eta: float  # of the HSIC between usages and donor
-    centered: bool  # I_c: only what differs between donors within a type
+    centered: bool  # I_c: only differences between donors within a type
 
     def rows(self, moments: Moments) -> torch.Tensor:
-        """Rows P with ``‖P Wᵀ‖²`` the sum of both penalties, (n_rows, n_genes)."""
+        """Return the rows P, (n_rows, n_genes), for which ``‖P Wᵀ‖²`` is the sum of both penalties."""
         rows = []
         if self.gamma:
             invariance = invariance_rows(moments, centered=self.centered)
             rows.append((self.gamma / moments.n_labeled) ** 0.5 * invariance)
         if self.eta:
-            rows.append(self.eta**0.5 / (moments.n_cells - 1) * hsic_rows(moments))
+            rows.append(self.eta**0.5 / (moments.n_cells - 1) * _hsic_rows(moments))
         return torch.cat(rows) if rows else moments.donor_sums[:0]
 
 
 def weights_from_strength(
     strength: float, labels: str, moments: Moments, W: torch.Tensor
 ) -> tuple[PenaltyWeights, float]:
-    """Turn a strength into weights, at the plain AE-NMF solution W.
+    """Compute the weights of the penalties from a strength, at the AE-NMF solution W.
 
-    ``γ = c SSE₀ / (n I_c(H₀))``, or ``η = c SSE₀ / (n HSIC(H₀, C))``. Neither penalty of finitely many cells is 0 where
-    donors do not differ. That share is left in peace: c becomes ``c (1 − chance / found)₊``, so where donors do not
-    differ nothing is paid.
+    ``γ = c SSE₀ / (n I_c(H₀))`` or ``η = c SSE₀ / (n HSIC(H₀, C))``. With finitely many cells, neither penalty is 0 if
+    the donors do not differ. So the share that chance explains is subtracted from the strength c.
 
-    For I_c chance is that of an analysis of variance. With Ω the covariance of the usages within groups, the means of
-    alike donors give ``I_c n_l`` a mean of ``f tr Ω`` and a variance of ``2 f tr Ω²``, at f = G − T degrees of freedom
-    for G groups of T types (exact for normal usages); two standard deviations above the mean are taken off. Ω is of all
-    cells: those without a type count as one more type. For HSIC, donors shuffled over all cells would give
-    ``n/(n−1)³ · Σ_d n_d (1 − n_d/n) · V`` on average, V the total variance of the usages.
-
-    Parameters
-    ----------
-    strength
-        c, 0 or above.
-    labels
-        'cell_type': the centered invariance, which reads the cell types. 'clusters': the same, of moments that tell
-        clusters apart in their place. 'none': HSIC, which reads neither, and so pushes out differences in composition
-        as well.
-    moments
-        Of the cells, with the donor, and for 'cell_type' the type.
-    W
-        (k, n_genes)
+    For I_c (labels 'cell_type' and 'clusters'), chance is that of an analysis of variance: with Ω the covariance of the
+    usages within groups, ``I_c n_l`` has mean ``f tr Ω`` and variance ``2 f tr Ω²``, with f = G − T degrees of freedom
+    for G groups of T types (exact for normal usages); the mean plus two standard deviations is subtracted. Ω uses all
+    cells, and those without a type count as one more type. For HSIC (labels 'none'), shuffled donors would give
+    ``n/(n−1)³ · Σ_d n_d (1 − n_d/n) · V`` on average, with V the total variance of the usages.
 
     Returns
     -------
-    Weights, and the strength after that deduction.
+    The weights, and the effective strength ``c (1 − chance / found)₊``.
     """
-    n, W = moments.n_cells, W.double()
-    plain = AENMFObjective(moments, lambda_W=0.0)
-    point = plain.point(W.to(moments.dtype))
-    sse, second = n * plain.value(point), point.F.sum(0).double()  # HᵀH
+    n, W, aenmf = moments.n_cells, W.double(), AENMFObjective(moments, lambda_W=0.0)
+    point = aenmf.point(W.to(moments.dtype))
+    sse, second = n * aenmf.value(point), point.F.sum(0).double()  # second = HᵀH (k, k)
+    comparable = True
     if labels == "none":
         n_d, mean = moments.donor_counts.double(), W @ moments.donor_sums.double().sum(0) / n
-        found = _sq(hsic_rows(moments).double() @ W.T) / (n - 1) ** 2
-        variance = float(second.trace()) / n - _sq(mean)
+        found = squared_norm(_hsic_rows(moments).double() @ W.T) / (n - 1) ** 2
+        variance = float(second.trace()) / n - squared_norm(mean)
         chance = n / (n - 1) ** 3 * float((n_d * (1 - n_d / n)).sum()) * variance
     else:
         typed = moments.group_type[moments.group_type >= 0]
-        free, spare = len(typed) - len(typed.unique()), n - len(moments.group_counts)
+        between, within = len(typed) - len(typed.unique()), n - len(moments.group_counts)  # degrees of freedom
+        comparable = bool(between and within)
         rows = invariance_rows(moments, centered=True).double() @ W.T
-        found = _sq(rows) / moments.n_labeled if free and spare else 0.0  # else what is found is rounding, or chance
+        found = squared_norm(rows) / moments.n_labeled if comparable else 0.0
         sums, counts = moments.group_sums.double() @ W.T, moments.group_counts.double()
-        within = (second - sums.T @ (sums / counts[:, None])) / max(spare, 1)
-        chance = (free * float(within.trace()) + 2 * (2 * free * _sq(within)) ** 0.5) / moments.n_labeled
-    left = strength * max(0.0, 1 - chance / found) if found else 0.0
-    weight = left * sse / (n * found) if found else 0.0
-    weights = (
-        PenaltyWeights(0.0, weight, centered=True) if labels == "none" else PenaltyWeights(weight, 0.0, centered=True)
-    )
-    told = (strength, left, 100 * min(chance / found, 1) if found else 100)
-    if left:
-        letter = "η" if labels == "none" else "γ"
-        log.info("strength %g: %.3g beyond chance, which explains %.1f %% of what lies between donors; %s = %.4g",
-                 *told, letter, weight)  # fmt: skip
+        omega = (second - sums.T @ (sums / counts[:, None])) / max(within, 1)
+        chance = (between * float(omega.trace()) + 2 * (2 * between * squared_norm(omega)) ** 0.5) / moments.n_labeled
+    effective = strength * max(0.0, 1 - chance / found) if found else 0.0
+    weight = effective * sse / (n * found) if found else 0.0
+    symbol, (gamma, eta) = ("η", (0.0, weight)) if labels == "none" else ("γ", (weight, 0.0))
+    group = "cluster" if labels == "clusters" else "cell type"
+    if effective:
+        log.info("strength %g: chance accounts for up to %.1f %% of the donor penalty, so the effective strength is "
+                 "%.3g (%s = %.4g)", strength, 100 * chance / found, effective, symbol, weight)  # fmt: skip
+    elif not comparable:
+        log.warning("strength %g: no %s has cells of two donors, or every group is a single cell, so donors cannot be "
+                    "compared. There is no penalty.", strength, group)  # fmt: skip
     else:
-        log.warning("strength %g: %.3g beyond chance, which explains %.1f %% of what lies between donors: there is no "
-                    "penalty.", *told)  # fmt: skip
-    return weights, left
+        log.warning("strength %g: chance accounts for all of the donor penalty. There is no penalty.", strength)
+    return PenaltyWeights(gamma, eta, centered=True), effective
+
+
+def between_donor_variance(H: np.ndarray, obs: pd.DataFrame) -> float:
+    """Return the share of the usage variance that lies between donors within a type, ``I_c(H) / tr Cov(H)``.
+
+    Parameters
+    ----------
+    H, obs
+        Usages (n_cells, k), and one row per cell with `cell_type` and `donor_id`. Cells without a type are left out.
+
+    Returns
+    -------
+    float, NaN if no type has cells of two donors.
+    """
+    typed = ~is_missing(obs[CELL_TYPE])
+    usages, obs = pd.DataFrame(H[typed].astype(np.float64)), obs[typed]
+    if not obs[[CELL_TYPE, DONOR]].drop_duplicates()[CELL_TYPE].duplicated().any():
+        return float("nan")
+    types, donors = obs[CELL_TYPE].to_numpy(), obs[DONOR].to_numpy()
+    type_means = usages.groupby(types, observed=True).transform("mean")
+    between = usages.groupby([types, donors], observed=True).transform("mean") - type_means
+    return float(np.square(between).to_numpy().sum() / len(usages) / usages.var(ddof=0).sum())
 
 
 def invariance_rows(moments: Moments, *, centered: bool) -> torch.Tensor:
-    """Rows D with ``‖D Wᵀ‖² = Σ n_td ‖h̄_td‖²`` over groups that have a type; centered, of ``h̄_td − h̄_t`` instead."""
+    """Return rows D, (n_groups, n_genes), with ``‖D Wᵀ‖² = Σ n_td ‖h̄_td‖²``; centered, of ``h̄_td − h̄_t``."""
     check_labeled(moments)
     typed = moments.group_type >= 0
     n_td, sums, group_type = moments.group_counts[typed, None], moments.group_sums[typed], moments.group_type[typed]
     means = sums / n_td
     if centered:
-        n_types = int(group_type.max()) + 1
-        of_type = torch.zeros(n_types, len(sums), dtype=sums.dtype, device=sums.device)
-        of_type[group_type, torch.arange(len(sums), device=sums.device)] = 1
-        means = means - ((of_type @ sums) / (of_type @ n_td))[group_type]
+        groups = torch.arange(len(sums), device=sums.device)
+        member = torch.zeros(int(group_type.max()) + 1, len(sums), dtype=sums.dtype, device=sums.device)
+        member[group_type, groups] = 1  # (n_types, n_groups)
+        means = means - ((member @ sums) / (member @ n_td))[group_type]
     return n_td.sqrt() * means
 
 
-def check_labeled(moments: Moments) -> None:
-    """Refuse cells none of which has a type."""
-    if not moments.n_labeled:
-        raise ValueError(
-            f"obs['{CELL_TYPE}'] is empty for all {moments.n_cells} cells, and the invariance compares donors within a "
-            "type: give some cells their type, or set labels='none'."
-        )
-
-
-def hsic_rows(moments: Moments) -> torch.Tensor:
-    """Rows Z with ``‖Z Wᵀ‖² = ‖H_cᵀ C_c‖²``: donor sums less what their share of all cells would give."""
+def _hsic_rows(moments: Moments) -> torch.Tensor:
+    """Return rows Z, (n_donors, n_genes), with ``‖Z Wᵀ‖² = ‖H_cᵀ C_c‖²``: donor sums minus their expected value."""
     M, n_d = moments.donor_sums, moments.donor_counts
     return M - (n_d / moments.n_cells)[:, None] * M.sum(0)
 
 
-def _sq(A: torch.Tensor) -> float:
-    return float(A.square().sum(dtype=torch.float64))
+def check_labeled(moments: Moments) -> None:
+    """Raise ValueError if no cell has a type."""
+    if not moments.n_labeled:
+        raise ValueError(f"obs['{CELL_TYPE}'] is empty for all {moments.n_cells:,} cells. The penalty compares donors "
+                         "within a type. Provide types for some cells or set labels='none'.")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which code, data, seed and machine made it?"""
+"""Provenance of a result: code, package versions, machine and time."""
 
 import platform
 import resource
@@ -12,24 +12,23 @@ _PACKAGES = ("aenmf_lib", "anndata", "numpy", "scanpy", "scikit-learn", "scipy",
 
 
 def run_info() -> dict[str, str]:
-    """Give what made a result: code, versions, machine, time, and the peak memory of this process so far."""
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    """Return the code, versions, machine and time of a result, and the peak memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS and in KiB elsewhere
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": _git_commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "peak_memory_mib": f"{peak / 2**20:.0f}",
+        "peak_memory_mib": f"{peak / (2**20 if sys.platform == 'darwin' else 2**10):.0f}",
         **{f"version_{name}": version(name) for name in _PACKAGES},
     }
 
 
 def _git_commit() -> str:
-    """Give the commit of this code, "-dirty" where files differ; "unknown" outside a checkout or without git."""
-    root = Path(__file__).resolve().parent.parent
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """Return the commit of this code, with "-dirty" if files differ, or "unknown" without git or a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        folder = Path(__file__).resolve().parent
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
     except (FileNotFoundError, subprocess.CalledProcessError):
         return "unknown"

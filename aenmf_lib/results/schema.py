@@ -1,6 +1,5 @@
-"""TODO module docstring."""
+"""Keys of results files, defined only here, and the function that checks a file against them."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,14 +10,8 @@ from anndata import AnnData
 from aenmf_lib.data import files, preprocessing
 from aenmf_lib.data.preprocessing import CELL_TYPE, DONOR, LABELS
 
-log = logging.getLogger(__name__)
-
-# role -> published key, {k} being the rank
-_CONDITIONAL = {
-    "shared": "H_shared_k{k}",
-    "cond_latent": "H_cond_latent_k{k}",
-    "concat_full": "H_concat_full_k{k}",
-}
+# role -> published key, where {k} is the rank
+_CONDITIONAL = {"shared": "H_shared_k{k}", "cond_latent": "H_cond_latent_k{k}", "concat_full": "H_concat_full_k{k}"}
 OBSM = {
     "CAE_NMF1": _CONDITIONAL,
     "CAE_NMF2": _CONDITIONAL,
@@ -32,20 +25,19 @@ VARM = {
     "Base_NMF": {"W": "W_sklearn_nmf_k{k}"},
 }
 META = {"CAE_NMF1": "cond_meta_concat_k{k}", "CAE_NMF2": "cond_meta_concat_k{k}", "Base_NMF": "sklearn_nmf_k{k}"}
-GENE_WEIGHTS = "gene_weights"  # of the genes in the objective, where they are not all alike: H = X (W diag(w²))ᵀ
-U_DONOR = "U_donor_k{k}"  # model 2, written when asked for
-PROVENANCE = "provenance"
-GROUPS = "groups_in_training"  # obs: the clusters of a fit with labels="clusters"; in tables: its labels
-
-_NEEDED = ("cell_type_in_training", "loss_history", "n_iter", "sq_norm_per_cell")  # of the provenance, by what reads it
-
+GENE_WEIGHTS = "gene_weights"  # varm, only if the genes have different weights: H = X (W diag(w²))ᵀ
+U_DONOR = "U_donor_k{k}"  # uns, model 2, optional
+PROVENANCE = "provenance"  # uns
+USED_CELL_TYPE = "cell_type_in_training"  # in the provenance and in tables
+GROUPS = "groups_in_training"  # in obs: the clusters of a fit with labels="clusters"; in tables: the labels of a fit
 MODELS = tuple(OBSM)  # the order of rows in every table and figure
-_PUBLISHED_WITH_CELL_TYPE = {"CAE_NMF1"}  # what a file without provenance was trained with, by its published settings
+
+_NEEDED = (USED_CELL_TYPE, "loss_history", "n_iter", "sq_norm_per_cell")  # entries that a provenance must contain
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What captions and tables report about a run besides its scores."""
+    """The facts about a run that figure captions report besides scores."""
 
     k: int | None = None
     n_cells: int | None = None
@@ -54,58 +46,49 @@ class RunInfo:
 
 
 def identify(cells: AnnData) -> tuple[str, int]:
-    """Tell the model and the rank of a results file from the published keys it holds.
-
-    Raises
-    ------
-    ValueError
-        There is no key of a model, or keys of several.
-    """
+    """Return the model and the rank of a results file. Raises ValueError unless its keys are those of one model."""
     found = []
     for name in MODELS:
-        signature = list(VARM[name].values())[-1].removesuffix("{k}")
-        ranks = (key.removeprefix(signature) for key in cells.varm if key.startswith(signature))
+        prefix = list(VARM[name].values())[-1].removesuffix("{k}")
+        ranks = (key.removeprefix(prefix) for key in cells.varm if key.startswith(prefix))
         found += [(name, int(rank)) for rank in ranks if rank.isdigit()]
-    # the conditional models share their keys, but for the U that only model 1 has in varm
+    # both conditional models have the same keys, except the U of model 1
     found = [(name, k) for name, k in found if name != "CAE_NMF2" or ("CAE_NMF1", k) not in found]
     if len(found) != 1:
+        models = ", ".join(f"{name} (k = {k})" for name, k in found) or "no model"
         expected = ", ".join(VARM[name]["W"].format(k="<k>") for name in MODELS if name != "CAE_NMF1")
-        there = ", ".join(f"{name} (k = {k})" for name, k in found) or "none"
-        raise ValueError(
-            f"models found: {there}, by the varm keys {', '.join(cells.varm) or '(none)'}; "
-            f"exactly one of {expected} is expected."
-        )
+        found = f"The varm keys ({', '.join(cells.varm) or 'none'}) belong to {models}"
+        raise ValueError(f"{found}. Expected exactly one of {expected}.")
     return found[0]
 
 
 def check(path: str | Path) -> list[str]:
-    """Say what is wrong with a results file; an empty list if nothing is."""
+    """Return the faults of a results file. The list is empty if the file is valid."""
     try:
-        cells = files.read_h5ad(path)
+        return find_faults(files.read_h5ad(path))
     except (OSError, ValueError) as error:
         return [str(error)]
-    return _faults(cells)
 
 
-def _faults(cells: AnnData) -> list[str]:
+def find_faults(cells: AnnData) -> list[str]:
+    """Return the faults of the contents of a results file."""
     faults = []
     for label in LABELS:
         if label not in cells.obs:
-            faults.append(f"obs has no column {label!r} (it has {', '.join(map(repr, cells.obs)) or 'none'})")
-        elif label != CELL_TYPE and (empty := int(preprocessing.is_missing(cells.obs[label]).sum())):
-            faults.append(f"obs[{label!r}] is empty for {empty} of {cells.n_obs} cells")
+            faults.append(f"obs has no column {label!r}; it has {', '.join(map(repr, cells.obs)) or 'none'}")
+        elif label != CELL_TYPE and (n := int(preprocessing.is_missing(cells.obs[label]).sum())):
+            faults.append(f"obs[{label!r}] is empty for {n} of {cells.n_obs} cells")
     if cells.X is not None:
-        faults.append(f"X is a matrix of {cells.n_obs} × {cells.n_vars}: a results-only file has none")
+        faults.append(f"X is a matrix of {cells.n_obs} × {cells.n_vars}; a results file must have no X")
     try:
         name, k = identify(cells)
     except ValueError as error:
         return [*faults, str(error)]
-    widths = {"shared": k, "cond_latent": k, "concat_full": 2 * k}
     for role, key in OBSM[name].items():
-        faults += _matrix_faults(cells.obsm, "obsm", key.format(k=k), widths[role])
+        faults += _find_matrix_faults(cells.obsm, "obsm", key.format(k=k), 2 * k if role == "concat_full" else k)
     n_donors = cells.obs[DONOR].nunique() if DONOR in cells.obs else None
     for part, key in VARM[name].items():
-        faults += _matrix_faults(cells.varm, "varm", key.format(k=k), k if part == "W" else n_donors)
+        faults += _find_matrix_faults(cells.varm, "varm", key.format(k=k), k if part == "W" else n_donors)
     if name in META and META[name].format(k=k) not in cells.uns:
         faults.append(f"uns has no {META[name].format(k=k)!r}")
     if PROVENANCE in cells.uns:
@@ -113,16 +96,16 @@ def _faults(cells: AnnData) -> list[str]:
     return faults
 
 
-def _matrix_faults(place, where: str, key: str, width: int | None) -> list[str]:
-    if key not in place:
-        return [f"{where} has no {key!r} (it has {', '.join(map(repr, place)) or 'none'})"]
-    matrix = np.asarray(place[key])
+def _find_matrix_faults(matrices: Mapping, place: str, key: str, width: int | None) -> list[str]:
+    """Return the first fault of a matrix that must be finite and non-negative, with `width` columns if given."""
+    if key not in matrices:
+        return [f"{place} has no {key!r}; it has {', '.join(map(repr, matrices)) or 'none'}"]
+    matrix, name = np.asarray(matrices[key]), f"{place}[{key!r}]"
     if matrix.dtype.kind not in "fiu":
-        return [f"{where}[{key!r}] holds values of {matrix.dtype}: numbers are expected"]
+        return [f"{name} has values of type {matrix.dtype}; numbers are expected"]
     if matrix.ndim != 2 or (width is not None and matrix.shape[1] != width):
-        return [f"{where}[{key!r}] is of shape {matrix.shape}: {width} columns are expected"]
-    if bad := int((~np.isfinite(matrix)).sum()):
-        return [f"{where}[{key!r}] holds {bad} values that are NaN or infinite"]
-    if bad := int((matrix < 0).sum()):
-        return [f"{where}[{key!r}] holds {bad} negative values"]
-    return []
+        return [f"{name} has shape {matrix.shape}; {width} columns are expected"]
+    if n := int((~np.isfinite(matrix)).sum()):
+        return [f"{name} contains {n} values that are NaN or infinite"]
+    n = int((matrix < 0).sum())
+    return [f"{name} contains {n} negative values"] if n else []

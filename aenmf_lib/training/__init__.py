@@ -1,1 +1,1 @@
-"""How an objective is minimized over all cells."""
+"""Moments of the cells, and the solvers that minimize an objective over all cells."""

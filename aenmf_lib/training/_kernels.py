@@ -1,31 +1,22 @@
-"""What does coordinate descent compute, number by number? Compiled loops; `descent` says why.
-
-Arrays over genes or cells are in the precision of X; sums over them (F, G) and what decides a step are in float64.
-"""
+"""Compiled loops of coordinate descent. Arrays over genes or cells have the precision of X; F and G are float64."""
 
 import math
 
 import numpy as np
 from numba import njit, prange
 
-GENES = 256  # genes of a block
-_CHUNKS = 4  # shares of a Gram matrix: fixed, so that bits do not depend on the number of cores
-
-# what a compiler may do to sums: reorder, but keep NaN and infinity for the solver to see
-_FAST = {"contract", "reassoc", "arcp", "nsz"}
+GENES = 256  # number of genes in a block
+_CHUNKS = 4  # parallel parts of `add_gram`, each with its own blocks of genes
+_FAST = {"contract", "reassoc", "arcp", "nsz"}  # sums may be reordered; NaN and infinity are kept, for the solver
 _parallel = njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
 _serial = njit(fastmath=_FAST, cache=True, nogil=True)
-# Within its caller. Were it called, code just compiled and code from the cache could meet copies with other roundings.
+# Always inlined: as separate functions, newly compiled code and cached code could round differently.
 _part = njit(fastmath=_FAST, nogil=True, forceinline=True)
 
 
-# -------------------------------------------------------------------- one entry
 @_part
 def best_step(c1, c2, c3, c4, low):
-    """Give the step t ≥ low to the least value of c₁t + c₂t² + c₃t³ + c₄t⁴ (c₄ > 0), and that value.
-
-    It is 0, the bound, or a root of the cubic.
-    """
+    """Return the minimizer t ≥ low of c₁t + c₂t² + c₃t³ + c₄t⁴ (c₄ > 0), and the minimum; t may be 0 or low."""
     best, least = 0.0, 0.0
     value = low * (c1 + low * (c2 + low * (c3 + low * c4)))
     if value < least:
@@ -33,7 +24,7 @@ def best_step(c1, c2, c3, c4, low):
     a, b, c = 0.75 * c3 / c4, 0.5 * c2 / c4, 0.25 * c1 / c4
     q, r = (a * a - 3 * b) / 9, (2 * a * a * a - 9 * a * b + 27 * c) / 54
     three = r * r < q * q * q
-    if three:  # three real roots, of which the middle one is a maximum
+    if three:  # three real roots; the middle one is a maximum
         size, angle = -2 * math.sqrt(q), math.acos(r / math.sqrt(q * q * q))
     else:
         size, angle = 0.0, 0.0
@@ -52,7 +43,7 @@ def best_step(c1, c2, c3, c4, low):
 
 @_part
 def _gain(c1, c2, w):
-    """Estimate what the best step from w ≥ 0 gains, by the parabola."""
+    """Estimate the gain of the best step from w ≥ 0 by its first two terms; return infinity if these are not convex."""
     if c2 <= 0:
         return np.inf
     t = max(-0.5 * c1 / c2, -w)
@@ -61,16 +52,15 @@ def _gain(c1, c2, w):
 
 @_part
 def _relaxed(t, least, relax, low, c1, c2, c3, c4):
-    """Go further than the best step, unless that would raise the value; the step and the value."""
+    """Return the over-relaxed step if it lowers the objective, else the best step; with its value."""
     far = max(relax * t, low)
     value = far * (c1 + far * (c2 + far * (c3 + far * c4)))
     return (far, value) if value < 0 else (t, least)
 
 
-# -------------------------------------------------------------------- small dense algebra
 @_part
 def _add_rows(out, M, weights, rows, n):
-    """``out += Σ weights[r] M[r]`` over the first n of `rows`, four at a time: a sum is stored once for four."""
+    """``out += Σ weights[r] M[r]`` over the first n of `rows`, four rows at a time, to store each sum less often."""
     q, k = 0, len(out)
     while q + 4 <= n:
         i0, i1, i2, i3 = rows[q], rows[q + 1], rows[q + 2], rows[q + 3]
@@ -88,7 +78,7 @@ def _add_rows(out, M, weights, rows, n):
 
 @_part
 def _nonzero(x, places):
-    """Write where x is not 0; gives how many there are."""
+    """Store the indices of the nonzero entries of x in `places`, and return their number."""
     n = 0
     for j in range(len(x)):
         if x[j] != 0:
@@ -99,7 +89,7 @@ def _nonzero(x, places):
 
 @_part
 def _rank_two(M, j, t, x, extra):
-    """``M += t (e_j xᵀ + x e_jᵀ) + extra e_j e_jᵀ`` for a symmetric M; gives row j."""
+    """``M += t (e_j xᵀ + x e_jᵀ) + extra e_j e_jᵀ`` for a symmetric M, and return row j."""
     row = M[j]
     for i in range(len(x)):
         row[i] += t * x[i]
@@ -109,15 +99,11 @@ def _rank_two(M, j, t, x, extra):
     return row
 
 
-# -------------------------------------------------------------------- one block of genes
 @_serial
 def visit(A, B, S, R, squares, W, F, G, n_lambda, relax, least, D):
-    """Visit the entries of W of one block of genes, for a tied model.
-
-    A, B : (genes, k), columns of W S and W R; S, R : (genes, genes), parts of them, R empty where there is none; W, F
-    and G are updated; D is the change. Steps that gain less than `least` are not taken. Gives what was gained, and by
-    how many steps.
-    """
+    """Update W once for one block of genes, in AE-NMF and model 1. Return the gain and the number of steps."""
+    # A, B : (genes, k), W S and W R for these genes. S, R : (genes, genes), between these genes; R may be empty.
+    # W, F and G are updated; D receives the change of W. Steps that gain less than `least` are skipped.
     n_genes, k = W.shape
     T = W.dtype.type
     g, places, moved, n_moved = np.empty(k, W.dtype), np.empty(k, np.int64), np.empty(n_genes, np.int64), 0
@@ -167,12 +153,9 @@ def visit(A, B, S, R, squares, W, F, G, n_lambda, relax, least, D):
 
 @_serial
 def visit_shared(A, B, S, B_more, R, squares, W, U, F, G, n_lambda, relax, least, D):
-    """Visit the entries of W of one block of genes, for model 2, at fixed U.
-
-    A, B : (donors, genes, k), columns of W S_d and V_d S_d; S : (donors, genes, genes), parts of S_d; B_more and R
-    are B and R of `visit`; W, F, G are updated; D is the change; the rest is as in `visit`. Gives the change of
-    Σ tr V_d S_d Wᵀ, what was gained, and by how many steps.
-    """
+    """Update W once for one block of genes, in model 2 at fixed U."""
+    # A, B : (donors, genes, k), W S_d and V_d S_d for these genes. S : (donors, genes, genes), S_d between these genes.
+    # B_more : B of `visit`; the rest as in `visit`. Returns change of Σ tr V_d S_d Wᵀ, gain, number of steps.
     m, n_genes, k = A.shape
     T = W.dtype.type
     cross, gained, steps = 0.0, 0.0, 0
@@ -186,7 +169,7 @@ def visit_shared(A, B, S, B_more, R, squares, W, U, F, G, n_lambda, relax, least
             continue
         for d in range(m):
             x[d], f[d], g[d], xv[d] = 0, 0, 0, 0
-            _add_rows(x[d], D, S[d, a], moved, n_moved)  # W alone moves: V S_d changes as W S_d does
+            _add_rows(x[d], D, S[d, a], moved, n_moved)  # U is fixed: V_d S_d and W S_d change equally
             for j in range(k):
                 y[d, j] = x[d, j] + B[d, a, j]
                 x[d, j] += A[d, a, j]
@@ -240,14 +223,11 @@ def visit_shared(A, B, S, B_more, R, squares, W, U, F, G, n_lambda, relax, least
 
 @_parallel
 def visit_own(A, W, U, F, G, n_lambda, relax, least, visits, DV):
-    """Visit the entries of every donor's U of one block of genes, for model 2, at fixed W.
-
-    The objective is quadratic in them, and donors do not meet. A : (donors, genes, k), columns of W S_d; U and G are
-    updated, and DV, the change of V. Gives the same as `visit_shared`, of each donor.
-    """
+    """Update U `visits` times for one block of genes, in model 2 at fixed W. Return as `visit_shared`, per donor."""
+    # The objective is quadratic in U. A : (donors, genes, k), W S_d. U, G and DV (change of V) are updated.
     m, n_genes, k = A.shape
     T = W.dtype.type
-    told = np.zeros((m, 3))
+    done = np.zeros((m, 3))
     for d in prange(m):
         f, v, places = np.empty(k, W.dtype), np.empty(k, W.dtype), np.empty(k, np.int64)
         Fd, Gd = F[d], G[d]
@@ -279,23 +259,20 @@ def visit_own(A, W, U, F, G, n_lambda, relax, least, visits, DV):
                     v[j] += step
                     dv[j] += step
                     cross += t * x[j]
-        told[d, 0], told[d, 1], told[d, 2] = cross, gained, steps
-    return told
+        done[d, 0], done[d, 1], done[d, 2] = cross, gained, steps
+    return done
 
 
-# -------------------------------------------------------------------- cells in tiles, a tile stored by gene
 @_parallel
 def by_gene(indptr, genes, values, edges, first_row, at, out_indptr, out_rows, out_values):
-    """Store each tile of a CSR matrix by gene: tile t is of the rows between two `edges`, and goes to ``at[t]``."""
-    p = out_indptr.shape[1] - 1
+    """Convert each row tile from CSR to CSC. Tile t has rows edges[t] to edges[t + 1] and is written from at[t] on."""
     for t in prange(len(edges) - 1):
-        begin, place = out_indptr[t], np.zeros(p, np.int64)
+        begin = out_indptr[t]
         for i in range(indptr[edges[t]], indptr[edges[t + 1]]):
             begin[genes[i] + 1] += 1
         begin[0] = at[t]
-        for a in range(p):
-            begin[a + 1] += begin[a]
-            place[a] = begin[a]
+        begin[:] = np.cumsum(begin)
+        place = begin[:-1].copy()
         for row in range(edges[t], edges[t + 1]):
             for i in range(indptr[row], indptr[row + 1]):
                 out_rows[place[genes[i]]] = first_row + row
@@ -305,21 +282,16 @@ def by_gene(indptr, genes, values, edges, first_row, at, out_indptr, out_rows, o
 
 @_parallel
 def add_gram(indptr, genes, values, out):
-    """Add ``X_BᵀX_B`` of a CSR matrix for every block B of genes; genes of a cell are in order."""
+    """Add ``X_BᵀX_B`` of a CSR matrix for every block B of genes. Column indices must be sorted within each row."""
     n_blocks, size = out.shape[0], out.shape[1]
-    n_rows = len(indptr) - 1
-    for part in prange(_CHUNKS):
-        for row in range(n_rows):
-            # each worker has its own share of the blocks: no two write to the same place
+    for part in prange(_CHUNKS):  # parts write to disjoint blocks
+        first, last = n_blocks * part // _CHUNKS, n_blocks * (part + 1) // _CHUNKS
+        for row in range(len(indptr) - 1):
             i, stop = indptr[row], indptr[row + 1]
-            first = n_blocks * part // _CHUNKS
-            last = n_blocks * (part + 1) // _CHUNKS
             i += np.searchsorted(genes[i:stop], first * size)
             while i < stop and genes[i] < last * size:
                 block = genes[i] // size
-                end = i
-                while end < stop and genes[end] < (block + 1) * size:
-                    end += 1
+                end = i + np.searchsorted(genes[i:stop], (block + 1) * size)
                 for one in range(i, end):
                     for two in range(i, end):
                         out[block, genes[one] - block * size, genes[two] - block * size] += values[one] * values[two]
@@ -328,10 +300,8 @@ def add_gram(indptr, genes, values, out):
 
 @_parallel
 def follow(indptr, rows, values, owner, H, lo, D, next_lo, out):
-    """``H += X_B D`` for the genes from `lo` on, then ``out[t] = X_Cᵀ H`` for every tile t and those from `next_lo` on.
-
-    D is (partitions, genes, k), most of it 0; out is (tiles, genes, k). Either may have no genes.
-    """
+    """Add the pending update D (genes from lo), as X D, to H. Then compute XᵀH per tile for genes from next_lo."""
+    # D : (partitions, genes, k), mostly 0; owner[t] selects D for tile t. out : (tiles, genes, k). 0 genes are allowed.
     k = H.shape[1]
     for t in prange(len(owner)):
         D_t = D[owner[t]]
@@ -345,13 +315,13 @@ def follow(indptr, rows, values, owner, H, lo, D, next_lo, out):
             if moved == 0:
                 continue
             first, last = indptr[t, lo + a], indptr[t, lo + a + 1]
-            if 10 * moved > k:  # whole rows, which are vectors to the processor
+            if 10 * moved > k:  # update whole rows, with vector instructions
                 for i in range(first, last):
                     h, x = H[rows[i]], values[i]
                     for j in range(k):
                         h[j] += x * d[j]
                 continue
-            for c in range(0, moved - 1, 2):  # two programs at a time: a cell is found once for both
+            for c in range(0, moved - 1, 2):  # two programs at a time, to read each cell once for both
                 j0, j1, d0, d1 = programs[c], programs[c + 1], steps[c], steps[c + 1]
                 for i in range(first, last):
                     row, x = rows[i], values[i]
@@ -366,7 +336,7 @@ def follow(indptr, rows, values, owner, H, lo, D, next_lo, out):
             for j in range(k):
                 total[j] = 0
             i, stop = indptr[t, next_lo + a], indptr[t, next_lo + a + 1]
-            while i + 4 <= stop:  # four cells at a time: a sum is loaded and stored once for all of them
+            while i + 4 <= stop:  # four cells at a time, to load and store each sum less often
                 h0, h1, h2, h3 = H[rows[i]], H[rows[i + 1]], H[rows[i + 2]], H[rows[i + 3]]
                 x0, x1, x2, x3 = values[i], values[i + 1], values[i + 2], values[i + 3]
                 for j in range(k):

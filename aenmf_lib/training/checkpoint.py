@@ -1,8 +1,7 @@
-"""Where does a fit go on that was killed? The state of the solver in one file, and what it is the state of."""
+"""Checkpoints: the state of a fit in one file, from which an interrupted fit resumes."""
 
 import contextlib
 import json
-import logging
 import signal
 import threading
 import time
@@ -14,93 +13,74 @@ import numpy as np
 
 from aenmf_lib.data import files
 
-log = logging.getLogger(__name__)
+SECONDS = 60.0  # minimum time between two writes
+_FORMAT = 1  # version of the file format
+# fits that training a model may run: the model, the AE-NMF that sets the scale of `strength`, HSIC to find clusters
+_SUFFIXES = {"model": "", "aenmf": ".plain", "hsic": ".hsic"}
 
 
-def checkpoint_path(path: str | Path) -> Path:
-    """Where a fit keeps its state while its results are not there yet; `write` removes it."""
-    return Path(path).with_suffix(".checkpoint.npz")
+def role_path(path: str | Path, role: str = "model", start: int = 0) -> Path:
+    """Return the checkpoint file of a start of one fit (AE-NMF, HSIC, model) that training a model runs."""
+    suffix = _SUFFIXES[role] + (f".start{start}" if start else "")
+    return Path(path).with_suffix(f"{suffix}.npz") if suffix else Path(path)
 
 
-def plain_checkpoint(path: str | Path) -> Path:
-    """Where the AE-NMF that a strength is reckoned from keeps its state, beside that of the fit itself."""
-    return Path(path).with_suffix(".plain.npz")
-
-
-def start_checkpoint(path: str | Path, start: int) -> Path:
-    """Where one of several starts of a fit keeps its state: the first where a fit of one start does."""
-    return Path(path).with_suffix(f".start{start}.npz") if start else Path(path)
-
-
-def hsic_checkpoint(path: str | Path) -> Path:
-    """Where the fit that clusters are found on keeps its state, likewise."""
-    return Path(path).with_suffix(".hsic.npz")
-
-
-SECONDS = 60.0  # between two writings
-_FORMAT = 1  # of the file
+def checkpoint_files(path: str | Path, n_starts: int = 1) -> list[Path]:
+    """Return all checkpoint files that training a model with this number of starts may write."""
+    return [role_path(path, role, start) for role in _SUFFIXES for start in range(n_starts)]
 
 
 @dataclass
 class Checkpoint:
-    """A file that is written every `SECONDS`, whole or not at all, and read by whoever fits the same again."""
+    """The checkpoint file of one fit: written atomically every `SECONDS`, and read when the same fit resumes."""
 
     path: Path
-    of: dict[str, str | int | float | bool | None]  # model, settings, data and version
-    last: float = field(default_factory=time.monotonic, init=False)
-    newest: dict = field(default_factory=dict, init=False)  # state that was kept, written or not
-    writing: bool = field(default=False, init=False)
-    told: bool = field(default=False, init=False)  # to end
+    of: dict[str, str | int | float | bool | None]  # identifies the fit: model, settings, data and version
+    _last: float = field(default_factory=time.monotonic, init=False)  # time of the last write
+    _newest: dict = field(default_factory=dict, init=False)  # last state passed to `keep`
+    _writing: bool = field(default=False, init=False)
+    _terminated: bool = field(default=False, init=False)  # whether SIGTERM has arrived
 
     def keep(self, state: dict[str, np.ndarray | float | list]) -> None:
-        """Take over a state, and write it if the last writing is long enough ago."""
-        self.newest = state
-        if time.monotonic() - self.last >= SECONDS:
-            self._write()
-
-    def finish(self) -> None:
-        """Write the newest state at once: what it is of has ended, and what is to follow takes long."""
-        self._write()
+        """Store a state in memory, and write it if the last write is at least `SECONDS` ago."""
+        self._newest = state
+        if time.monotonic() - self._last >= SECONDS:
+            self.write()
 
     @contextlib.contextmanager
-    def at_the_end(self) -> Iterator[None]:
-        """Let SIGTERM, which announces a time limit or a preemption, write the newest state before it has its way."""
-        if threading.current_thread() is not threading.main_thread():  # no other may handle signals
+    def write_on_sigterm(self) -> Iterator[None]:
+        """On SIGTERM (time limit, preemption), write the newest state, then pass SIGTERM to the previous handler."""
+        if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
             yield
             return
 
-        def end(number: int, frame: object) -> None:
-            self.told = True
-            if not self.writing:  # otherwise what is being written is the newest
-                self._write()
+        def terminate(number: int, frame: object) -> None:
+            self._terminated = True
+            if not self._writing:  # otherwise `write` is running and handles SIGTERM at its end
+                self.write()
 
-        self.before = signal.signal(signal.SIGTERM, end) or signal.SIG_DFL
+        self._handler = signal.signal(signal.SIGTERM, terminate) or signal.SIG_DFL
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, self.before)
+            signal.signal(signal.SIGTERM, self._handler)
 
-    def _write(self) -> None:
-        self.writing = True
-        files.write_npz(self.path, _FORMAT, of=json.dumps(self.of), **self.newest)
-        self.last, self.writing = time.monotonic(), False
-        if self.told:
-            signal.signal(signal.SIGTERM, self.before)
+    def write(self) -> None:
+        """Write the newest state. If SIGTERM has arrived, pass it to the previous handler afterwards."""
+        self._writing = True
+        files.write_npz(self.path, _FORMAT, of=json.dumps(self.of), **self._newest)
+        self._last, self._writing = time.monotonic(), False
+        if self._terminated:
+            signal.signal(signal.SIGTERM, self._handler)
             signal.raise_signal(signal.SIGTERM)
 
     def load(self) -> dict[str, np.ndarray] | None:
-        """Read the state; None if there is none.
-
-        Raises
-        ------
-        ValueError
-            It is the state of something else, or the file is damaged.
-        """
+        """Return the saved state, or None without a file. Raise ValueError if it is damaged or from another fit."""
         if not self.path.exists():
             return None
-        held = files.read_npz(self.path, _FORMAT, "a solver's state")
-        there = json.loads(str(held["of"]))
-        if other := [name for name in self.of | there if there.get(name) != self.of.get(name)]:
-            told = ", ".join(f"{name} is {there.get(name)!r} there and {self.of.get(name)!r} here" for name in other)
-            raise ValueError(f"{self.path} is a checkpoint of another fit: {told}. Remove it to start anew.")
-        return held
+        state = files.read_npz(self.path, _FORMAT, "a checkpoint")
+        found, expected = json.loads(str(state["of"])), self.of
+        if other := [name for name in expected | found if found.get(name) != expected.get(name)]:
+            differ = ", ".join(f"{name} is {found.get(name)!r}, expected {expected.get(name)!r}" for name in other)
+            raise ValueError(f"{self.path} is a checkpoint of another fit: {differ}. Delete it to start again.")
+        return state

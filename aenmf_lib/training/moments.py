@@ -1,19 +1,12 @@
-"""What do the models need to know of the cells?
+"""Moments: the sums over cells from which all models are fitted.
 
-Every objective depends on the cells through sums over them only: the second moment ``S = XᵀX`` (model 2: one a donor),
-the sums and counts of each (cell type, donor) group, and ``‖X‖²``. Sums add up: over blocks read from disk, shards and
-machines, always to the same thing. They serve every rank, seed and penalty.
-
-S is kept in one of two ways. *Implicit*: the cells themselves, multiplied twice, ``V S = (X Vᵀ)ᵀ X``; a product costs
-``4 nnz`` operations a program. *Explicit*: S formed once, ``n p²`` operations for n cells of p genes; a product then
-costs ``2 p²`` a program, however many the cells. `choose` weighs the two.
+Every objective depends on the cells only through sums over them: the second moment ``S = XᵀX`` (one per donor for model
+2), the sums and counts of each (cell type, donor) group, and ``‖X‖²``. Sums over blocks, shards and machines can be
+added. The same moments serve every rank, seed and penalty.
 """
 
 import logging
-import operator
-from collections.abc import Callable
-from functools import reduce
-from itertools import pairwise
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,380 +14,268 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scipy.sparse import csr_matrix, vstack
-from tqdm import tqdm
 
 from aenmf_lib.data import files, preprocessing
-from aenmf_lib.data.preprocessing import CELL_TYPE, DONOR
+from aenmf_lib.data.preprocessing import CELL_TYPE, DONOR, NO_TYPE
+from aenmf_lib.data.progress import tqdm
 from aenmf_lib.data.streaming import CellStream, iter_blocks
-from aenmf_lib.training.group_sums import CellSample, GroupSums, select_rows
-from aenmf_lib.training.second_moment import (
-    EXPLICIT,
-    IMPLICIT,
-    SecondMomentAccumulator,
-    check_device,
-    choose_representation,
-    to_torch,
-)
+from aenmf_lib.training import products
+from aenmf_lib.training.products import SecondMoment
+from aenmf_lib.training.second_moment import EXPLICIT, SecondMomentAccumulator, check_device, choose_representation
+
+__all__ = ["Moments"]
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # of the saved file
-_MAX_NNZ = 2**31 - 1  # torch's CSR kernels are twice as fast with 32-bit indices, which can count this many nonzeros
-_CSR = ("data", "indices", "indptr")
+FORMAT = 2  # version of the file format
+SAMPLE_SIZE = 4096  # cells in the sample
+
+
+@dataclass
+class CellSample:
+    """The cells whose names have the smallest hashes: a random sample that does not depend on the order of cells."""
+
+    keys: np.ndarray  # (m,) uint64, sorted
+    X: csr_matrix  # (m, n_genes)
+
+    @classmethod
+    def from_cells(cls, X: csr_matrix, names: pd.Index, before: "CellSample | None" = None) -> "CellSample":
+        """Return the sample of these cells and of the cells that the sample `before` was drawn from."""
+        keys = pd.util.hash_array(names.to_numpy(object))
+        order = np.argsort(keys, kind="stable")[:SAMPLE_SIZE]
+        if before and len(before.keys) == SAMPLE_SIZE:  # larger hashes cannot enter
+            order = order[keys[order] < before.keys[-1]]
+        sample = cls(keys[order], X[order])
+        return before + sample if before else sample
+
+    def __add__(self, other: "CellSample") -> "CellSample":
+        if not len(other.keys):
+            return self
+        keys = np.concatenate([self.keys, other.keys])
+        order = np.argsort(keys, kind="stable")[:SAMPLE_SIZE]
+        return CellSample(keys[order], vstack([self.X, other.X], format="csr")[order])
+
+
+@dataclass
+class GroupSums:
+    """Sums over cells: the parts of `Moments` except the second moments and the sample."""
+
+    n_cells: int = 0
+    sq_norm: float = 0.0  # tr S = ‖X‖²
+    groups: dict[tuple[str, str], tuple[int, np.ndarray]] = field(default_factory=dict)  # (type, donor): count and sum
+    gene_sq: dict[str, np.ndarray] = field(default_factory=dict)  # diagonal of each second moment
+
+    def __add__(self, other: "GroupSums") -> "GroupSums":
+        groups, gene_sq = dict(self.groups), dict(self.gene_sq)
+        for name, (n, total) in other.groups.items():
+            n_before, before = groups.get(name, (0, 0.0))
+            groups[name] = n_before + n, before + total
+        for name, squares in other.gene_sq.items():
+            gene_sq[name] = gene_sq.get(name, 0.0) + squares
+        return GroupSums(self.n_cells + other.n_cells, self.sq_norm + other.sq_norm, groups, gene_sq)
+
+    @classmethod
+    def from_cells(cls, X: csr_matrix, cell_type: np.ndarray, donor: np.ndarray, partition: np.ndarray) -> "GroupSums":
+        """Return the sums over one block of cells."""
+        labels = pd.DataFrame({CELL_TYPE: cell_type, DONOR: donor})
+        code = labels.groupby([CELL_TYPE, DONOR], sort=False).ngroup().to_numpy()  # in order of appearance
+        names = list(labels.drop_duplicates().itertuples(index=False, name=None))
+        one_hot = csr_matrix((np.ones(len(code)), code, np.arange(len(code) + 1)), shape=(len(code), len(names)))
+        totals = (one_hot.T.tocsr() @ X.astype(np.float64)).toarray()
+        groups = dict(zip(names, zip(np.bincount(code).tolist(), totals, strict=True), strict=True))
+        gene_sq = {}
+        for name in np.unique(partition):
+            X_d = _select_rows(X, partition == name)
+            gene_sq[name] = np.bincount(X_d.indices, np.square(X_d.data, dtype=np.float64), minlength=X.shape[1])
+        return cls(X.shape[0], float(np.square(X.data, dtype=np.float64).sum()), groups, gene_sq)
+
+    @property
+    def labels(self) -> list[str]:
+        """Columns of obs by which the cells are grouped."""
+        first = next(iter(self.groups), ("", ""))
+        return [name for name, label in zip((CELL_TYPE, DONOR), first, strict=True) if label != ""]
 
 
 class Moments:
-    """Sums over the cells, and products with their second moment. Made by `Moments.from_cells` or `Moments.load`.
+    """Sums over cells, and products with their second moment. Made by `Moments.from_cells` or `Moments.load`.
 
     Attributes
     ----------
-    genes : (n_genes,) Index
-    n_cells, n_genes : int
-    sq_norm : float
-        tr S = ‖X‖².
-    partitions : list of str
-        Whose cells have a second moment of their own: the donors, sorted, or [''] for all cells together.
-    gene_sq : (n_partitions, n_genes)
-        Diagonals of the second moments.
-    donors : list of str
-        Sorted.
-    donor_counts, donor_sums : (n_donors,), (n_donors, n_genes)
-    group_counts, group_sums : (n_groups,), (n_groups, n_genes)
-        Number and sum of the cells of each (cell type, donor) pair that has any.
-    group_type : (n_groups,) int
-        Which cell type a group is of; -1: cells without one, of whom the penalties take no notice.
-    n_labeled : int
-        Cells that have a type.
+    genes, n_cells, n_genes, n_labeled, sq_norm
+        Names of the genes; numbers of cells, genes and cells with a type; ``tr S = ‖X‖²``.
+    partitions, gene_sq : list of str, (n_partitions, n_genes)
+        Groups of cells with their own second moment: the sorted donors, or [''] for all cells together. Diagonals of
+        the second moments.
+    donors, donor_counts, donor_sums : list of str, (n_donors,), (n_donors, n_genes)
+        Sorted donors; number and sum of the cells of each.
+    group_counts, group_sums, group_type : (n_groups,), (n_groups, n_genes), (n_groups,) int
+        For each (cell type, donor) pair that occurs: number and sum of its cells, and the code of the cell type. The
+        code is -1 for cells without a type, which the penalties ignore.
     sample : (at most 4096, n_genes) csr_matrix
-        Cells taken at random, in an order that does not depend on that of the cells.
-    mode, reason : str
-        'implicit' or 'explicit', and why.
-    dtype : torch.dtype
-        That of X, float32 or float64: the one worked in.
-    device : str
-        Where products are computed.
+        A random sample of the cells that does not depend on their order.
+    mode, reason, dtype, device
+        'implicit' or 'explicit', and the reason; precision of X and of the fit; device that computes the products.
     """
 
     def __init__(
-        self,
-        genes: pd.Index,
-        sums: GroupSums,
-        second: dict[str, csr_matrix | torch.Tensor],
-        sample: CellSample,
-        *,
-        mode: str,
-        reason: str,
-        dtype: torch.dtype,
-        device: str,
+        self, genes: pd.Index, sums: GroupSums, second_moment: SecondMoment, sample: CellSample, reason: str
     ) -> None:
-        self.genes, self.sums, self._second, self._sample = pd.Index(genes), sums, second, sample
-        self.mode, self.reason, self.dtype, self.device = mode, reason, dtype, check_device(device)
-        self.n_cells, self.n_genes, self.sq_norm = sums.n_cells, len(self.genes), sums.sq_norm
-        self.partitions = sorted(sums.gene_sq)
-        self.gene_sq = self._tensor(np.stack([sums.gene_sq[owner] for owner in self.partitions]))
+        self.genes, self.sums, self.second_moment, self._sample = pd.Index(genes), sums, second_moment, sample
+        self.mode, self.dtype, self.device = second_moment.mode, second_moment.dtype, second_moment.device
+        self.n_cells, self.n_genes, self.sq_norm, self.reason = sums.n_cells, len(self.genes), sums.sq_norm, reason
+        self.partitions = list(second_moment.parts)
+        self.by_donor, self.labels, self.sample = self.partitions != [""], sums.labels, sample.X
+        self.gene_sq = self._tensor(np.stack([sums.gene_sq[name] for name in self.partitions]))
 
         names = sorted(sums.groups)
-        types, self.donors = (sorted({name[i] for name in names} - {preprocessing.NO_TYPE}) for i in (0, 1))
+        types, self.donors = (sorted({name[i] for name in names} - {NO_TYPE}) for i in (0, 1))
         self.group_counts = self._tensor([sums.groups[name][0] for name in names])
         self.group_sums = self._tensor(np.stack([sums.groups[name][1] for name in names]))
-        codes = {preprocessing.NO_TYPE: -1} | {name: code for code, name in enumerate(types)}
-        self.group_type = torch.tensor([codes[name[0]] for name in names], device=device)
-        self.n_labeled = sum(n for name, (n, _) in sums.groups.items() if name[0] != preprocessing.NO_TYPE)
+        codes = {NO_TYPE: -1} | {name: code for code, name in enumerate(types)}
+        self.group_type = torch.tensor([codes[name[0]] for name in names], device=self.device)
+        self.n_labeled = sum(n for name, (n, _) in sums.groups.items() if name[0] != NO_TYPE)
         of_donor = self._tensor([[name[1] == donor for name in names] for donor in self.donors])
         self.donor_counts, self.donor_sums = of_donor @ self.group_counts, of_donor @ self.group_sums
-        self._sparse: list[tuple[int, torch.Tensor, torch.Tensor]] = []
-        self._stack: torch.Tensor | None = None
-        self.ready: dict = {}  # what the descent has made of it, for the next fit
 
     def _tensor(self, values: np.ndarray | list) -> torch.Tensor:
+        """Return the values in the precision of X, on the device."""
         return torch.as_tensor(np.asarray(values), dtype=self.dtype, device=self.device)
 
-    # ---------------------------------------------------------------- from cells
     @classmethod
     def from_cells(
-        cls,
-        cells: AnnData | CellStream,
-        *,
-        donor: bool = True,
-        cell_type: bool = True,
-        by_donor: bool = False,
-        mode: str = "auto",
-        k: int = 80,
-        device: str = "cpu",
-    ) -> "Moments":
-        """Sum over cells in memory or, block by block, on disk.
+        cls, cells: AnnData | CellStream, *, donor: bool = True, cell_type: bool = True, by_donor: bool = False,
+        mode: str = "auto", k: int = 80, device: str = "cpu",
+    ) -> "Moments":  # fmt: skip
+        """Compute the sums over cells in memory or, block by block, on disk.
 
         Parameters
         ----------
         cells : n_cells × n_genes
-            An AnnData whose ``X`` is CSR, log1p of counts per 10 000, float32 or float64; or a `stream.Cells`.
+            An AnnData whose ``X`` is CSR, log1p of counts per 10,000, float32 or float64; or a `CellStream`.
         donor, cell_type
-            Tell groups apart by ``obs['donor_id']``, ``obs['cell_type']``. The conditional models need the donor, the
-            invariance the type, which some cells may lack: each donor's are then a group of no type.
+            Group the cells by ``obs['donor_id']``, ``obs['cell_type']``. The conditional models need the donor; the
+            invariance needs the type. Cells without a type form one untyped group per donor.
         by_donor
-            Keep one second moment a donor, as model 2 needs; it serves the other models too.
-        mode
-            'implicit', 'explicit', or 'auto': the cheaper for a fit of `k` programs (`choose`).
-        device
-            'cpu', 'cuda', 'cuda:1' …
+            Keep one second moment per donor, as model 2 needs. The other models can use these moments too.
+        mode, device
+            'implicit', 'explicit', or 'auto': the cheaper one for a fit of `k` programs. 'cpu', 'cuda', 'cuda:1' …
 
         Raises
         ------
-        ValueError
-            A column is missing, or the donor of some cells.
-        MemoryError
-            What was asked for does not fit; told before anything is computed.
+        ValueError, MemoryError
+            A column or the donor of some cells is missing; the second moment does not fit in memory (checked first).
         """
         check_device(device)
-        obs, genes, in_memory = cells.obs, cells.var_names, isinstance(cells, AnnData)
+        obs, n_genes, in_memory = cells.obs, len(cells.var_names), isinstance(cells, AnnData)
+        no_labels = np.full(len(obs), "")
+        types = preprocessing.read_labels(obs, CELL_TYPE, partly=True) if cell_type else no_labels
+        donors = preprocessing.read_labels(obs, DONOR, partly=False) if donor or by_donor else no_labels
+        partition = donors if by_donor else no_labels
+        sizes = {"n_cells": len(obs), "n_genes": n_genes, "n_partitions": len(np.unique(partition))}
         nnz = cells.X.nnz if in_memory else cells.nnz
-        nothing = np.full(len(obs), "")
-        labels = [
-            preprocessing.read_labels(obs, name, partly=name == CELL_TYPE) if wanted else nothing
-            for name, wanted in ((CELL_TYPE, cell_type), (DONOR, donor or by_donor))
-        ]
-        owner = labels[1] if by_donor else nothing
-        sizes = {"n_cells": len(obs), "n_genes": len(genes), "nnz": nnz, "n_partitions": len(np.unique(owner))}
-        mode, reason = choose_representation(**sizes, k=k, mode=mode, device=device)
+        mode, reason = choose_representation(**sizes, nnz=nnz, k=k, mode=mode, device=device)
         log.info("second moment %s: %s", mode, reason)
 
-        sums, second, sample, dtype = GroupSums(), {}, None, torch.float32
+        sums, parts, sample, dtype = GroupSums(), {}, None, torch.float32
         bar = tqdm(total=len(obs), desc="sums", unit="cell", unit_scale=True, mininterval=5, disable=in_memory)
         for X, rows in iter_blocks(cells):
             bar.update(X.shape[0])
             dtype = torch.float64 if X.dtype == np.float64 else torch.float32
-            sums += GroupSums.from_cells(X, *(label[rows] for label in labels), owner[rows])
-            more = CellSample.from_cells(X, obs.index[rows], None if sample is None else sample.limit)
-            sample = more if sample is None else sample + more
-            for name in np.unique(owner[rows]):
-                X_d = select_rows(X, owner[rows] == name)
-                if mode == IMPLICIT:
-                    second.setdefault(name, []).append(X_d)
-                else:
-                    if name not in second:
-                        second[name] = SecondMomentAccumulator(len(genes), dtype, device)
-                    second[name].add(X_d)
+            sums += GroupSums.from_cells(X, types[rows], donors[rows], partition[rows])
+            sample = CellSample.from_cells(X, obs.index[rows], sample)
+            for name in np.unique(partition[rows]):
+                X_d = _select_rows(X, partition[rows] == name)
+                if mode != EXPLICIT:
+                    parts.setdefault(name, []).append(X_d)
+                    continue
+                if name not in parts:
+                    parts[name] = SecondMomentAccumulator(n_genes, dtype, device)
+                parts[name].add(X_d)
         bar.close()
-        done = {
-            name: part.finish() if mode == EXPLICIT else part[0] if len(part) == 1 else vstack(part, format="csr")
-            for name, part in second.items()
-        }
-        return cls(genes, sums, done, sample, mode=mode, reason=reason, dtype=dtype, device=device)
+        for name, part in parts.items():
+            parts[name] = part.finish() if mode == EXPLICIT else part[0] if len(part) == 1 else vstack(part, "csr")
+        return cls(cells.var_names, sums, products.second_moment(mode, parts, dtype, device), sample, reason)
 
-    # ---------------------------------------------------------------- merge, save, load
+    # ---------------------------------------------------------------- changed cells, groups or weights
     def __add__(self, other: "Moments") -> "Moments":
-        """Moments of both sets of cells together."""
-        return self._added(other, torch.add)
+        return self._added(other)
 
     def __iadd__(self, other: "Moments") -> "Moments":
-        """Likewise; an explicit S is added to where it is, so that there are two at most, not three."""
-        return self._added(other, torch.Tensor.add_)
+        return self._added(other, in_place=True)
 
-    def _added(self, other: "Moments", add: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> "Moments":
+    def _added(self, other: "Moments", *, in_place: bool = False) -> "Moments":
+        """Return the moments of both sets of cells; `in_place` needs memory for two explicit S, otherwise for three."""
         if not self.genes.equals(other.genes):
             shared = len(self.genes.intersection(other.genes))
             raise ValueError(
-                f"moments of other genes cannot be added: {self.n_genes} and {other.n_genes} genes, {shared} shared "
-                "(their order counts too). Make both from the same genes in the same order."
+                f"cannot add moments of different genes: {self.n_genes} and {other.n_genes} genes, {shared} shared "
+                "(the order must be equal too). Compute both from the same genes in the same order."
             )
-        for what, mine, theirs in (
-            ("implicit or both explicit", self.mode, other.mode),
-            ("of the same precision", self.dtype, other.dtype),
-            ("by donor or both not", self.by_donor, other.by_donor),
-            ("grouped by the same labels", self.sums.labels, other.sums.labels),
-        ):
+        for what in ("mode", "dtype", "by_donor", "labels"):
+            mine, theirs = getattr(self, what), getattr(other, what)
             if mine != theirs:
-                raise ValueError(f"moments to be added must both be {what}: one is {mine}, the other {theirs}.")
-        second = dict(self._second)
-        for name, more in other._second.items():
-            if name not in second:
-                second[name] = more
-            elif self.mode == EXPLICIT:
-                second[name] = add(second[name], more.to(self.device))
-            else:
-                second[name] = vstack([second[name], more], format="csr")
-        return self._with(self.sums + other.sums, second, self._sample + other._sample)
-
-    def all_reduce(self) -> "Moments":
-        """Sum over the processes of ``torch.distributed``: each gets the moments of all cells.
-
-        Every process sums its own shard of the cells (`stream.Cells` takes ``rows``), on its own card if it has one.
-        """
-        import torch.distributed as dist
-
-        if self.mode != EXPLICIT:
-            raise ValueError("implicit moments hold the cells: only explicit ones can be summed over processes.")
-        tables = [None] * dist.get_world_size()
-        dist.all_gather_object(tables, (list(self.genes), self.sums, self._sample))
-        if any(genes != tables[0][0] or sums.labels != tables[0][1].labels for genes, sums, _ in tables):
-            raise ValueError("the processes hold moments of other genes or labels: they cannot be summed.")
-        total = sum((sums for _, sums, _ in tables), GroupSums())
-        sample = reduce(operator.add, (sample for *_, sample in tables))
-        second = {}
-        for name in sorted(total.gene_sq):
-            mine = self._second.get(name)
-            second[name] = self._zeros() if mine is None else mine.clone()
-            dist.all_reduce(second[name])
-        return self._with(total, second, sample)
-
-    def _with(self, sums: GroupSums, second: dict, sample: CellSample) -> "Moments":
-        keep = {"mode": self.mode, "reason": self.reason, "dtype": self.dtype, "device": self.device}
-        return Moments(self.genes, sums, second, sample, **keep)
+                different = f"cannot add moments of different {what}: {mine} and {theirs}"
+                raise ValueError(f"{different}. Compute both with the same settings.")
+        second_moment = self.second_moment.merged(other.second_moment, in_place=in_place)
+        return Moments(self.genes, self.sums + other.sums, second_moment, self._sample + other._sample, self.reason)
 
     def with_groups(self, cells: AnnData, cell_type: np.ndarray) -> "Moments":
-        """Moments of the same cells, other types told apart, (n_cells,) str; what products need is shared."""
+        """Return the moments of the same cells with new cell types, (n_cells,) str. The second moment is not copied."""
         donor = preprocessing.read_labels(cells.obs, DONOR)
         sums = GroupSums.from_cells(cells.X, cell_type, donor, donor if self.by_donor else np.full(len(donor), ""))
-        other = self._with(sums, self._second, self._sample)
-        other.ready, other._sparse, other._stack = self.ready, self._sparse, self._stack
-        return other
+        return Moments(self.genes, sums, self.second_moment, self._sample, self.reason)
 
     def with_gene_weights(self, w: np.ndarray) -> "Moments":
-        """Moments of ``X diag(w)``, for weights w ≥ 0 of the genes, (n_genes,)."""
-        squares = {owner: w**2 * of for owner, of in self.sums.gene_sq.items()}
+        """Return the moments of ``X diag(w)``, for gene weights w ≥ 0, (n_genes,)."""
+        gene_sq = {name: w**2 * squares for name, squares in self.sums.gene_sq.items()}
         groups = {name: (n, w * total) for name, (n, total) in self.sums.groups.items()}
-        sums = GroupSums(self.n_cells, float(sum(of.sum() for of in squares.values())), groups, squares)
-        if self.mode == EXPLICIT:
-            both = torch.as_tensor(w, device=self.device)
-            second = {name: S * (both[:, None] * both).to(S.dtype) for name, S in self._second.items()}
-        else:
-            second = {name: _scaled(X, w) for name, X in self._second.items()}
-        return self._with(sums, second, CellSample(self._sample.keys, _scaled(self._sample.X, w)))
+        sums = GroupSums(self.n_cells, float(sum(squares.sum() for squares in gene_sq.values())), groups, gene_sq)
+        sample = CellSample(self._sample.keys, products.scale_genes(self.sample, w))
+        return Moments(self.genes, sums, self.second_moment.weighted(w), sample, self.reason)
 
-    def _zeros(self) -> torch.Tensor:
-        return torch.zeros(self.n_genes, self.n_genes, dtype=torch.float64, device=self.device)
+    # ---------------------------------------------------------------- products
+    def product(self, V: torch.Tensor) -> torch.Tensor:
+        """Return ``V S``, (k, n_genes), for V (k, n_genes) and the second moment S of all cells."""
+        return self.second_moment.product(V)
 
+    def product_by_donor(self, V: torch.Tensor) -> torch.Tensor:
+        """Return ``V_d S_d``, (n_donors, k, n_genes), for one V (k, n_genes) or one per donor."""
+        return self.second_moment.products(V)
+
+    # ---------------------------------------------------------------- files
     def save(self, path: str | Path, **more: np.ndarray | str) -> None:
-        """Write everything, and more if given, to one file (NumPy's ``.npz``), whole or not at all."""
-        names = sorted(self.sums.groups)
-        arrays = {
-            "genes": self.genes.to_numpy(str),
-            "mode": self.mode,
-            "reason": self.reason,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "n_cells": self.n_cells,
-            "sq_norm": self.sq_norm,
-            "groups": np.array(names, dtype=str),
-            "counts": np.array([self.sums.groups[name][0] for name in names]),
-            "sums": np.stack([self.sums.groups[name][1] for name in names]),
-            "partitions": np.array(self.partitions, dtype=str),
-            "gene_sq": np.stack([self.sums.gene_sq[name] for name in self.partitions]),
-            "keys": self._sample.keys,
-        }
-        sparse = {"sample": self._sample.X}
-        for i, name in enumerate(self.partitions):
-            if self.mode == EXPLICIT:
-                arrays[f"S{i}"] = self._second[name].cpu().numpy()
-            else:
-                sparse[f"cells{i}"] = self._second[name]
-        for name, X in sparse.items():
-            arrays |= {f"{name}_{part}": getattr(X, part) for part in _CSR}
-        files.write_npz(path, FORMAT, **arrays, **more)
+        """Write the moments, and the arrays in `more`, to one NumPy ``.npz`` file, atomically."""
+        names, dtype = sorted(self.sums.groups), str(self.dtype).removeprefix("torch.")
+        counts, totals = zip(*(self.sums.groups[name] for name in names), strict=True)
+        gene_sq = np.stack([self.sums.gene_sq[name] for name in self.partitions])
+        files.write_npz(
+            path, FORMAT, genes=self.genes.to_numpy(str), mode=self.mode, reason=self.reason, dtype=dtype,
+            n_cells=self.n_cells, sq_norm=self.sq_norm, groups=np.array(names, dtype=str), counts=np.array(counts),
+            sums=np.stack(totals), partitions=np.array(self.partitions, dtype=str), gene_sq=gene_sq,
+            keys=self._sample.keys, **products.csr_arrays("sample", self.sample), **self.second_moment.arrays(), **more,
+        )  # fmt: skip
 
     @classmethod
     def load(cls, path: str | Path, *, device: str = "cpu") -> "Moments":
-        """Read what `save` wrote.
+        """Read the moments that `save` wrote.
 
         Raises
         ------
         FileNotFoundError, ValueError
-            There is no such file; it is not one of moments, is cut short, or of another version.
+            The file does not exist, contains no moments, is damaged, or has another format version.
         """
-        held = files.read_npz(path, FORMAT, "moments")
-        groups = [tuple(map(str, name)) for name in held["groups"]]
-        partitions = [str(name) for name in held["partitions"]]
-        sums = GroupSums(
-            int(held["n_cells"]),
-            float(held["sq_norm"]),
-            {name: (int(n), s) for name, n, s in zip(groups, held["counts"], held["sums"], strict=True)},
-            dict(zip(partitions, held["gene_sq"], strict=True)),
-        )
-
-        def sparse(name: str) -> csr_matrix:
-            shape = (len(held[f"{name}_indptr"]) - 1, len(held["genes"]))
-            return csr_matrix(tuple(held[f"{name}_{part}"] for part in _CSR), shape)
-
-        second = {
-            name: torch.from_numpy(held[f"S{i}"]).to(device) if str(held["mode"]) == EXPLICIT else sparse(f"cells{i}")
-            for i, name in enumerate(partitions)
-        }
-        keep = {"mode": str(held["mode"]), "reason": str(held["reason"]), "dtype": getattr(torch, str(held["dtype"]))}
-        return cls(held["genes"], sums, second, CellSample(held["keys"], sparse("sample")), **keep, device=device)
-
-    # ---------------------------------------------------------------- products
-    @property
-    def by_donor(self) -> bool:
-        """Whether every donor has a second moment of its own."""
-        return self.partitions != [""]
-
-    @property
-    def sample(self) -> csr_matrix:
-        """Cells taken at random, (at most 4096, n_genes)."""
-        return self._sample.X
-
-    def cells(self, owner: str) -> csr_matrix:
-        """Cells of one owner, (n_cells, n_genes), where S is implicit."""
-        return self._second[owner]
-
-    def second(self) -> torch.Tensor:
-        """S of each owner where it is explicit, (n_partitions, n_genes, n_genes), in the precision of X."""
-        if self._stack is None:
-            self._stack = torch.stack([self._second[name].to(self.dtype) for name in self.partitions])
-        return self._stack
-
-    def product(self, V: torch.Tensor) -> torch.Tensor:
-        """Multiply by the second moment of all cells: V (k, n_genes) → ``V S``, (k, n_genes)."""
-        if self.mode == EXPLICIT:
-            S = self.second()
-            if len(S) == 1:  # S Vᵀ, for S is symmetric: a tall matrix is multiplied faster than a flat one
-                return (S[0] @ V.T).T.contiguous()
-            return torch.matmul(V, S).sum(0)
-        VS = torch.zeros_like(V)
-        for _, X, Xt in self._csr():
-            VS += (Xt @ (X @ V.T.contiguous())).T
-        return VS
-
-    def product_by_donor(self, V: torch.Tensor) -> torch.Tensor:
-        """Multiply by the second moment of each donor's cells, which must be kept apart.
-
-        Parameters
-        ----------
-        V : (k, n_genes) or (n_donors, k, n_genes)
-            One factor for all donors, or one for each.
-
-        Returns
-        -------
-        (n_donors, k, n_genes), ``V_d S_d``.
-        """
-        V = V.expand(len(self.partitions), *V.shape[-2:])
-        if self.mode == EXPLICIT:
-            return torch.matmul(V, self.second())
-        VS = torch.zeros_like(V, memory_format=torch.contiguous_format)
-        for d, X, Xt in self._csr():
-            VS[d] += (Xt @ (X @ V[d].T.contiguous())).T
-        return VS
-
-    def _csr(self) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
-        """Cells of each owner in torch's CSR and their stored transpose: a transposed view is 20 to 70 times slower."""
-        if not self._sparse:
-            self._sparse = [
-                (d, to_torch(part, self.device), to_torch(part.T.tocsr(), self.device))
-                for d, name in enumerate(self.partitions)
-                for part in _split(self.cells(name))
-            ]
-        return self._sparse
+        saved = files.read_npz(path, FORMAT, "moments")
+        mode, reason, dtype = (str(saved[name]) for name in ("mode", "reason", "dtype"))
+        names = [(str(cell_type), str(donor)) for cell_type, donor in saved["groups"]]
+        counts_and_sums = zip(map(int, saved["counts"]), saved["sums"], strict=True)
+        groups = dict(zip(names, counts_and_sums, strict=True))
+        gene_sq = dict(zip(map(str, saved["partitions"]), saved["gene_sq"], strict=True))
+        sums = GroupSums(int(saved["n_cells"]), float(saved["sq_norm"]), groups, gene_sq)
+        second_moment = products.restore_second_moment(saved, mode, getattr(torch, dtype), device)
+        sample = CellSample(saved["keys"], products.restore_csr(saved, "sample"))
+        return cls(saved["genes"], sums, second_moment, sample, reason)
 
 
-def _scaled(X: csr_matrix, w: np.ndarray) -> csr_matrix:
-    return csr_matrix((X.data * w.astype(X.dtype)[X.indices], X.indices, X.indptr), X.shape)
-
-
-def _split(X: csr_matrix) -> list[csr_matrix]:
-    n_parts = -(-X.nnz // _MAX_NNZ)
-    if n_parts <= 1:
-        return [X]
-    cuts = np.searchsorted(
-        X.indptr, np.linspace(0, X.nnz, n_parts + 2)[1:-1]
-    )  # one part more: cuts fall on whole cells
-    edges = [0, *cuts, X.shape[0]]
-    return [X[lo:hi] for lo, hi in pairwise(edges) if hi > lo]
+def _select_rows(X: csr_matrix, mask: np.ndarray) -> csr_matrix:
+    """Return the rows of X in the mask; X itself, not a copy, if the mask contains all rows."""
+    return X if mask.all() else X[np.flatnonzero(mask)]

@@ -1,45 +1,40 @@
-"""How are the sums over an atlas made by many machines? A run of its cells each, added up into one file.
+"""Sums over an atlas on many machines: each job sums over one shard of the cells; a last job merges the sums.
 
-The file serves notebooks 03 to 05: second moments are explicit and by donor, groups of type and donor. Each file tells
-what it was made of: what is of other cells or another number of shards is not added, and nothing is trained from it.
+Notebooks 03 to 05 read the merged file. Its second moments are explicit, one per donor; its groups are by type and
+donor. Each file records its source. Sums of other cells or of another number of shards raise ValueError.
 """
 
-import argparse
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from aenmf_lib.data import files, streaming
 from aenmf_lib.data.preprocessing import DONOR
 from aenmf_lib.data.streaming import CellStream
-from aenmf_lib.training import moments
-from aenmf_lib.training.moments import Moments
+from aenmf_lib.training.moments import FORMAT, Moments
 from aenmf_lib.training.second_moment import EXPLICIT, choose_representation
+
+__all__ = ["load_sums", "merge_shards", "sum_shard"]
 
 log = logging.getLogger(__name__)
 
 
 def sum_shard(path: str | Path, shard: int, of: int, out: str | Path) -> None:
-    """Sum over one shard of the cells that notebook 01 wrote; memory is that of the sums and a few blocks of cells.
+    """Sum over one shard of the cells that notebook 01 wrote. Memory use: the sums and a few blocks of cells.
 
     Raises
     ------
-    ValueError
-        There are fewer cells than shards, or no such shard.
-    MemoryError
-        The sums over all cells do not fit: told before anything is summed.
+    ValueError, MemoryError
+        The shard does not exist; the sums over all cells do not fit in memory (checked before summing).
     """
-    state = _state(path)  # before anything is read: of what is replaced meanwhile the old one is kept, and refused
+    state = _state(path)  # first, so that a file replaced in between is detected when the shards are merged
     cells = CellStream(path)
     n = cells.n_obs
     if not 0 <= shard < of <= n:
-        raise ValueError(
-            f"shard {shard} of {of} was asked of the {n} cells of {path}: a number of shards from 1 to {n} is "
-            "expected (SHARDS=…), and shards counted from 0."
-        )
-    _fits(cells, added=True)
+        missing = f"shard {shard} of {of} does not exist for the {n} cells of {path}"
+        raise ValueError(f"{missing}. Choose 1 to {n} shards (SHARDS=…), numbered from 0.")
+    _check_memory(cells, merging=True)
     cells = CellStream(path, rows=slice(shard * n // of, (shard + 1) * n // of))
     log.info("shard %d of %d: %s", shard, of, cells)
     made_from = json.dumps({"shard": shard, "of": of, "cells": n, **state})
@@ -47,22 +42,19 @@ def sum_shard(path: str | Path, shard: int, of: int, out: str | Path) -> None:
 
 
 def merge_shards(shards: Sequence[str | Path], path: str | Path, out: str | Path) -> None:
-    """Add up all shards of the cells at `path`, always in the same order; memory is that of two of them.
+    """Add the sums of all shards of the cells at `path`, in the order of the shards. Memory use: two sums.
 
-    Shards of other numbers beside them are removed: with those alone that it was made of beside it, `out` is known to
-    be out of date when there are others.
+    Shard files of other SHARDS values in the same folder are deleted, so that make rebuilds `out` when SHARDS changes.
 
     Raises
     ------
-    ValueError
-        A shard is missing, of other cells, or of another number of shards.
-    MemoryError
-        The sums do not fit: told before any are read.
+    FileNotFoundError, ValueError, MemoryError
+        A shard is missing; it is from other cells or another number of shards; the sums do not fit (checked first).
     """
     cells = streaming.load_stream(path)
-    for shard, file in enumerate(shards):  # after the hash: it is then of the file that the shards are of
-        _check(file, {"shard": shard, "of": len(shards), "cells": cells.n_obs, **_state(path)}, path)
-    _fits(cells, added=True)
+    for shard, file in enumerate(shards):  # hash first, to detect a file replaced in between
+        _check_source(file, {"shard": shard, "of": len(shards), "cells": cells.n_obs, **_state(path)}, path)
+    _check_memory(cells, merging=True)
     total = Moments.load(shards[0])
     for shard, file in enumerate(shards[1:], 2):
         total += Moments.load(file)
@@ -70,77 +62,50 @@ def merge_shards(shards: Sequence[str | Path], path: str | Path, out: str | Path
     for other in set(Path(shards[0]).parent.glob("[!.]*-of-*.npz")) - {Path(file) for file in shards}:
         other.unlink(missing_ok=True)
     total.reason = f"sums over {len(shards)} shards"
-    total.save(out, made_from=json.dumps(_of_all(cells)))
+    total.save(out, made_from=json.dumps(_source(cells)))
 
 
 def load_sums(sums: str | Path, cells: CellStream, *, mode: str = "auto", device: str = "cpu") -> Moments:
-    """Read what `merge` wrote, for a fit to these cells, which `stream.load` gave.
+    """Return the moments that `merge_shards` wrote, to fit `cells`, which `data.load_stream` returned.
 
     Raises
     ------
-    ValueError
-        The sums are of other cells or genes, or `mode` asks for no sums.
-    MemoryError
-        They do not fit: told before they are read.
+    ValueError, MemoryError
+        The sums are from other cells; the mode is not explicit; the sums do not fit in memory (checked before reading).
     """
     if mode not in ("auto", EXPLICIT):
-        raise ValueError(f"mode={mode!r}: {sums} holds explicit sums. Give 'auto', or no sums (no SHARDS).")
-    _check(sums, _of_all(cells), cells.path)
-    _fits(cells, device)
+        raise ValueError(f"mode={mode!r}, but {sums} contains explicit sums. Set mode='auto', or leave out SHARDS.")
+    _check_source(sums, _source(cells), cells.path)
+    _check_memory(cells, device)
     return Moments.load(sums, device=device)
 
 
 def _state(path: str | Path) -> dict[str, int]:
-    """Tell a file from one that took its place, without reading it: of an atlas each shard reads its own part alone."""
+    """Return size and modification time: they identify the file version without reading all of it."""
     stat = Path(path).stat()
     return {"bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
 
 
-def _of_all(cells: CellStream) -> dict[str, int | str]:
+def _source(cells: CellStream) -> dict[str, int | str]:
+    """Return the hash of the file of the cells and their number, which the merged sums record."""
     return {"sha256": cells.uns["input"]["sha256"], "cells": cells.n_obs}
 
 
-def _check(file: str | Path, expected: dict[str, int | str], path: str | Path) -> None:
-    """Refuse sums that were made from something else."""
-    found = json.loads(str(files.read_npz(file, moments.FORMAT, "sums over shards", ["made_from"])["made_from"]))
+def _check_source(file: str | Path, expected: dict[str, int | str], path: str | Path) -> None:
+    """Raise ValueError if the sums in a file were not made from the expected source."""
+    found = json.loads(str(files.read_npz(file, FORMAT, "sums over shards", ["made_from"])["made_from"]))
     differ = [f"{key} is {found.get(key)}, not {value}" for key, value in expected.items() if found.get(key) != value]
     if differ:
-        raise ValueError(
-            f"{file} was not made from {path} as it is now: {'; '.join(differ)}. Remove it and make it again."
-        )
+        problem = f"{file} was not made from {path} as it is now: {'; '.join(differ)}"
+        raise ValueError(f"{problem}. Delete it and compute it again.")
 
 
-def _fits(cells: CellStream, device: str = "cpu", *, added: bool = False) -> None:
-    """Refuse sums over all cells that cannot be trained from here, or `added` up, for which two are held in float64."""
+def _check_memory(cells: CellStream, device: str = "cpu", *, merging: bool = False) -> None:
+    """Raise MemoryError if the sums over all cells do not fit in memory; `merging` needs two S in float64."""
     n_partitions = cells.obs[DONOR].nunique()
     sizes = {"n_cells": cells.n_obs, "n_genes": cells.n_vars, "nnz": cells.nnz, "n_partitions": n_partitions}
+    second = merging * n_partitions * 4 * cells.n_vars**2  # bytes
     try:
-        choose_representation(
-            **sizes, k=1, mode=EXPLICIT, device=device, beside=added * n_partitions * 4 * cells.n_vars**2
-        )
+        choose_representation(**sizes, k=1, mode=EXPLICIT, device=device, extra_bytes=second)
     except MemoryError as error:
-        raise MemoryError(f"{error} Sums over shards are explicit: for that, leave out SHARDS.") from None
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m aenmf_lib.shards", description=__doc__.splitlines()[0])
-    parser.add_argument("cells", type=Path, help="the cells that notebook 01 wrote")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--shard", type=int, nargs=2, metavar=("I", "N"), help="sum over shard I, from 0, of N")
-    what.add_argument("--merge", type=Path, nargs="+", metavar="FILE", help="add up these, all shards in their order")
-    parser.add_argument("--out", type=Path, required=True, metavar="OUT.npz")
-    chosen = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        if chosen.merge:
-            merge_shards(chosen.merge, chosen.cells, chosen.out)
-        else:
-            sum_shard(chosen.cells, *chosen.shard, chosen.out)
-    except (ValueError, OSError, MemoryError) as error:
-        sys.exit(f"error: {error}")
-    log.info("wrote %s", chosen.out)
-
-
-if __name__ == "__main__":
-    main()
+        raise MemoryError(f"{error} Sums over shards are explicit: leave out SHARDS to avoid them.") from None

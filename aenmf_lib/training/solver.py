@@ -1,7 +1,7 @@
-"""How is any objective minimized? One loop: steps, when to stop, what to keep against being killed.
+"""The loop that minimizes any objective: steps, stopping rule and checkpoints.
 
-The steps are those of exact coordinate descent on the CPU with free rows (module `descent`), and of the projected
-gradient elsewhere (module `gradient`). The objective is exact over all cells, so its value decides when to stop.
+On the CPU the method is exact coordinate descent (`coordinate_descent`); on a GPU, or for rows of length 1, it is the
+projected gradient (`projected_gradient`). The objective is exact over all cells, so its value decides when to stop.
 """
 
 import contextlib
@@ -10,120 +10,63 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
-import numpy as np
 import torch
-from tqdm import tqdm
 
-from aenmf_lib.models.objectives import AENMFObjective, DonorDecoderObjective
+from aenmf_lib.data.progress import tqdm
 from aenmf_lib.training.checkpoint import Checkpoint
-from aenmf_lib.training.coordinate_descent import CoordinateDescent, DonorCoordinateDescent
+from aenmf_lib.training.objective import Objective
 from aenmf_lib.training.projected_gradient import ProjectedGradient
 
 log = logging.getLogger(__name__)
 
 
-class Minimizer(Protocol):
-    """What the loop asks of a way to minimize."""
-
-    window: int  # iterations over which the decrease is judged
-    loss: float  # the objective where it is
-
-    def step(self) -> float | None:
-        """Go one step; gives the objective, or None where no step lowers it any more."""
-
-    def refresh(self) -> float:
-        """Clear what rounding has added up to; gives the objective."""
-
-    def arrays(self) -> dict[str, np.ndarray | float]:
-        """Give what `restore` needs to go on from the last `refresh` to the same bits."""
-
-    def restore(self, arrays: dict) -> None:
-        """Go back to where `arrays` was told."""
-
-    def solution(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """W and U."""
-
-
 @dataclass
 class Solution:
-    """Where the solver ended, and why."""
+    """The result of the solver, with the reason for which it stopped."""
 
     W: torch.Tensor  # (k, n_genes)
     U: torch.Tensor | None  # the donor part, if the model has one
     loss_history: list[float]  # objective at the start and after each iteration
     reason: str
-    seconds: float  # of the iterations, those before a restart included
+    seconds: float  # run time, including the time before the fit was resumed
 
     @property
     def n_iter(self) -> int:
-        """Iterations done."""
+        """Number of iterations."""
         return len(self.loss_history) - 1
 
 
 def minimize(
-    objective: AENMFObjective,
-    start: Callable[[], torch.Tensor],
-    *,
-    row_norm: bool = False,
-    tol: float = 5e-4,
-    max_iter: int = 1000,
-    name: str = "",
-    checkpoint: Checkpoint | None = None,
-) -> Solution:
-    """Minimize an objective over W ≥ 0.
+    objective: Objective, start: Callable[[], torch.Tensor], *, row_norm: bool = False, tol: float = 5e-4,
+    max_iter: int = 1000, name: str = "", checkpoint: Checkpoint | None = None,
+) -> Solution:  # fmt: skip
+    """Minimize an objective over W ≥ 0; `row_norm` also fixes the rows of W at length 1. Return the best point.
 
-    Parameters
-    ----------
-    objective
-        What to minimize.
-    start
-        Gives W to start from, (k, n_genes), not negative; not called where a checkpoint is found.
-    row_norm
-        Hold the rows of W at length 1.
-    tol
-        Stop when the best value fell by less than this share over the last 10 sweeps of coordinate descent (30
-        gradient steps).
-    max_iter
-        Stop after this many iterations in any case.
-    name
-        Shown beside the progress.
-    checkpoint
-        Where the state is kept while it runs; if there is one, go on from there, on the CPU to the same bits.
-
-    Returns
-    -------
-    Solution
-        The best point seen. The history holds the value of every iteration, also where it rose.
-
-    Raises
-    ------
-    FloatingPointError
-        The objective or its gradient is not finite; the message names the iteration.
-    ValueError
-        The checkpoint is of something else.
+    `start` returns the first W (k, n_genes), unless the file of `checkpoint` exists. Then the fit resumes: on CPU the
+    result is bit-identical to an uninterrupted fit. The fit stops when the best value fell by less than the share `tol`
+    in 10 sweeps (30 gradient steps). A `name` shows a progress bar. FloatingPointError: the objective is not finite.
     """
-    begin, before = time.perf_counter(), 0.0
-    if held := checkpoint.load() if checkpoint else None:
-        method = _method(objective, torch.from_numpy(held["W"]).to(objective.moments.device), row_norm=row_norm)
-        method.restore(held)
-        history, before = list(held["history"]), float(held["seconds"])
-        log.info("%s: going on from iteration %d, kept in %s", name, len(history) - 1, checkpoint.path)
+    begin, seconds_before = time.perf_counter(), 0.0
+    if state := checkpoint.load() if checkpoint else None:
+        method = _method(objective, torch.from_numpy(state["W"]).to(objective.moments.device), row_norm=row_norm)
+        method.restore(state)
+        history, seconds_before = list(state["history"]), float(state["seconds"])
+        log.info("%s: resuming after iteration %d from %s", name, len(history) - 1, checkpoint.path)
     else:
         method = _method(objective, start(), row_norm=row_norm)
         history = [method.loss]
-    _finite(history)
+    _check_finite(history)
     reason, window = f"reached max_iter = {max_iter}", method.window
 
     def keep() -> None:
         if checkpoint:
-            seconds = before + time.perf_counter() - begin
+            seconds = seconds_before + time.perf_counter() - begin
             checkpoint.keep(method.arrays() | {"history": list(history), "seconds": seconds})
 
     keep()
     with (
-        checkpoint.at_the_end() if checkpoint else contextlib.nullcontext(),
+        checkpoint.write_on_sigterm() if checkpoint else contextlib.nullcontext(),
         tqdm(total=max_iter, initial=len(history) - 1, desc=name, unit="it", mininterval=2, disable=not name) as bar,
     ):
         while len(history) <= max_iter:
@@ -132,7 +75,7 @@ def minimize(
                 reason = "no step lowers the objective any more"
                 break
             history.append(loss)
-            _finite(history)
+            _check_finite(history)
             bar.update()
             bar.set_postfix(loss=f"{loss:.6g}", refresh=False)
             if len(history) > window and min(history[:-window]) - min(history) < tol * abs(min(history)):
@@ -143,23 +86,22 @@ def minimize(
                 keep()
     history[-1] = method.refresh()
     W, U = method.solution()
-    seconds = before + time.perf_counter() - begin
-    log.info("%s: loss %.6g after %d iterations, %.1f s: %s", name, min(history), len(history) - 1, seconds, reason)
-    return Solution(W, U, history, reason, seconds)
+    solution = Solution(W, U, history, reason, seconds_before + time.perf_counter() - begin)
+    log.info(
+        "%s: loss %.6g after %d iterations, %.1f s: %s", name, min(history), solution.n_iter, solution.seconds, reason
+    )
+    return solution
 
 
-def _method(objective: AENMFObjective, W: torch.Tensor, *, row_norm: bool) -> Minimizer:
+def _method(objective: Objective, W: torch.Tensor, *, row_norm: bool) -> ProjectedGradient:
+    """Return the solver for this objective, device and constraint, at W (k, n_genes). All have the same methods."""
     if objective.moments.device != "cpu" or row_norm:
         return ProjectedGradient(objective, W, row_norm=row_norm)
-    if isinstance(objective, DonorDecoderObjective):
-        return DonorCoordinateDescent(
-            objective, W, torch.zeros(len(objective.moments.partitions), *W.shape, dtype=W.dtype)
-        )
-    return CoordinateDescent(objective, W)
+    return objective.coordinate_descent(objective, W)
 
 
-def _finite(history: list[float]) -> None:
+def _check_finite(history: list[float]) -> None:
+    """Raise FloatingPointError if the last objective value is not finite."""
     if not math.isfinite(history[-1]):
-        raise FloatingPointError(
-            f"iteration {len(history) - 1}: the objective is {history[-1]}. Check the input for extreme values."
-        )
+        n, loss = len(history) - 1, history[-1]
+        raise FloatingPointError(f"iteration {n}: the objective is {loss}. Check the input for extreme values.")

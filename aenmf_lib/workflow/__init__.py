@@ -1,1 +1,1 @@
-"""How a notebook is executed."""
+"""Executing the notebooks: their parameters, the runner and the command line."""

@@ -1,4 +1,4 @@
-"""What enters, and what is refused."""
+"""Tests of reading counts, filtering and normalizing."""
 
 import re
 
@@ -12,26 +12,28 @@ from scipy.sparse import csr_matrix
 from aenmf_lib import data
 
 
-def counts_file(tmp_path, change=None, **parts):
-    """Write 60 cells of integer counts, after `change` was made to them."""
+def counts_file(tmp_path, change=None):
+    """Write 60 cells of integer counts, changed in place by `change`, and return the path."""
     cells = tiny_cells()
     cells.X.data = np.ceil(cells.X.data)
     cells.X = cells.X.astype(np.float32)
     if change is not None:
-        cells = change(cells) or cells
+        change(cells)
     path = tmp_path / "cells.h5ad"
     cells.write_h5ad(path)
     return path
 
 
-def edit(at, value):
+def set_value(at, value):
+    """Return a function that sets one stored value of X."""
+
     def change(cells):
         cells.X.data[at] = value
 
     return change
 
 
-def test_normalize_is_scanpys():
+def test_normalize_equals_scanpy():
     sc = pytest.importorskip("scanpy")
     cells = tiny_cells(n_cells=30)
     cells.X.data = np.ceil(cells.X.data)
@@ -41,7 +43,7 @@ def test_normalize_is_scanpys():
     np.testing.assert_allclose(data.normalize(cells.X).toarray(), expected.X.toarray(), rtol=2e-6)
 
 
-def test_counts_are_found_where_they_are(tmp_path):
+def test_counts_are_read_from_raw_a_layer_or_x(tmp_path):
     def all_three(cells):
         cells.raw = cells.copy()
         cells.layers["doubled"] = cells.X * 2
@@ -54,13 +56,12 @@ def test_counts_are_found_where_they_are(tmp_path):
     assert where == "layers['doubled']"
     np.testing.assert_array_equal(doubled.X.toarray(), 2 * raw.X.toarray())
 
-    plain = counts_file(tmp_path)
-    cells, where = data.read_counts(plain)
+    cells, where = data.read_counts(counts_file(tmp_path))
     assert where == "X"
     np.testing.assert_array_equal(cells.X.toarray(), raw.X.toarray())
 
 
-def test_raw_that_is_no_counts_gives_way_to_X(tmp_path):
+def test_x_is_read_if_raw_contains_no_counts(tmp_path):
     def log_in_raw(cells):
         normal = cells.copy()
         normal.X = data.normalize(cells.X)
@@ -79,75 +80,76 @@ def test_dense_counts_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (edit(3, -1), r"X holds 1 negative values \(smallest -1\), as scaled data do"),
-        (edit(3, np.nan), "X holds 1 values that are NaN or infinite"),
-        (edit(3, np.inf), "X holds 1 values that are NaN or infinite"),
-        (edit(3, 1.5), r"X holds 1 values that are not integers \(first 1.5"),
+        (set_value(3, -1), r"X contains 1 negative values \(smallest -1\), as scaled data do"),
+        (set_value(3, np.nan), "X contains 1 values that are NaN or infinite"),
+        (set_value(3, np.inf), "X contains 1 values that are NaN or infinite"),
+        (set_value(3, 1.5), r"X contains 1 values that are not integers \(first 1.5"),
     ],
 )
-def test_what_is_not_counts_is_refused(tmp_path, change, message):
+def test_values_that_are_not_counts_raise(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         data.read_counts(counts_file(tmp_path, change))
 
 
-def test_log_normalized_without_raw_is_refused_and_layers_are_named(tmp_path):
+def test_log_normalized_x_raises_and_lists_the_layers(tmp_path):
     def normalized(cells):
         cells.layers["counts"] = cells.X.copy()
         cells.X = data.normalize(cells.X)
 
-    with pytest.raises(ValueError, match=r"it looks log-normalized.*name it \(LAYER=…\): there is layers\['counts'\]"):
+    with pytest.raises(ValueError, match=r"seems to be log-normalized.*name it \(LAYER=…\): layers\['counts'\]"):
         data.read_counts(counts_file(tmp_path, normalized))
 
 
-def test_fractional_counts_enter_by_choice(tmp_path):
-    path = counts_file(tmp_path, edit(3, 1.5))
+def test_fractional_counts_are_accepted_if_requested(tmp_path):
+    path = counts_file(tmp_path, set_value(3, 1.5))
     assert data.read_counts(path, fractional=True)[0].X.data[3] == 1.5
 
 
-def test_a_layer_that_is_not_there_lists_those_that_are(tmp_path):
-    with pytest.raises(ValueError, match="has no layer 'decontXcounts'; it has X"):
+def test_unknown_layer_raises_and_lists_the_matrices(tmp_path):
+    with pytest.raises(ValueError, match=r"has no layer 'decontXcounts'\. It contains X"):
         data.read_counts(counts_file(tmp_path), layer="decontXcounts")
 
 
-def test_names_that_stand_twice_are_refused(tmp_path):
+def test_repeated_gene_names_raise(tmp_path):
     def twice(cells):
         cells.var_names = ["gene0", *cells.var_names[:-1]]
 
-    with pytest.raises(ValueError, match="names of genes stand more than once \\(first: 'gene0'\\)"):
+    with pytest.raises(ValueError, match="names in var are repeated \\(first: 'gene0'\\)"):
         data.read_counts(counts_file(tmp_path, twice))
 
 
-def test_a_missing_file_names_its_neighbors(tmp_path):
+def test_missing_file_raises_and_lists_nearby_files(tmp_path):
     counts_file(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"other.h5ad is not there; .* holds cells.h5ad"):
+    with pytest.raises(
+        FileNotFoundError, match=r"not found: .*other.h5ad\. .* contains cells.h5ad\. .*DATA=.*cells.h5ad"
+    ):
         data.read_counts(tmp_path / "other.h5ad")
 
 
-def test_other_files_are_no_h5ad(tmp_path):
+def test_text_file_raises(tmp_path):
     text = tmp_path / "cells.h5ad"
     text.write_text("cell,gene\n")
     with pytest.raises(OSError, match=r"\(10 bytes\) is not an HDF5 file"):
         data.read_h5ad(text)
 
 
-def test_a_truncated_file_is_told(tmp_path):
+def test_truncated_file_raises(tmp_path):
     path = counts_file(tmp_path)
     path.write_bytes(path.read_bytes()[:-500])
-    with pytest.raises(OSError, match="is cut short"):
+    with pytest.raises(OSError, match="is truncated"):
         data.read_counts(path)
 
 
-def test_hdf5_without_cells_is_no_h5ad(tmp_path):
+def test_hdf5_file_without_obs_and_var_raises(tmp_path):
     import h5py
 
     path = tmp_path / "cells.h5ad"
     with h5py.File(path, "w") as file:
         file["matrix"] = np.eye(3)
-    with pytest.raises(ValueError, match=r"is not an AnnData file: it has no obs and no var \(it holds matrix\)"):
+    with pytest.raises(ValueError, match="contains matrix, but no obs and no var"):
         data.read_h5ad(path)
 
 
-# ---- filter
 @pytest.fixture
 def counts():
     cells = tiny_cells()
@@ -156,7 +158,7 @@ def counts():
     return cells
 
 
-def test_donors_at_the_threshold_stay(counts):
+def test_donor_with_min_cells_is_kept(counts):
     cells, donors = data.filter_cells(counts, min_cells=15)
     assert dict(zip(donors["donor_id"], donors["kept"], strict=True)) == {"big": True, "small": True, "edge": False}
     assert cells.n_obs == 55
@@ -165,7 +167,7 @@ def test_donors_at_the_threshold_stay(counts):
     np.testing.assert_allclose(np.expm1(cells.X.toarray().astype(float)).sum(1), 1e4, rtol=1e-5)
 
 
-def test_other_columns_take_the_fixed_names(counts):
+def test_other_column_names_are_renamed(counts):
     counts.obs = counts.obs.rename(columns={"donor_id": "patient", "cell_type": "label"})
     counts.obs["sex"] = "f"
     cells, _ = data.filter_cells(counts, min_cells=1, donor_key="patient", cell_type_key="label", keep_obs=["sex"])
@@ -173,7 +175,7 @@ def test_other_columns_take_the_fixed_names(counts):
     pd.testing.assert_series_equal(cells.obs["donor_id"].astype(str), counts.obs["patient"], check_names=False)
 
 
-def test_genes_without_counts_in_the_kept_cells_are_left_out(counts):
+def test_genes_without_counts_in_the_kept_cells_are_dropped(counts):
     X = counts.X.toarray()
     X[:40, 7] = 0  # expressed by donors that are dropped only
     X[40:, 7] = 1
@@ -183,21 +185,21 @@ def test_genes_without_counts_in_the_kept_cells_are_left_out(counts):
     assert cells.n_vars == counts.n_vars - 1
 
 
-def test_no_donor_with_enough_cells_lists_them(counts):
+def test_no_donor_with_min_cells_raises_and_lists_the_donors(counts):
     with pytest.raises(
-        ValueError, match="no donor has 5000 cells or more; the 3 donors have: big 40, small 15, edge 5"
+        ValueError, match=r"No donor has 5000 cells or more\. The 3 donors have: big 40, small 15, edge 5"
     ):
         data.filter_cells(counts, min_cells=5000)
 
 
-def test_a_missing_column_lists_those_there(counts):
-    with pytest.raises(ValueError, match="no obs column 'patient' for the donor; there are 'donor_id', 'cell_type'"):
+def test_missing_column_raises_and_lists_the_columns(counts):
+    with pytest.raises(ValueError, match=r"no obs column 'patient'\. The columns are: 'donor_id', 'cell_type'"):
         data.filter_cells(counts, min_cells=1, donor_key="patient")
 
 
 @pytest.mark.parametrize("empty", [np.nan, "", " "])
 @pytest.mark.parametrize("column", ["donor_id", "cell_type"])
-def test_cells_without_a_label_are_an_error_or_dropped_by_choice(counts, column, empty):
+def test_cells_without_a_label_raise_or_are_dropped(counts, column, empty):
     counts.obs[column] = counts.obs[column].astype(object)
     counts.obs.iloc[[2, 5], counts.obs.columns.get_loc(column)] = empty
     message = re.escape(
@@ -211,15 +213,15 @@ def test_cells_without_a_label_are_an_error_or_dropped_by_choice(counts, column,
 
 
 @pytest.mark.parametrize("empty", [np.nan, "", " "])
-def test_cells_without_a_type_are_kept_by_choice_and_those_without_a_donor_are_not(counts, empty, tmp_path, caplog):
+def test_keep_unlabeled_keeps_cells_without_a_type_but_not_without_a_donor(counts, empty, tmp_path, caplog):
     counts.obs["cell_type"] = counts.obs["cell_type"].astype(object)
     counts.obs.iloc[[2, 5], counts.obs.columns.get_loc("cell_type")] = empty
-    with pytest.raises(ValueError, match=r"or keep_unlabeled=true \(KEEP_UNLABELED=true\) to keep them"):
+    with pytest.raises(ValueError, match=r"set keep_unlabeled=true \(KEEP_UNLABELED=true\) to keep them"):
         data.filter_cells(counts, min_cells=1)
     caplog.set_level("INFO")
     cells, _ = data.filter_cells(counts, min_cells=1, keep_unlabeled=True)
     cells.write_h5ad(tmp_path / "filtered.h5ad")
-    assert "2 of the cells kept have no type" in caplog.text
+    assert "2 of the kept cells have no type" in caplog.text
     kept = data.load(tmp_path / "filtered.h5ad").obs["cell_type"]
     assert list(kept.index[kept.isna()]) == ["cell2", "cell5"]
     assert list(kept.cat.categories) == ["B", "T"]
@@ -229,15 +231,15 @@ def test_cells_without_a_type_are_kept_by_choice_and_those_without_a_donor_are_n
     assert data.filter_cells(counts, min_cells=1, keep_unlabeled=True, drop_missing=True)[0].n_obs == 59
 
 
-def test_cells_none_of_which_has_a_type_can_be_kept(counts, tmp_path, caplog):
+def test_keep_unlabeled_accepts_cells_without_any_type(counts, tmp_path, caplog):
     counts.obs["cell_type"] = np.nan
     cells, _ = data.filter_cells(counts, min_cells=1, keep_unlabeled=True)
     cells.write_h5ad(tmp_path / "filtered.h5ad")
     assert data.load(tmp_path / "filtered.h5ad").obs["cell_type"].isna().all()
-    assert "one cell_type is left (none): the benchmarks need at least 2" in caplog.text
+    assert "too few cell_type values are left (none): the benchmarks need at least 2" in caplog.text
 
 
-def test_cells_without_counts_are_an_error_or_dropped_by_choice(counts):
+def test_cells_without_counts_raise_or_are_dropped(counts):
     X = counts.X.toarray()
     X[4] = 0
     counts.X = csr_matrix(X)
@@ -246,20 +248,20 @@ def test_cells_without_counts_are_an_error_or_dropped_by_choice(counts):
     assert data.filter_cells(counts, min_cells=1, drop_empty=True)[0].n_obs == 59
 
 
-def test_one_donor_or_one_type_is_warned_of_before_the_trainings(counts, caplog):
+def test_one_donor_or_one_type_logs_a_warning(counts, caplog):
     counts.obs["cell_type"] = "T"
     data.filter_cells(counts, min_cells=16)
-    assert "one donor_id is left (big): models 1 and 2 need at least 2" in caplog.text
-    assert "one cell_type is left (T): the benchmarks need at least 2" in caplog.text
+    assert "too few donor_id values are left (big): models 1 and 2 need at least 2" in caplog.text
+    assert "too few cell_type values are left (T): the benchmarks need at least 2" in caplog.text
 
 
-def test_a_file_without_counts_is_refused(counts):
+def test_matrix_without_counts_raises(counts):
     counts.X = csr_matrix(counts.shape, dtype=np.float32)
-    with pytest.raises(ValueError, match="nothing to filter: 60 cells × 40 genes, 0 counts"):
+    with pytest.raises(ValueError, match="Nothing to filter: 60 cells × 40 genes with 0 counts"):
         data.filter_cells(counts, min_cells=1)
 
 
-def test_load_wants_what_filter_wrote(tmp_path, counts):
+def test_load_reads_filtered_cells_and_rejects_other_files(tmp_path, counts):
     cells, _ = data.filter_cells(counts, min_cells=1)
     cells.write_h5ad(tmp_path / "filtered.h5ad")
     loaded = data.load(tmp_path / "filtered.h5ad")

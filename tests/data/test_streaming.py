@@ -1,4 +1,4 @@
-"""Cells given block by block are the cells of the whole matrix, and the reader ends with its caller."""
+"""Tests of cells streamed from disk: blocks equal the whole matrix, and the reader thread ends with its caller."""
 
 import threading
 import time
@@ -23,7 +23,7 @@ GENES = [f"gene{i}" for i in (31, 2, 5, 17, 39, 0)]  # not in the order of the f
 
 
 def counts() -> ad.AnnData:
-    """60 × 40 counts, among them a cell without any and stored zeros."""
+    """Return 60 × 40 counts, with an empty cell and stored zeros."""
     cells = tiny_cells()
     cells.X.data = np.ceil(cells.X.data)
     cells.X.data[cells.X.indptr[7] : cells.X.indptr[8]] = 0
@@ -32,7 +32,7 @@ def counts() -> ad.AnnData:
 
 
 def rewrite(path, dtypes=None, **options):
-    """Store X again, its arrays in other types or chunks."""
+    """Store the arrays of X again with other types or chunks."""
     with h5py.File(path, "r+") as file:
         names = (
             ["X"] if isinstance(file["X"], h5py.Dataset) else [f"X/{part}" for part in ("data", "indices", "indptr")]
@@ -44,8 +44,8 @@ def rewrite(path, dtypes=None, **options):
             file.create_dataset(name, data=values.astype(dtype), **options).attrs.update(attrs)
 
 
-def given_by(cells: CellStream) -> csr_matrix:
-    """Join the blocks, whose slices must follow each other."""
+def join_blocks(cells: CellStream) -> csr_matrix:
+    """Return all blocks as one matrix, and check that their slices are contiguous."""
     blocks, rows = zip(*cells, strict=True) if cells.n_obs else ((), ())
     assert [r.start for r in rows] == [0, *(r.stop for r in rows[:-1])][: len(rows)]
     assert all(X.shape == (r.stop - r.start, cells.n_vars) for X, r in zip(blocks, rows, strict=True))
@@ -59,8 +59,8 @@ def assert_same_bits(given: csr_matrix, expected: csr_matrix) -> None:
         np.testing.assert_array_equal(getattr(given, part), getattr(expected, part), strict=part == "data")
 
 
-def at_rest(path) -> bool:
-    """Tell whether no reader is left and the file is closed: HDF5 does not let an open one be opened for writing."""
+def reader_has_ended(path) -> bool:
+    """Return whether no reader thread is left. HDF5 raises here if the file is still open for reading."""
     h5py.File(path, "r+").close()
     return not [thread for thread in threading.enumerate() if thread.name.startswith("read ahead")]
 
@@ -85,52 +85,52 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("genes", [None, GENES], ids=["all genes", "some"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_blocks_are_the_matrix_normalized_whole(path, layout, genes):
+def test_blocks_equal_the_normalized_matrix(path, layout, genes):
     rewrite(path, **LAYOUTS[layout])
     whole = data.normalize(counts().X)
     cells = CellStream(path, counts=True, genes=genes, block=13)
     expected = whole if genes is None else whole[:, [int(name[4:]) for name in genes]]
-    assert_same_bits(given_by(cells), expected)
+    assert_same_bits(join_blocks(cells), expected)
     assert list(cells.var_names) == (genes or list(counts().var_names))
     assert (cells.n_obs, cells.n_vars, cells.where) == (*expected.shape, "X")
     pd.testing.assert_frame_equal(cells.obs, counts().obs)
 
 
 @pytest.mark.parametrize("options", [{}, {"chunks": (11, 9), "compression": "gzip"}], ids=["contiguous", "gzip"])
-def test_dense_counts_are_read(path, options):
+def test_blocks_of_a_dense_matrix_equal_the_normalized_matrix(path, options):
     cells = counts()
     cells.X = cells.X.toarray()
     cells.write_h5ad(path)
     rewrite(path, **options)
     assert_same_bits(
-        given_by(CellStream(path, counts=True, genes=GENES, block=13)),
+        join_blocks(CellStream(path, counts=True, genes=GENES, block=13)),
         data.normalize(counts().X)[:, [31, 2, 5, 17, 39, 0]],
     )
 
 
-def test_nonzeros_are_guessed_from_the_first_cells(path, monkeypatch):
+def test_nnz_is_estimated_from_the_first_cells(path, monkeypatch):
     keep, columns = np.arange(60) % 2 == 0, [31, 2, 5, 17, 39, 0]
     assert CellStream(path, genes=GENES).nnz == counts().X[:, columns].nnz
-    monkeypatch.setattr(streaming, "_LOOK", 10)
+    monkeypatch.setattr(streaming, "_FIRST", 10)
     assert CellStream(path, genes=GENES, keep=keep).nnz == 3 * counts().X[:10, columns].nnz
 
 
-def test_fractional_counts_are_scaled_to_the_same_bits(path):
+def test_fractional_counts_are_normalized_to_the_same_bits(path):
     cells = counts()
     cells.X.data[cells.X.data > 0] += np.random.default_rng(0).random((cells.X.data > 0).sum(), dtype=np.float32)
     cells.write_h5ad(path)
     streamed = CellStream(path, counts=True, fractional=True, genes=GENES, block=13)
-    assert_same_bits(given_by(streamed), data.normalize(cells.X)[:, [31, 2, 5, 17, 39, 0]])
+    assert_same_bits(join_blocks(streamed), data.normalize(cells.X)[:, [31, 2, 5, 17, 39, 0]])
 
 
-def test_filtered_cells_are_given_as_they_are(path):
+def test_filtered_cells_are_returned_unchanged(path):
     filtered, _ = data.filter_cells(counts(), min_cells=1, drop_empty=True)
     filtered.write_h5ad(path)
-    assert_same_bits(given_by(CellStream(path, block=13)), filtered.X)
-    assert_same_bits(given_by(CellStream(path, genes=GENES, block=13)), filtered[:, GENES].X)
+    assert_same_bits(join_blocks(CellStream(path, block=13)), filtered.X)
+    assert_same_bits(join_blocks(CellStream(path, genes=GENES, block=13)), filtered[:, GENES].X)
 
 
-def test_counts_are_found_where_read_counts_finds_them(path):
+def test_stream_finds_the_same_counts_as_read_counts(path):
     cells = counts()
     cells.raw = cells.copy()
     cells.layers["doubled"] = cells.X * 2
@@ -139,15 +139,15 @@ def test_counts_are_found_where_read_counts_finds_them(path):
     cells.write_h5ad(path)
     raw, doubled = CellStream(path, counts=True), CellStream(path, counts=True, layer="doubled")
     assert (raw.where, raw.n_vars, doubled.where, doubled.n_vars) == ("raw.X", 40, "layers['doubled']", 35)
-    assert_same_bits(given_by(raw), data.normalize(counts().X))
-    assert_same_bits(given_by(doubled), data.normalize(counts().X[:, 5:]))
+    assert_same_bits(join_blocks(raw), data.normalize(counts().X))
+    assert_same_bits(join_blocks(doubled), data.normalize(counts().X[:, 5:]))
     with pytest.raises(ValueError, match="has no layer 'tripled'"):
         CellStream(path, counts=True, layer="tripled")
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(block=st.integers(1, 70), edges=st.lists(st.integers(0, 60), max_size=3), kept=st.integers(0, 2**60 - 1))
-def test_blocks_shards_and_kept_cells_change_nothing(path, block, edges, kept):
+def test_block_size_shards_and_kept_cells_do_not_change_values(path, block, edges, kept):
     keep = np.array([kept >> i & 1 for i in range(60)], dtype=bool)
     edges = [0, *sorted(edges), 60]
     shards = [
@@ -155,50 +155,48 @@ def test_blocks_shards_and_kept_cells_change_nothing(path, block, edges, kept):
         for lo, hi in pairwise(edges)
     ]
     whole = data.normalize(counts().X)[keep][:, [31, 2, 5, 17, 39, 0]]
-    assert_same_bits(vstack([given_by(shard) for shard in shards], format="csr"), whole)
+    assert_same_bits(vstack([join_blocks(shard) for shard in shards], format="csr"), whole)
     assert [name for shard in shards for name in shard.obs.index] == list(counts().obs_names[keep])
 
 
-def test_a_file_can_be_read_again_and_twice_at_once(path):
+def test_stream_can_be_iterated_twice_and_nested(path):
     cells = CellStream(path, counts=True, block=20)
     assert [(a, b) for _, a in cells for _, b in cells] == [
         (slice(a, a + 20), slice(b, b + 20)) for a in (0, 20, 40) for b in (0, 20, 40)
     ]
-    assert at_rest(path)
+    assert reader_has_ended(path)
 
 
-# ---- the thread ------------------------------------------------------------------------------------------------------
-
-
-def test_the_next_blocks_are_read_while_the_caller_computes(path, monkeypatch):
+# ---- the reader thread
+def test_next_blocks_are_read_while_the_caller_computes(path, monkeypatch):
     made = threading.Semaphore(0)
-    block = CellStream._block
-    monkeypatch.setattr(CellStream, "_block", lambda *arguments: (block(*arguments), made.release())[0])
+    block = CellStream._read_block
+    monkeypatch.setattr(CellStream, "_read_block", lambda *arguments: (block(*arguments), made.release())[0])
     for _ in CellStream(path, counts=True, block=20):
-        assert all(made.acquire(timeout=10) for _ in range(3))  # this block, and the two that are left
+        assert all(made.acquire(timeout=10) for _ in range(3))  # this block and the two next blocks
         break
     else:
-        pytest.fail("no block was given")
+        pytest.fail("the stream returned no block")
 
 
-def test_few_blocks_live_at_once(path, monkeypatch):
+def test_few_blocks_are_in_memory_at_a_time(path, monkeypatch):
     alive, most = set(), []
-    block = CellStream._block
+    block = CellStream._read_block
 
     def count(*arguments):
-        X = block(*arguments)
+        X, rows = block(*arguments)
         alive.add(id(X))
         weakref.finalize(X, alive.discard, id(X))
         most.append(len(alive))
-        return X
+        return X, rows
 
-    monkeypatch.setattr(CellStream, "_block", count)
+    monkeypatch.setattr(CellStream, "_read_block", count)
     n = 0
     for X, _ in CellStream(path, counts=True, block=1):
         time.sleep(0.002)  # slower than the reader
         n += X.shape[0]
     assert n == len(most) == 60
-    # the caller's last, the one it is about to take, two waiting
+    # the caller's block, the one it takes next, and those read in advance
     assert max(most) <= 2 + streaming._AHEAD
 
 
@@ -209,10 +207,10 @@ def leave(cells):
 
 def fail(cells):
     for _ in cells:
-        raise KeyError("of the caller")
+        raise KeyError("raised by the caller")
 
 
-def put_aside(cells):
+def close(cells):
     blocks = iter(cells)
     next(blocks)
     blocks.close()
@@ -222,18 +220,18 @@ def never_start(cells):
     iter(cells)
 
 
-@pytest.mark.parametrize("stop", [leave, fail, put_aside, never_start])
-def test_the_reader_ends_with_its_caller(path, stop):
+@pytest.mark.parametrize("stop", [leave, fail, close, never_start])
+def test_reader_ends_if_the_caller_stops_early(path, stop):
     try:
         stop(CellStream(path, counts=True, block=1))
     except KeyError as error:
-        assert "of the caller" in str(error)
-    assert at_rest(path)
+        assert "raised by the caller" in str(error)
+    assert reader_has_ended(path)
 
 
 @pytest.mark.parametrize("value", [-1, np.nan, np.inf, 1.5])
-def test_values_that_are_no_counts_are_refused_where_they_stand(path, monkeypatch, value):
-    monkeypatch.setattr(streaming, "_LOOK", 8)
+def test_invalid_value_raises_with_its_cell(path, monkeypatch, value):
+    monkeypatch.setattr(streaming, "_FIRST", 8)
     cells = counts()
     cells.X.data[cells.X.indptr[44]] = value
     cells.write_h5ad(path)
@@ -241,38 +239,36 @@ def test_values_that_are_no_counts_are_refused_where_they_stand(path, monkeypatc
     keep = ~np.isin(np.arange(60), [2, 41])
     given = 0
     with pytest.raises(
-        ValueError, match=rf"cells.h5ad: X holds {what}.* in cells 40 to 59 \(first: cell 44, 'cell44'\)"
+        ValueError, match=rf"cells.h5ad: X contains {what}.* in cells 40 to 59 \(first: cell 44, 'cell44'\)"
     ):
         for X, _ in CellStream(path, counts=True, keep=keep, rows=slice(1, None), block=39):
             given += X.shape[0]
-    assert given == 38  # what came before is given
-    assert at_rest(path)
+    assert given == 38  # the valid cells before
+    assert reader_has_ended(path)
     if value == 1.5:
-        assert given_by(CellStream(path, counts=True, fractional=True)).shape == (60, 40)
+        assert join_blocks(CellStream(path, counts=True, fractional=True)).shape == (60, 40)
     else:
-        with pytest.raises(ValueError, match=r"Expected: log1p of counts per 10 000"):
-            given_by(CellStream(path))
+        with pytest.raises(ValueError, match=r"Expected log1p of counts per 10,000"):
+            join_blocks(CellStream(path))
 
 
-def test_no_counts_at_all_is_told_at_once(path):
+def test_file_without_counts_raises_on_construction(path):
     cells = counts()
     cells.X = data.normalize(cells.X)
     cells.write_h5ad(path)
-    with pytest.raises(ValueError, match=r"holds no raw counts: X holds .* it looks log-normalized"):
+    with pytest.raises(ValueError, match=r"contains no raw counts: X contains .* seems to be log-normalized"):
         CellStream(path, counts=True)
 
 
-# ---- files and arguments that do not fit -----------------------------------------------------------------------------
-
-
-def test_a_truncated_file_is_told(path):
+# ---- invalid files and arguments
+def test_truncated_file_raises(path):
     path.write_bytes(path.read_bytes()[:-500])
-    with pytest.raises(OSError, match="is cut short"):
+    with pytest.raises(OSError, match="is truncated"):
         CellStream(path, counts=True)
 
 
-def test_a_damaged_chunk_is_told(path, monkeypatch):
-    monkeypatch.setattr(streaming, "_LOOK", 8)
+def test_damaged_chunk_raises(path, monkeypatch):
+    monkeypatch.setattr(streaming, "_FIRST", 8)
     rewrite(path, chunks=(50,), compression="gzip")
     with h5py.File(path) as file:
         chunks = file["X/data"].id
@@ -281,62 +277,62 @@ def test_a_damaged_chunk_is_told(path, monkeypatch):
     raw[last.byte_offset : last.byte_offset + last.size] = bytes(last.size)
     path.write_bytes(raw)
     with pytest.raises(OSError, match=r"cells.h5ad is damaged: X cannot be read at cells 45 to 59"):
-        given_by(CellStream(path, block=15))
-    assert at_rest(path)
+        join_blocks(CellStream(path, block=15))
+    assert reader_has_ended(path)
 
 
 @pytest.mark.parametrize(("part", "value"), [("indices", 40), ("indices", -1), ("indptr", 10**6), ("indptr", -3)])
-def test_indices_that_point_outside_are_refused(path, monkeypatch, part, value):
-    monkeypatch.setattr(streaming, "_LOOK", 8)
+def test_indices_out_of_range_raise(path, monkeypatch, part, value):
+    monkeypatch.setattr(streaming, "_FIRST", 8)
     with h5py.File(path, "r+") as file:
         at = 50 if part == "indptr" else len(file["X/indices"]) - 1
         file[f"X/{part}"][at] = value
     with pytest.raises(OSError, match=r"is damaged: X cannot be read at cells 40 to 59"):
-        given_by(CellStream(path, genes=GENES, block=20))
-    assert at_rest(path)
+        join_blocks(CellStream(path, genes=GENES, block=20))
+    assert reader_has_ended(path)
 
 
-def test_a_file_that_goes_away_is_told(path):
+def test_file_deleted_before_iteration_raises(path):
     cells = CellStream(path, counts=True)
     path.unlink()
-    with pytest.raises(FileNotFoundError, match="is not there"):
+    with pytest.raises(FileNotFoundError, match="File not found"):
         next(iter(cells))
 
 
 @pytest.mark.parametrize("options", [{}, {"counts": True}])
-def test_a_matrix_stored_by_genes_is_refused(path, options):
+def test_csc_matrix_raises(path, options):
     cells = counts()
     cells.X = cells.X.tocsc()
     cells.write_h5ad(path)
-    with pytest.raises(ValueError, match=r"X is csc_matrix: not stored by cells .*cells.X = cells.X.tocsr\(\)"):
+    with pytest.raises(ValueError, match=r"X is csc_matrix, which is not stored by cells\..* cells\.X\.tocsr\(\)"):
         CellStream(path, **options)
 
 
-def test_a_matrix_that_lacks_a_part_is_told(path):
+def test_matrix_without_indices_raises(path):
     with h5py.File(path, "r+") as file:
         del file["X/indices"]
     with pytest.raises(OSError, match=r"is damaged: X cannot be read at cells 0 to 59: .*indices"):
         CellStream(path, counts=True)
 
 
-def test_names_that_stand_twice_are_refused(path):
+def test_repeated_cell_names_raise(path):
     with h5py.File(path, "r+") as file:
         file["obs/_index"][5] = "cell6"
-    with pytest.raises(ValueError, match=r"1 names of cells stand more than once \(first: 'cell6'\)"):
+    with pytest.raises(ValueError, match=r"1 names in obs are repeated \(first: 'cell6'\)"):
         CellStream(path)
 
 
-def test_a_matrix_that_does_not_fit_its_cells_is_refused(path):
+def test_matrix_shape_that_differs_from_obs_raises(path):
     with h5py.File(path, "r+") as file:
         file["X"].attrs["shape"] = [59, 40]
     with pytest.raises(ValueError, match="X is 59 × 40, but there are 60 cells in obs and 40 genes in var"):
         CellStream(path)
 
 
-def test_a_file_without_X_is_refused(path):
+def test_file_without_x_raises(path):
     with h5py.File(path, "r+") as file:
         del file["X"]
-    with pytest.raises(ValueError, match=r"has no X\. If it holds raw counts elsewhere"):
+    with pytest.raises(ValueError, match=r"has no X\. If it contains raw counts elsewhere"):
         CellStream(path)
 
 
@@ -345,16 +341,16 @@ def test_a_file_without_X_is_refused(path):
     [
         (
             {"genes": ["gene1", "CD8A", "CD4"]},
-            r"2 of 3 genes are not in X of .*\(first: 'CD8A'\); its 40 genes are .*'gene0'",
+            r"2 of 3 genes are not in X of .*\(first: 'CD8A'\)\. Choose from its 40 genes: 'gene0'",
         ),
-        ({"genes": ["gene1", "gene2", "gene1"]}, "'gene1' is asked for more than once"),
-        ({"keep": np.arange(60)}, "keep is int64 of shape .60,.: a bool for each of the 60 cells"),
+        ({"genes": ["gene1", "gene2", "gene1"]}, "genes contains 'gene1' more than once"),
+        ({"keep": np.arange(60)}, "keep is int64 of shape .60,.. Pass a bool for each of the 60 cells"),
         ({"keep": np.ones(59, dtype=bool)}, "a bool for each of the 60 cells"),
-        ({"rows": slice(0, 60, 2)}, "a run of cells is expected"),
-        ({"block": 0}, "block = 0: the number of cells"),
-        ({"counts": False, "layer": "raw"}, "layer='raw' .* give counts=True"),
+        ({"rows": slice(0, 60, 2)}, "is not a contiguous range of cells"),
+        ({"block": 0}, "block=0 is too small"),
+        ({"counts": False, "layer": "raw"}, "layer='raw' .* Set counts=True"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(path, options, message):
+def test_invalid_argument_raises(path, options, message):
     with pytest.raises(ValueError, match=message):
         CellStream(path, **{"counts": True} | options)

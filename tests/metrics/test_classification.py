@@ -1,4 +1,4 @@
-"""Benchmark 2 against the plain scikit-learn pipeline, worked examples and what must not matter."""
+"""Benchmark 2 against scikit-learn pipelines, worked examples, and invariances."""
 
 import logging
 import re
@@ -26,11 +26,14 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_info
 
 from aenmf_lib.metrics import classification, knn, splits
-from aenmf_lib.metrics.classifiers import CLASSIFIERS, KNN, METRICS, Forest
+from aenmf_lib.metrics.classifiers import CLASSIFIERS, INTELEX, KNN, LOGISTIC, METRICS, OTHERS, Forest
+from aenmf_lib.metrics.splits import Splits, stratified_subset
+
+UNSEEN_DONORS = Splits(held_out="donor_id")
 
 
 def simulate(n_cells: int = 240, k: int = 8, distance: float = 0.5) -> tuple[np.ndarray, pd.DataFrame]:
-    """Draw usages of four cell types, the last with nine cells, and two donors; `distance` is in noise deviations."""
+    """Return usages of four cell types, the last with nine cells, and two donors; `distance` is in noise deviations."""
     rng = np.random.default_rng(0)
     cell_type = np.r_[rng.choice(3, n_cells - 9, p=[0.5, 0.3, 0.2]), np.full(9, 3)]
     donor = rng.integers(2, size=n_cells)
@@ -48,18 +51,11 @@ def simulate(n_cells: int = 240, k: int = 8, distance: float = 0.5) -> tuple[np.
 
 def run(H: np.ndarray, obs: pd.DataFrame, **options) -> pd.DataFrame:
     """Score one embedding in this process."""
-    defaults = {"used_cell_type": {"AE_NMF": False}, "seeds": [42], "n_jobs": 1}
-    return classification.cross_validate({"AE_NMF": H}, obs, **{**defaults, **options})
+    return classification.cross_validate({"AE_NMF": H}, obs, **{"seeds": [42], "n_jobs": 1, **options})
 
 
-@pytest.fixture
-def only_neighbors(monkeypatch):
-    """Leave the fast classifier only, where the test is not about classifiers; needs n_jobs=1."""
-    monkeypatch.setattr(classification, "CLASSIFIERS", {KNN: CLASSIFIERS[KNN]})
-
-
-def plain(H: np.ndarray, y: np.ndarray, seeds: list[int]) -> pd.DataFrame:
-    """Write benchmark 2 out with scikit-learn alone; y holds names."""
+def reference(H: np.ndarray, y: np.ndarray, seeds: list[int]) -> pd.DataFrame:
+    """Return the scores of benchmark 2, computed only with scikit-learn; y contains names."""
     sizes = pd.Series(y).value_counts()
     large = np.isin(y, sizes.index[sizes >= 10])
     H, y = H[large], y[large]
@@ -89,12 +85,12 @@ def plain(H: np.ndarray, y: np.ndarray, seeds: list[int]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index(["classifier", "seed", "fold"]).sort_index()
 
 
-def test_every_number_is_that_of_plain_scikit_learn():
+def test_scores_equal_those_of_scikit_learn():
     H, obs = simulate()
     seeds = [52]
     long = run(H, obs, seeds=seeds)
     for label in ("cell_type", "donor_id"):  # three classes after the rare one is left out; two classes
-        expected = plain(H, obs[label].astype(str).to_numpy(), seeds)
+        expected = reference(H, obs[label].astype(str).to_numpy(), seeds)
         ours = long[long["label"] == label].set_index(["classifier", "seed", "fold"]).sort_index()
         pd.testing.assert_frame_equal(ours[expected.columns], expected, rtol=0, atol=1e-12)
         table = classification.summarize(long, label).iloc[0]
@@ -105,7 +101,7 @@ def test_every_number_is_that_of_plain_scikit_learn():
 
 
 def awkward(kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Draw an embedding that is hard on a search for neighbors, and classes."""
+    """Return an embedding that is difficult for a neighbor search, and classes."""
     rng = np.random.default_rng(1)
     n_cells = 35 if kind == "few cells" else 1000
     H = rng.gamma(0.3, size=(n_cells, 12)).astype(np.float64 if kind in ("double", "hardly varies") else np.float32)
@@ -127,17 +123,17 @@ def awkward(kind: str) -> tuple[np.ndarray, np.ndarray]:
     "kind",
     ["single", "double", "hardly varies", "duplicates", "constant columns", "rare and large", "near ties", "few cells"],
 )
-def test_neighbors_searched_once_are_those_of_each_fold(kind):
+def test_one_neighbor_search_gives_the_probabilities_of_each_fold(kind):
     H, y = awkward(kind)
     fold_of = splits.assign_folds(y, [42, 52], n_splits=5)
-    wanted = [(division, fold) for division in range(2) for fold in range(5)]
-    found = knn.probabilities(CLASSIFIERS[KNN], H, y, fold_of, wanted, n_neighbors=15, n_jobs=1)
-    for (division, fold), classes, probability in found:
-        test = fold_of[division] == fold
+    wanted = [(seed, fold) for seed in (42, 52) for fold in range(5)]
+    found = knn.probabilities(H, y, {42: fold_of[0], 52: fold_of[1]}, wanted, n_jobs=1)
+    for (seed, fold), classes, probability in found:
+        test = fold_of[(42, 52).index(seed)] == fold
         pipeline = make_pipeline(StandardScaler(), KNeighborsClassifier(15)).fit(H[~test], y[~test])
         np.testing.assert_array_equal(classes, pipeline.classes_)
         np.testing.assert_array_equal(probability, pipeline.predict_proba(H[test]))
-    _, undecided = knn._neighbors_outside_fold(H, fold_of, 15, n_jobs=1)
+    _, undecided = knn._neighbors_outside_fold(H, fold_of, n_jobs=1)
     if kind in ("single", "double", "constant columns"):  # the search decides, not the pipeline
         assert undecided.mean() < 0.1
     if kind in ("duplicates", "near ties"):
@@ -145,7 +141,7 @@ def test_neighbors_searched_once_are_those_of_each_fold(kind):
 
 
 def donors(n_donors: int = 6) -> tuple[np.ndarray, pd.DataFrame]:
-    """Draw cells of several donors; only one has 'B cell' of its own kind."""
+    """Return cells of several donors; one of them has a type that no other has."""
     H, obs = simulate(n_cells=400)
     obs = obs.assign(donor_id=[f"d{i % n_donors}" for i in range(len(obs))])
     obs["cell_type"] = obs["cell_type"].astype(str).where(obs["cell_type"] != "pDC", "T cell")
@@ -154,7 +150,7 @@ def donors(n_donors: int = 6) -> tuple[np.ndarray, pd.DataFrame]:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_forest_grown_in_parts_is_the_published_one_to_the_bit(dtype):
+def test_forest_grown_in_parts_equals_the_whole_forest_bit_for_bit(dtype):
     rng = np.random.default_rng(0)
     X, y = rng.gamma(0.5, size=(300, 8)).astype(dtype), 2 * rng.integers(4, size=300)
     whole = RandomForestClassifier(50, random_state=42).fit(X[:200], y[:200])
@@ -164,71 +160,63 @@ def test_a_forest_grown_in_parts_is_the_published_one_to_the_bit(dtype):
         np.testing.assert_array_equal(parts.classes_, whole.classes_)
 
 
-def test_unseen_donors_are_those_of_plain_scikit_learn(caplog):
+def test_scores_of_unseen_donors_equal_those_of_scikit_learn(caplog):
     H, obs = donors()
     with caplog.at_level(logging.INFO):
-        long = run(H, obs, labels=["cell_type"], unseen="donor_id")
+        long = run(H, obs, labels=["cell_type"], splits=UNSEEN_DONORS, classifiers=[LOGISTIC])
     y, groups = obs["cell_type"].to_numpy(), obs["donor_id"].to_numpy()
-    splits = StratifiedGroupKFold(5, shuffle=True, random_state=42).split(H, y, groups)
-    for fold, (train, test) in enumerate(splits):
+    folds = StratifiedGroupKFold(5, shuffle=True, random_state=42).split(H, y, groups)
+    for fold, (train, test) in enumerate(folds):
         assert not set(groups[train]) & set(groups[test])
         test = test[np.isin(y[test], y[train])]
         classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(H[train], y[train])
-        there = np.unique(y[test])
-        expected = f1_score(y[test], classifier.predict(H[test]), labels=there, average="macro")
+        present = np.unique(y[test])
+        expected = f1_score(y[test], classifier.predict(H[test]), labels=present, average="macro")
         area = np.mean(
             [
                 roc_auc_score(y[test] == c, classifier.predict_proba(H[test])[:, list(classifier.classes_).index(c)])
-                for c in there
+                for c in present
             ]
         )
-        ours = long[(long["fold"] == fold) & (long["classifier"] == "logistic_regression")].iloc[0]
+        ours = long[long["fold"] == fold].iloc[0]
         assert ours["F1"] == pytest.approx(expected, abs=1e-12)
         assert ours["AUROC"] == pytest.approx(area, abs=1e-12)
         assert ours["n_scored"] == len(test)
-    assert re.search(
-        r"cell_type, seed 42, fold \d: in no donor_id that is learnt from, so \d+ of \d+ .*: mast", caplog.text
-    )
+    assert re.search(r"seed 42, fold \d: \d+ of \d+ cells are left out, .* no training cell: mast", caplog.text)
     assert np.isfinite(long[list(METRICS)]).all(axis=None)
 
 
-@pytest.mark.usefixtures("only_neighbors")
-def test_fewer_donors_than_folds_are_a_fold_each(caplog):
+def test_fewer_donors_than_folds_give_one_fold_per_donor(caplog):
     H, obs = donors(n_donors=4)
+    options = {"labels": ["cell_type"], "splits": UNSEEN_DONORS, "classifiers": [KNN]}
     with caplog.at_level(logging.INFO):
-        assert len(run(H, obs, labels=["cell_type"], unseen="donor_id")) == 4
-    assert "cell_type: 4 folds, for there are so many donor_id among the cells chosen" in caplog.text
+        assert len(run(H, obs, **options)) == 4
+    assert "cell_type: 4 folds, because the chosen cells have only 4 donor_id" in caplog.text
     rare = obs.assign(cell_type=obs["cell_type"].where(obs["donor_id"] != "d0", "rare " + obs.index.astype(str)))
-    assert len(run(H, rare, labels=["cell_type"], unseen="donor_id")) == 3  # of d0 no cell is chosen
-    with pytest.raises(ValueError, match=r"obs\['donor_id'\] is the same for all \d+ cells chosen"):
-        run(
-            H,
-            rare.assign(donor_id=(obs["donor_id"] == "d0").map({True: "x", False: "y"})),
-            labels=["cell_type"],
-            unseen="donor_id",
-        )
+    assert len(run(H, rare, **options)) == 3  # no cell of d0 is chosen
+    with pytest.raises(ValueError, match=r"obs\['donor_id'\] is the same for all \d+ chosen cells"):
+        run(H, rare.assign(donor_id=(obs["donor_id"] == "d0").map({True: "x", False: "y"})), **options)
 
 
-@pytest.mark.usefixtures("only_neighbors")
-def test_a_fold_of_donors_that_cannot_be_scored_is_left_out_and_named(caplog):
+def test_fold_of_donors_with_one_class_is_left_out_and_reported(caplog):
     H, obs = donors(n_donors=4)
-    obs.loc[obs["donor_id"] == "d2", "cell_type"] = "B cell"  # nothing to tell apart in this donor
-    options = {"labels": ["cell_type"], "unseen": "donor_id", "n_splits": 4}
+    obs.loc[obs["donor_id"] == "d2", "cell_type"] = "B cell"  # this donor has only one class
+    options = {"labels": ["cell_type"], "splits": Splits(n_splits=4, held_out="donor_id"), "classifiers": [KNN]}
     long = run(H, obs, **options)
     assert len(long) == 3
     assert np.isfinite(long[list(METRICS)]).all(axis=None)
-    assert re.search(r"cell_type, seed 42, fold \d is left out: its 1 donor_id hold fewer .* \(B cell\)", caplog.text)
+    assert re.search(r"cell_type, seed 42, fold \d is left out: its 1 donor_id have fewer .* \(B cell\)", caplog.text)
     obs["cell_type"] = obs["donor_id"]
     long = run(H, obs, **options)
     assert len(long) == 0
     assert len(classification.per_class(long)) == 0
 
 
-def test_scores_of_classes_are_those_of_scikit_learn():
+def test_scores_of_classes_equal_those_of_scikit_learn():
     H, obs = simulate()
     obs = obs[(obs["cell_type"] != "pDC").to_numpy()]
     H = H[: len(obs)]
-    long = run(H, obs, labels=["cell_type"])
+    long = run(H, obs, labels=["cell_type"], classifiers=["random_forest"])
     y = obs["cell_type"].astype(str).to_numpy()
     expected, counts = [], 0
     for train, test in StratifiedKFold(5, shuffle=True, random_state=42).split(H, y):
@@ -238,7 +226,7 @@ def test_scores_of_classes_are_those_of_scikit_learn():
         area = roc_auc_score(y[test], probability, multi_class="ovr", average=None)
         expected.append([*precision_recall_fscore_support(y[test], found, zero_division=0)[:3], area])
     table = classification.per_class(long)
-    table = table[table["classifier"] == "random_forest"].sort_values("class")
+    table = table.sort_values("class")
     assert table["class"].tolist() == sorted(np.unique(y))
     assert table["n_cells"].tolist() == [(y == c).sum() for c in sorted(np.unique(y))]
     for column, mean, std in zip(
@@ -246,35 +234,34 @@ def test_scores_of_classes_are_those_of_scikit_learn():
     ):
         np.testing.assert_allclose(table[column], mean, atol=1e-12)
         np.testing.assert_allclose(table[f"{column}_std"], std, atol=1e-12)
-    assert table["F1"].mean() == pytest.approx(long.loc[long["classifier"] == "random_forest", "F1"].mean())
-    confused = classification.confusion(long)
-    confused = confused[confused["classifier"] == "random_forest"]
-    confused = confused.pivot_table(index="class", columns="predicted", values="n_cells", fill_value=0)
+    assert table["F1"].mean() == pytest.approx(long["F1"].mean())
+    confused = classification.confusion(long).pivot_table(
+        index="class", columns="predicted", values="n_cells", fill_value=0
+    )
     np.testing.assert_array_equal(confused, counts)
 
 
-@pytest.mark.usefixtures("only_neighbors")
 def test_defaults_are_the_published_five_seeds_and_folds():
     H, obs = simulate()
-    long = classification.cross_validate({"AE_NMF": H}, obs, used_cell_type={"AE_NMF": False}, n_jobs=1)
+    long = classification.cross_validate({"AE_NMF": H}, obs, classifiers=[KNN], n_jobs=1)
     for label in ("cell_type", "donor_id"):
         fits = long.loc[long["label"] == label, ["seed", "fold"]].to_numpy().tolist()
         assert fits == [[seed, fold] for seed in (42, 52, 62, 72, 82) for fold in range(5)]
 
 
-def test_some_of_the_classifiers_can_be_asked_for():
+def test_only_the_requested_classifiers_are_trained():
     H, obs = np.random.default_rng(0).random((80, 3)), pd.DataFrame({"cell_type": ["a", "b"] * 40})
     long = run(H, obs, labels=["cell_type"], classifiers=[KNN])
     assert set(long["classifier"]) == {KNN}
     for wrong in ([], ["svm"]):
-        with pytest.raises(ValueError, match="expected some of logistic_regression, knn, random_forest"):
+        with pytest.raises(ValueError, match="Choose one or more of knn, logistic_regression, random_forest"):
             run(H, obs, labels=["cell_type"], classifiers=wrong)
 
 
-def test_workers_change_nothing():
+def test_number_of_workers_changes_no_score():
     H, obs = simulate(n_cells=120)
-    alone, shared = (run(H, obs, labels=["cell_type"], n_jobs=n) for n in (1, 2))
-    pd.testing.assert_frame_equal(alone, shared, check_exact=True)
+    one, two = (run(H, obs, labels=["donor_id"], n_jobs=n) for n in (1, 2))
+    pd.testing.assert_frame_equal(one, two, check_exact=True)
 
 
 def test_each_fit_uses_one_thread(monkeypatch):
@@ -285,46 +272,44 @@ def test_each_fit_uses_one_thread(monkeypatch):
             threads.extend(pool["num_threads"] for pool in threadpool_info())
             return super().fit(X, y)
 
-    monkeypatch.setattr(classification, "CLASSIFIERS", {"logistic_regression": lambda seed: Spy()})
-    run(*simulate())
+    monkeypatch.setitem(CLASSIFIERS, LOGISTIC, lambda seed: Spy())
+    run(*simulate(), classifiers=[LOGISTIC])
     assert threads
     assert set(threads) == {1}
 
 
-@pytest.mark.usefixtures("only_neighbors")
-def test_names_of_donors_do_not_matter():
+def test_renaming_donors_changes_no_score():
     H, obs = simulate(distance=2)  # an odd number of neighbors and two donors: no tie that a name could break
     renamed = obs.assign(donor_id=obs["donor_id"].map({"d1": "z", "d2": "a"}))
-    before, after = (run(H, o, labels=["donor_id"])[classification.LONG] for o in (obs, renamed))
+    before, after = (run(H, o, labels=["donor_id"], classifiers=[KNN])[classification.LONG] for o in (obs, renamed))
     pd.testing.assert_frame_equal(before, after, rtol=1e-12)
 
 
-def test_planted_classes_are_read_and_shuffled_ones_are_not():
+def test_simulated_classes_are_predicted_and_shuffled_ones_are_not():
     H, obs = simulate(distance=4)
     obs["donor_id"] = np.random.default_rng(1).permutation(obs["donor_id"])
     scores = run(H, obs).groupby("label")[list(METRICS)].mean()
     assert scores.loc["cell_type"].min() > 0.99
-    # two donors of about equal size: chance is 0.5; the folds hold 240 cells, so 0.1 is three standard errors
+    # two donors of about equal size: chance is 0.5; all folds together have 240 cells, so 0.1 is three standard errors
     assert scores.loc["donor_id", ["AUROC", "Accuracy", "Recall"]].sub(0.5).abs().max() < 0.1
 
 
-@pytest.mark.usefixtures("only_neighbors")
-def test_score_copies_settings_and_orders_rows():
+def test_rows_are_in_order_and_contain_the_settings():
     H, obs = simulate()
     long = classification.cross_validate(
         {"CAE_NMF1": H, "AE_NMF": H[:, ::-1]},
         obs,
-        used_cell_type={"CAE_NMF1": True, "AE_NMF": False},
+        splits=Splits(max_cells=100),
+        classifiers=[KNN],
         seeds=[52, 42],
-        max_cells=100,
         n_jobs=1,
     )
     assert long.columns.tolist() == (
         "Model label classifier seed fold F1 AUROC Precision Accuracy Recall "
-        "n_cells n_classes min_cells_per_class max_cells cell_type_in_training n_scored by_class".split()
+        "n_cells n_classes min_cells_per_class max_cells n_scored by_class".split()
     )
-    assert long[["Model", "label", "seed", "fold", "cell_type_in_training"]].to_numpy().tolist() == [
-        [model, label, seed, fold, model == "CAE_NMF1"]
+    assert long[["Model", "label", "seed", "fold"]].to_numpy().tolist() == [
+        [model, label, seed, fold]
         for model in ("CAE_NMF1", "AE_NMF")
         for label in ("cell_type", "donor_id")
         for seed in (52, 42)
@@ -335,73 +320,80 @@ def test_score_copies_settings_and_orders_rows():
     assert settings.loc["donor_id"].tolist() == [{100}, {2}, {10}, {100}]
 
 
-@pytest.mark.usefixtures("only_neighbors")
 def test_all_models_are_scored_on_the_same_cells_and_folds():
     H, obs = simulate()
     H = {"CAE_NMF1": H, "AE_NMF": H.copy()}
-    long = classification.cross_validate(
-        H, obs, used_cell_type=dict.fromkeys(H, False), seeds=[42], max_cells=60, n_jobs=1
-    )
+    options = {"splits": Splits(max_cells=60), "classifiers": [KNN], "seeds": [42], "n_jobs": 1}
+    long = classification.cross_validate(H, obs, **options)
     one, other = (rows.drop(columns="Model").reset_index(drop=True) for _, rows in long.groupby("Model"))
     pd.testing.assert_frame_equal(one, other, check_exact=True)
 
 
-@pytest.mark.usefixtures("only_neighbors")
 def test_each_model_is_scored_on_its_own_embedding():
     H, obs = simulate()
     H = {"CAE_NMF1": H, "AE_NMF": H[:, :3]}
-    options = {"used_cell_type": dict.fromkeys(H, False), "seeds": [42], "n_jobs": 1}
+    options = {"classifiers": [KNN], "seeds": [42], "n_jobs": 1}
     together = classification.cross_validate(H, obs, **options)
-    alone = [classification.cross_validate({model: usages}, obs, **options) for model, usages in H.items()]
-    pd.testing.assert_frame_equal(together, pd.concat(alone, ignore_index=True), check_exact=True)
-    assert not np.array_equal(alone[0]["AUROC"], alone[1]["AUROC"])
+    separate = [classification.cross_validate({model: usages}, obs, **options) for model, usages in H.items()]
+    pd.testing.assert_frame_equal(together, pd.concat(separate, ignore_index=True), check_exact=True)
+    assert not np.array_equal(separate[0]["AUROC"], separate[1]["AUROC"])
 
 
 def labeled(**sizes: int) -> pd.DataFrame:
-    """Make obs with so many cells of each class, mixed."""
+    """Return obs with the given number of cells of each class, in random order."""
     classes = np.random.default_rng(0).permutation(np.repeat(list(sizes), list(sizes.values())))
     return pd.DataFrame({"cell_type": pd.Categorical(classes)}, index=[f"cell{i}" for i in range(len(classes))])
 
 
-def test_small_classes_are_left_out_and_counted(caplog):
+def test_small_classes_are_left_out_and_logged(caplog):
     obs = labeled(a=30, b=10, c=9, d=1)
     with caplog.at_level(logging.INFO):
-        cells = splits.stratified_subset(obs, "cell_type")
+        cells = stratified_subset(obs, "cell_type")
     np.testing.assert_array_equal(cells, np.flatnonzero(obs["cell_type"].isin(["a", "b"])))
     assert "2 classes with fewer than 10 cells are left out, 10 of 50 cells: c (9), d (1)" in caplog.text
 
 
 def test_subset_of_a_worked_example():
-    # 10 each leaves 32 of 62 cells for 90 + 50 + 2 others: 20.28, 11.27 and 0.45, the largest remainder rounds up
+    # 10 per class leave 32 of 62 for the other 90 + 50 + 2 cells: 20.28, 11.27, 0.45; the largest remainder rounds up
     obs = labeled(a=100, b=60, c=12, rare=5)
-    cells = splits.stratified_subset(obs, "cell_type", max_cells=62)
+    cells = stratified_subset(obs, "cell_type", Splits(max_cells=62))
     assert obs["cell_type"].iloc[cells].value_counts().to_dict() == {"a": 30, "b": 21, "c": 11, "rare": 0}
     assert (np.diff(cells) > 0).all()
 
 
-def test_subset_is_drawn_by_its_seed_alone():
+def test_subset_depends_only_on_its_seed_and_not_on_class_names():
     obs = labeled(a=100, b=60, c=12)
-    cells = splits.stratified_subset(obs, "cell_type", max_cells=62)
-    np.testing.assert_array_equal(splits.stratified_subset(obs, "cell_type", max_cells=62), cells)
+    cells = stratified_subset(obs, "cell_type", Splits(max_cells=62))
+    np.testing.assert_array_equal(stratified_subset(obs, "cell_type", Splits(max_cells=62)), cells)
     renamed = obs.assign(cell_type=obs["cell_type"].map({"a": "z", "b": "y", "c": "x"}))
-    np.testing.assert_array_equal(splits.stratified_subset(renamed, "cell_type", max_cells=62), cells)
-    assert not np.array_equal(splits.stratified_subset(obs, "cell_type", max_cells=62, subset_seed=1), cells)
+    np.testing.assert_array_equal(stratified_subset(renamed, "cell_type", Splits(max_cells=62)), cells)
+    assert not np.array_equal(stratified_subset(obs, "cell_type", Splits(max_cells=62, subset_seed=1)), cells)
     assert cells.max() > 120  # not the first of each class
 
 
 @pytest.mark.parametrize("max_cells", [0, 172, 1000])
-def test_no_subset_when_all_cells_fit(max_cells, caplog):
+def test_max_cells_above_the_number_of_cells_takes_all(max_cells, caplog):
     obs = labeled(a=100, b=60, c=12)
     with caplog.at_level(logging.INFO):
-        cells = splits.stratified_subset(obs, "cell_type", max_cells=max_cells)
+        cells = stratified_subset(obs, "cell_type", Splits(max_cells=max_cells))
     np.testing.assert_array_equal(cells, np.arange(172))
     assert "subset" not in caplog.text
 
 
-def test_smallest_subset_still_fills_the_folds():
+def test_smallest_subset_contains_enough_cells_of_each_class():
     obs = labeled(a=5000, b=10)
-    cells = splits.stratified_subset(obs, "cell_type", max_cells=20)
+    cells = stratified_subset(obs, "cell_type", Splits(max_cells=20))
     assert obs["cell_type"].iloc[cells].value_counts().to_dict() == {"a": 10, "b": 10}
+
+
+@pytest.mark.parametrize("max_cells", [30, 31, 33, 60, 169, 170, 171])
+def test_subset_has_the_exact_size_and_enough_cells_of_each_class(max_cells):
+    # After 10 cells of each class, one class has one cell left, and near both ends no class can get its share.
+    obs = labeled(a=101, b=60, c=11)
+    cells = stratified_subset(obs, "cell_type", Splits(max_cells=max_cells))
+    assert len(np.unique(cells)) == len(cells) == max_cells
+    assert (np.diff(cells) > 0).all()
+    assert obs["cell_type"].iloc[cells].value_counts().min() >= 10
 
 
 def test_summary_of_a_worked_example():
@@ -427,75 +419,75 @@ def test_summary_of_a_worked_example():
     )
     pd.testing.assert_frame_equal(classification.summarize(long, "cell_type"), expected, rtol=0, atol=1e-12)
 
-    with pytest.raises(ValueError, match="no score against 'batch'"):
+    with pytest.raises(ValueError, match="no score for 'batch'"):
         classification.summarize(long, "batch")
     long["n_classes"] = [3, 4, 3] * 3
     with pytest.raises(ValueError, match=r"different n_classes: \[3, 4\]"):
         classification.summarize(long, "cell_type")
 
 
-def test_fits_that_did_not_converge_are_counted_once(monkeypatch, caplog):
-    hurried = {
-        "logistic_regression": lambda seed: make_pipeline(StandardScaler(), LogisticRegression(max_iter=1)),
-        KNN: CLASSIFIERS[KNN],
-    }
-    monkeypatch.setattr(classification, "CLASSIFIERS", hurried)
+def test_fits_that_did_not_converge_are_reported_once(monkeypatch, caplog):
+    hurried = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1))
+    monkeypatch.setitem(CLASSIFIERS, LOGISTIC, lambda seed: hurried)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run(*simulate(), labels=["donor_id"])
+        run(*simulate(), labels=["donor_id"], classifiers=[LOGISTIC, KNN])
     assert [r.levelname for r in caplog.records if "converge" in r.message] == ["WARNING"]
     assert "5 of 5 logistic regressions did not converge (first: donor_id, seed 42, fold 0, AE_NMF)" in caplog.text
 
 
-def test_another_forest_is_named_in_every_row(monkeypatch):
+def test_intelex_forest_is_named_separately(monkeypatch):
     H, obs = simulate()
-    with pytest.raises(ValueError, match="forest='oak' is not known: give 'random_forest' or 'random_forest_intelex'"):
-        run(H, obs, forest="oak")
+    with pytest.raises(ValueError, match=r"\['oak'\]. Choose one or more of .*, random_forest, random_forest_intelex"):
+        run(H, obs, classifiers=["oak"])
     monkeypatch.setitem(sys.modules, "sklearnex", None)
     with pytest.raises(ValueError, match=r"needs a package that is not installed .*scikit-learn-intelex"):
-        run(H, obs, forest="random_forest_intelex")
-    monkeypatch.setitem(classification.FORESTS, "random_forest_intelex", lambda seed: RandomForestClassifier(5))
-    monkeypatch.setattr("aenmf_lib.store.version", lambda name: "1")
-    long = run(H, obs, forest="random_forest_intelex", labels=["donor_id"])
+        run(H, obs, classifiers=[INTELEX])
+    monkeypatch.setitem(OTHERS, INTELEX, lambda seed: RandomForestClassifier(5))
+    monkeypatch.setattr("aenmf_lib.metrics.score_cache.version", lambda name: "1")
+    long = run(H, obs, classifiers=[LOGISTIC, KNN, INTELEX], labels=["donor_id"])
     assert set(long["classifier"]) == {"logistic_regression", "knn", "random_forest_intelex"}
 
 
-def test_other_warnings_of_a_fit_reach_the_reader(monkeypatch):
+def test_other_warnings_of_a_fit_are_shown(monkeypatch):
     class Loud(KNeighborsClassifier):
         def fit(self, X, y):
             warnings.warn("listen", UserWarning, stacklevel=2)
             return super().fit(X, y)
 
-    monkeypatch.setattr(classification, "CLASSIFIERS", {"logistic_regression": lambda seed: Loud()})
+    monkeypatch.setitem(CLASSIFIERS, LOGISTIC, lambda seed: Loud())
     with pytest.warns(UserWarning, match="listen"):
-        run(*simulate())
+        run(*simulate(), classifiers=[LOGISTIC])
 
 
 @pytest.mark.parametrize(
     ("options", "found"),
     [
-        ({"max_cells": -1}, "max_cells=-1 is negative"),
-        ({"max_cells": 29}, "max_cells=29 cannot hold 10 cells of each of the 3 classes .* Set max_cells to 30"),
+        ({"splits": Splits(max_cells=-1)}, "max_cells=-1 is too small .* or to 0 for all cells"),
         (
-            {"min_cells_per_class": 3, "n_splits": 10},
+            {"splits": Splits(max_cells=29)},
+            "max_cells=29 is too small for 10 cells of each of the 3 classes .* Set max_cells to 30",
+        ),
+        (
+            {"splits": Splits(min_cells_per_class=3, n_splits=10)},
             "class 'pDC' of obs\\['cell_type'\\] has 9 cells, fewer than the 10",
         ),
         (
-            {"min_cells_per_class": 100},
+            {"splits": Splits(min_cells_per_class=100)},
             "1 classes with at least min_cells_per_class=100 cells, of 4 \\(largest: 'T cell'",
         ),
         ({"labels": ["batch"]}, r"no column 'batch', only \['cell_type', 'donor_id'\]"),
         ({"seeds": []}, r"The seeds are \[\]"),
-        ({"seeds": [42, 42]}, r"The seeds are \[42, 42\]. Expected at least one, and none twice"),
+        ({"seeds": [42, 42]}, r"The seeds are \[42, 42\]. Expected at least one seed, each only once"),
     ],
 )
-def test_settings_that_cannot_work(options, found):
+def test_settings_that_do_not_fit_the_cells_are_errors(options, found):
     with pytest.raises(ValueError, match=found):
         run(*simulate(), **options)
 
 
 @pytest.mark.parametrize("empty", [np.nan, " "])
-def test_missing_labels_are_counted_and_named(empty):
+def test_missing_donors_are_an_error_with_number_and_example(empty):
     H, obs = simulate()
     obs["donor_id"] = obs["donor_id"].astype(object)
     obs.iloc[[5, 8], 1] = empty
@@ -503,13 +495,13 @@ def test_missing_labels_are_counted_and_named(empty):
         run(H, obs)
 
 
-def test_a_single_class_is_refused():
+def test_a_single_class_is_an_error():
     H, obs = simulate()
     with pytest.raises(ValueError, match=r"obs\['cell_type'\] is 'T cell' for all 240 cells"):
         run(H, obs.assign(cell_type="T cell"))
 
 
-def test_broken_embeddings_are_named():
+def test_embeddings_with_other_cells_or_infinite_values_are_errors():
     H, obs = simulate()
     with pytest.raises(ValueError, match=r"AE_NMF has shape \(239, 8\), but obs has 240 cells"):
         run(H[1:], obs)
@@ -517,15 +509,15 @@ def test_broken_embeddings_are_named():
     with pytest.raises(ValueError, match=rf"1 NaN or infinite values in 1 of 240 cells .*'{obs.index[3]}', column 2"):
         run(H, obs)
     with pytest.raises(ValueError, match="no embedding"):
-        classification.cross_validate({}, obs, used_cell_type={})
+        classification.cross_validate({}, obs)
 
 
-def test_cells_without_a_type_are_left_out_of_the_scores_against_it(only_neighbors):
+def test_cells_without_a_type_are_left_out_of_the_scores_for_it():
     H, obs = simulate()
     without = np.random.default_rng(1).random(len(H)) < 0.2
     some = obs.assign(cell_type=obs["cell_type"].mask(without))
-    found, left = run(H, some), run(H[~without], obs[~without])
-    for label, expected in (("cell_type", left), ("donor_id", run(H, obs))):
+    found, left = run(H, some, classifiers=[KNN]), run(H[~without], obs[~without], classifiers=[KNN])
+    for label, expected in (("cell_type", left), ("donor_id", run(H, obs, classifiers=[KNN]))):
         rows = [table[table["label"] == label].reset_index(drop=True) for table in (found, expected)]
         pd.testing.assert_frame_equal(*rows)
     with pytest.raises(ValueError, match=r"obs\['cell_type'\] is empty for 240 of 240 cells"):

@@ -1,4 +1,4 @@
-"""Measures of mixing against their definitions, worked examples and limits."""
+"""Measures of mixing against their definitions and in extreme cases."""
 
 import importlib.util
 import sys
@@ -13,7 +13,7 @@ from aenmf_lib.metrics import integration, neighbors
 
 
 def simulate(distance: float, n_cells: int = 200) -> tuple[np.ndarray, pd.DataFrame]:
-    """Draw two types `distance` noise deviations apart, and two donors that do not differ."""
+    """Return usages and labels of two types `distance` noise deviations apart, and two donors that do not differ."""
     rng = np.random.default_rng(0)
     cell_type, donor = rng.integers(2, size=n_cells), rng.integers(2, size=n_cells)
     H = rng.normal(distance * cell_type[:, None], 1, size=(n_cells, 6)).astype(np.float32)
@@ -23,10 +23,10 @@ def simulate(distance: float, n_cells: int = 200) -> tuple[np.ndarray, pd.DataFr
 
 def run(H: np.ndarray, obs: pd.DataFrame, **options) -> pd.DataFrame:
     graphs = neighbors.neighbor_graphs({"AE_NMF": H}, obs)
-    return integration.evaluate(graphs, obs, used_cell_type={"AE_NMF": False}, **options).set_index("label")
+    return integration.evaluate(graphs, obs, **options).set_index("label")
 
 
-def test_purity_and_silhouette_are_those_of_their_definitions():
+def test_purity_and_silhouette_equal_their_definitions():
     H, obs = simulate(1.0)
     z = StandardScaler().fit_transform(H.astype(float))
     distance = np.sqrt(((z[:, None] - z) ** 2).sum(-1))
@@ -42,7 +42,7 @@ def test_purity_and_silhouette_are_those_of_their_definitions():
     assert "LISI" not in found
 
 
-def test_types_apart_are_pure_and_mixed_donors_are_not():
+def test_separate_types_are_pure_and_mixed_donors_are_not():
     found = run(*simulate(8.0))
     assert found.loc["cell_type", "purity"] > 0.99
     assert found.loc["cell_type", "silhouette"] > 0.5
@@ -50,7 +50,7 @@ def test_types_apart_are_pure_and_mixed_donors_are_not():
     assert found.loc["donor_id", "silhouette"] == pytest.approx(0, abs=0.05)
 
 
-def test_silhouettes_of_many_cells_are_of_a_sample_which_is_told(monkeypatch):
+def test_silhouette_of_many_cells_uses_a_sample_and_reports_its_size(monkeypatch):
     monkeypatch.setattr(integration, "SILHOUETTE_CELLS", 150)
     H, obs = simulate(2.0)
     found, again, other = run(H, obs), run(H, obs), run(H, obs, seed=1)
@@ -61,18 +61,18 @@ def test_silhouettes_of_many_cells_are_of_a_sample_which_is_told(monkeypatch):
 
 def test_lisi_without_its_package_is_an_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "scib_metrics", None)
-    with pytest.raises(ValueError, match=r"not installed \(scib_metrics\): `pip install scib-metrics`"):
+    with pytest.raises(ValueError, match=r"not installed \(scib_metrics\). Run `pip install scib-metrics`"):
         run(*simulate(1.0), lisi=True)
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("scib_metrics"), reason="needs scib-metrics")
-def test_lisi_is_one_where_types_are_apart_and_more_where_donors_are_mixed():
+def test_lisi_is_one_for_separate_types_and_higher_for_mixed_donors():
     found = run(*simulate(8.0), lisi=True)
     assert found.loc["cell_type", "LISI"] == pytest.approx(1, abs=0.01)
     assert 1.5 < found.loc["donor_id", "LISI"] <= 2
 
 
-def test_purity_and_silhouette_are_of_cells_that_have_a_type():
+def test_purity_and_silhouette_use_only_cells_with_a_type():
     H, obs = simulate(1.0)
     without = np.random.default_rng(1).random(200) < 0.2
     found = run(H, obs.assign(cell_type=obs["cell_type"].mask(without))).loc["cell_type"]
@@ -83,13 +83,13 @@ def test_purity_and_silhouette_are_of_cells_that_have_a_type():
         near = [other for other in np.argsort(distance[cell])[1:25] if not without[other]]
         same += [y[cell] == y[other] for other in near]
     assert found["purity"] == pytest.approx(np.mean(same), abs=1e-12)
-    alone = run(H, obs)["silhouette"]["cell_type"]
-    assert found["silhouette"] == pytest.approx(silhouette_score(z[~without], y[~without]), abs=1e-5) != alone
+    with_all = run(H, obs)["silhouette"]["cell_type"]
+    assert found["silhouette"] == pytest.approx(silhouette_score(z[~without], y[~without]), abs=1e-5) != with_all
     assert found["n_cells"] == (~without).sum()
 
 
-def test_lisi_takes_a_label_for_each_cell(monkeypatch):
+def test_lisi_of_cells_without_a_label_is_an_error(monkeypatch):
     H, obs = simulate(1.0)
-    monkeypatch.setattr(integration, "_lisi", lambda: lambda near, far, y: 1.0)
-    with pytest.raises(ValueError, match="is empty for 1 of 200 cells, and LISI takes a label for each"):
+    monkeypatch.setattr(integration, "_mean_lisi", lambda: lambda near, distance, y: 1.0)
+    with pytest.raises(ValueError, match=r"is empty for 1 of 200 cells. LISI needs a label for every cell"):
         run(H, obs.assign(cell_type=obs["cell_type"].mask(np.arange(200) == 3)), lisi=True)

@@ -1,199 +1,233 @@
-"""A benchmark that is killed goes on; what changed is scored again, and nothing else."""
+"""A killed benchmark resumes; only scores with changed data, settings or code are computed again."""
 
+import ast
 import contextlib
-import inspect
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import score_forest
 from sklearn.ensemble import RandomForestClassifier
 from test_classification import simulate
-from test_notebooks import ROOT, parameters
 
 from aenmf_lib import AENMF, results
-from aenmf_lib.metrics import classification, classifiers, clustering, neighbors, score_cache
+from aenmf_lib.metrics import classification, classifiers, clustering, neighbors
+from aenmf_lib.metrics.classifiers import CLASSIFIERS, FOREST, LOGISTIC
+from aenmf_lib.metrics.score_cache import ScoreCache, fingerprint, source_code
+from aenmf_lib.metrics.splits import PUBLISHED, Splits
 from aenmf_lib.workflow import cli
 
-NOTEBOOK = ROOT / "notebooks/06_benchmarks.py"
+NOTEBOOK = Path(__file__).parents[2] / "notebooks/06_benchmarks.py"
 
-MADE = []  # fits and clusterings that were computed
+COMPUTED = []  # fits and clusterings
 
 
 @pytest.fixture(autouse=True)
 def counted(monkeypatch):
-    """Note what is computed; needs n_jobs=1. Fast classifiers only."""
-    named, leiden = classifiers.named, neighbors.leiden
-    monkeypatch.setattr(classifiers, "named", lambda *args: MADE.append(args[0]) or named(*args))
-    monkeypatch.setattr(neighbors, "leiden", lambda *args, **more: MADE.append(args[1]) or leiden(*args, **more))
-    monkeypatch.setattr(
-        classification, "CLASSIFIERS", {"logistic_regression": classifiers.CLASSIFIERS["logistic_regression"]}
-    )
-    MADE.clear()
+    """Record what is computed; needs n_jobs=1."""
+    score_fold, leiden = classifiers.score_fold, neighbors.leiden  # every fit ends with score_fold
+    monkeypatch.setattr(classifiers, "score_fold", lambda *args: COMPUTED.append("fit") or score_fold(*args))
+    monkeypatch.setattr(neighbors, "leiden", lambda *args: COMPUTED.append(args[1]) or leiden(*args))
+    COMPUTED.clear()
 
 
 def classify(path, H: dict, obs, **options) -> pd.DataFrame:
-    """Score with kNN alone."""
-    options = {"seeds": [42], "n_jobs": 1, **options}
-    return classification.cross_validate(H, obs, used_cell_type=dict.fromkeys(H, False), store=path, **options)
+    """Score logistic regressions of one seed."""
+    options = {"classifiers": [LOGISTIC], "seeds": [42], "n_jobs": 1, **options}
+    return classification.cross_validate(H, obs, cache=path, **options)
 
 
 def cluster(path, H: dict, obs, **options) -> pd.DataFrame:
     """Score three Leiden seeds."""
-    graphs = neighbors.neighbor_graphs(H, obs)
     options = {"seeds": [0, 1, 2], "n_jobs": 1, **options}
-    return clustering.evaluate(graphs, obs, used_cell_type=dict.fromkeys(H, False), store=path, **options)
+    return clustering.evaluate(neighbors.neighbor_graphs(H, obs), obs, cache=path, **options)
 
 
 @pytest.mark.parametrize(("benchmark", "each"), [(classify, 10), (cluster, 3)])
-def test_what_is_there_is_not_made_again(benchmark, each, tmp_path):
+def test_recorded_scores_are_not_computed_again(benchmark, each, tmp_path):
     path = tmp_path / "scores.csv"
     H, obs = simulate()
     first = benchmark(path, {"AE_NMF": H}, obs)
     pd.testing.assert_frame_equal(first, benchmark(None, {"AE_NMF": H}, obs), check_exact=True)
-    assert len(MADE) == 2 * each
+    assert len(COMPUTED) == 2 * each
     written = path.read_bytes()
     again = benchmark(path, {"AE_NMF": H}, obs)
-    assert len(MADE) == 2 * each
+    assert len(COMPUTED) == 2 * each
     pd.testing.assert_frame_equal(again, first, check_exact=True)
     assert path.read_bytes() == written
 
-    both = benchmark(path, {"AE_NMF": H, "Base_NMF": H[:, :3]}, obs)  # a model more: it alone is scored
-    assert len(MADE) == 3 * each
+    both = benchmark(path, {"AE_NMF": H, "Base_NMF": H[:, :3]}, obs)  # only the added model is scored
+    assert len(COMPUTED) == 3 * each
     pd.testing.assert_frame_equal(both[both["Model"] == "AE_NMF"], first, check_exact=True)
 
     other = H.copy()
     other[0, 0] += 1
-    benchmark(path, {"AE_NMF": other}, obs)  # one number more: all is scored
-    assert len(MADE) == 4 * each
+    benchmark(path, {"AE_NMF": other}, obs)  # one changed usage: all is scored
+    assert len(COMPUTED) == 4 * each
 
     relabeled = obs.assign(donor_id=obs["donor_id"].iloc[::-1].to_numpy())
-    benchmark(path, {"AE_NMF": other}, relabeled)  # one label
-    assert len(MADE) == 4 * each + each // (2 if benchmark is classify else 1)
+    benchmark(path, {"AE_NMF": other}, relabeled)  # one changed label
+    assert len(COMPUTED) == 4 * each + each // (2 if benchmark is classify else 1)
 
 
-def test_settings_count(tmp_path):
+def test_changed_settings_are_computed_again(tmp_path):
     H, obs = simulate()
-    for max_cells, n_made in ((0, 10), (60, 20), (0, 20), (1000, 30)):  # 1000: the same cells, told otherwise
-        found = classify(tmp_path / "scores.csv", {"AE_NMF": H}, obs, max_cells=max_cells)
-        assert len(MADE) == n_made
+    for max_cells, n_computed in ((0, 10), (60, 20), (0, 20), (1000, 30)):  # 1000: the same cells, another setting
+        found = classify(tmp_path / "scores.csv", {"AE_NMF": H}, obs, splits=Splits(max_cells=max_cells))
+        assert len(COMPUTED) == n_computed
         assert set(found["max_cells"]) == {max_cells}
-    seen = {"used_cell_type": {"AE_NMF": True}, "seeds": [42], "n_jobs": 1, "store": tmp_path / "scores.csv"}
-    assert classification.cross_validate({"AE_NMF": H}, obs, **seen)["cell_type_in_training"].all()
-    MADE.clear()
-    for resolution, n_made in ((0.8, 3), (0.5, 6), (0.8, 6)):
+    COMPUTED.clear()
+    for resolution, n_computed in ((0.8, 3), (0.5, 6), (0.8, 6)):
         found = cluster(tmp_path / "clusters.csv", {"AE_NMF": H}, obs, resolution=resolution)
-        assert len(MADE) == n_made
+        assert len(COMPUTED) == n_computed
         assert set(found["resolution"]) == {resolution}
 
 
 @pytest.mark.parametrize("benchmark", [classify, cluster])
-def test_an_interrupted_run_ends_in_the_same_table(benchmark, tmp_path, monkeypatch):
+def test_interrupted_run_resumes_to_the_same_table(benchmark, tmp_path, monkeypatch):
     H, obs = simulate()
-    path, add = tmp_path / "scores.csv", score_cache.ScoreCache.add
+    path, append = tmp_path / "scores.csv", ScoreCache._append
     whole = benchmark(None, {"AE_NMF": H}, obs)
-    n = len(MADE)
+    n = len(COMPUTED)
 
-    def dies(self, row):
-        add(self, row)
+    def interrupt(self, row):
+        append(self, row)
         if len(self.rows) == 4:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(score_cache.ScoreCache, "add", dies)
+        patch.setattr(ScoreCache, "_append", interrupt)
         with pytest.raises(KeyboardInterrupt):
             benchmark(path, {"AE_NMF": H}, obs)
-    path.write_bytes(path.read_bytes()[:-5])  # in the midst of the fourth row
-    MADE.clear()
+    path.write_bytes(path.read_bytes()[:-5])  # in the middle of the fourth row
+    COMPUTED.clear()
     pd.testing.assert_frame_equal(benchmark(path, {"AE_NMF": H}, obs), whole, check_exact=True)
-    assert len(MADE) == n - (3 if benchmark is classify else 1)  # a clustering gives two rows
+    assert len(COMPUTED) == n - (3 if benchmark is classify else 1)  # one clustering gives two rows
 
 
-def forest(path) -> pd.DataFrame:
-    """Score a forest with two workers, as the notebook does."""
-    H, obs = simulate(n_cells=120)
-    forests = {"random_forest": lambda seed: RandomForestClassifier(200, random_state=seed)}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(classification, "CLASSIFIERS", forests)
-        return classification.cross_validate(
-            {"AE_NMF": H}, obs, used_cell_type={"AE_NMF": False}, seeds=[42], n_jobs=2, store=path
-        )
-
-
-def test_killed_at_random_the_table_is_the_same(tmp_path):
+def test_run_killed_at_a_random_time_resumes_to_the_same_table(tmp_path):
     rng, path = np.random.default_rng(0), tmp_path / "scores.csv"
     path.touch()
     for _ in range(2):
         before = path.read_text().count("\n")
-        # a process of its own, not a fork of this one, whose workers and threads it would believe to be its own
-        process = subprocess.Popen([sys.executable, __file__, path], start_new_session=True)
-        while process.poll() is None and path.read_text().count("\n") <= max(before, 1):  # a score more, or the last
+        # A separate process and not a fork of this one, whose workers and threads it would share.
+        process = subprocess.Popen([sys.executable, score_forest.__file__, path], start_new_session=True)
+        while process.poll() is None and path.read_text().count("\n") <= max(before, 1):  # until one more score
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.5))
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # its workers too
         process.wait()
         assert path.read_text().count("\n") > before
-    pd.testing.assert_frame_equal(forest(path), forest(None), check_exact=True)
+    pd.testing.assert_frame_equal(score_forest.run(path), score_forest.run(None), check_exact=True)
 
 
-def test_a_damaged_table_is_told(tmp_path):
+def test_damaged_table_is_an_error_and_another_version_is_replaced(tmp_path):
     H, obs = simulate()
     path = tmp_path / "scores.csv"
     classify(path, {"AE_NMF": H}, obs)
     text = path.read_text()
     path.write_text(text.rstrip("\n") + ",more,and more\n")
-    with pytest.raises(ValueError, match=r"scores\.csv is no table of scores .* Remove it"):
+    with pytest.raises(ValueError, match=r"scores\.csv is not a table of scores .* Remove the file"):
         classify(path, {"AE_NMF": H}, obs)
-    path.write_text(text.replace("F1", "F_1"))  # of another version
-    MADE.clear()
+    path.write_text(text.replace("F1", "F_1"))  # another version
+    COMPUTED.clear()
     classify(path, {"AE_NMF": H}, obs)
-    assert len(MADE) == 10
+    assert len(COMPUTED) == 10
 
 
-def test_jobs_of_an_array_leave_their_scores_to_the_notebook(tiny, tmp_path, capsys):
+def test_worker_gets_only_missing_keys_and_may_yield_in_any_order(tmp_path):
+    calls = []
+
+    def worker(missing):
+        calls.append(missing)
+        for key in reversed(missing):
+            yield key, {"score": key[0] * 0.1}
+
+    def evaluate(tasks):
+        return ScoreCache(tmp_path / "scores.csv", ["x", "score"], ["x"]).evaluate(tasks, worker)
+
+    assert evaluate({(1,): "a", (3,): "a"})["x"].tolist() == [1, 3]
+    table = evaluate({(3,): "a", (2,): "a", (1,): "b"})
+    assert calls == [[(1,), (3,)], [(2,), (1,)]]
+    pd.testing.assert_frame_equal(table, pd.DataFrame({"x": [3, 2, 1], "score": [3 * 0.1, 2 * 0.1, 0.1]}))
+    evaluate({(1,): "a"})
+    assert len(calls) == 2
+
+
+def test_fingerprint_changes_with_values_types_and_packages():
+    parts = np.arange(3.0), np.arange(3.0, dtype=np.float32), np.array(["a", "b"]), np.array(["a", "c"], object), 1, "1"
+    found = [fingerprint(part) for part in parts] + [fingerprint(1, packages=["numpy"])]
+    assert len(set(found)) == len(found)
+    assert fingerprint(np.array(["a", "b"], object)) == fingerprint(np.array(["a", "b"], object))
+
+
+def test_source_code_of_a_package_contains_that_of_its_modules():
+    module = Path(classifiers.__file__).read_bytes()
+    assert source_code("metrics/classifiers.py") == module
+    assert module in source_code("metrics")
+
+
+def test_workers_do_not_import_scanpy():
+    code = "import sys, aenmf_lib.metrics.neighbors, aenmf_lib.metrics.classifiers; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"aenmf_lib.data", "anndata", "scanpy", "torch", "umap"} & set(loaded)
+
+
+def test_notebook_reuses_scores_of_array_jobs(tiny, tmp_path):
     tiny.uns["input"] = {}
     file, params = tmp_path / "ae_nmf_k4.h5ad", tmp_path / "06.yaml"
     results.write(file, AENMF(k=4, max_iter=5).fit(tiny), tiny)
-    params.write_text("n_jobs: 1\nclassification_seeds: [42]\n")
-    stores = tmp_path / "classification_scores"
-    stores.mkdir()
+    params.write_text("n_jobs: 1\nclassification_seeds: [42]\nforest: random_forest\n")
+    folder = tmp_path / "classification_scores"
+    folder.mkdir()
 
     def job(label: str) -> None:
-        given = ["--label", label, "--notebook", str(NOTEBOOK), "--params", str(params)]
-        cli.main([str(file), *given, "--store", str(stores / f"{label}.csv"), "--done", str(stores / f"{label}.done")])
+        options = ["--label", label, "--notebook", str(NOTEBOOK), "--params", str(params)]
+        options += ["--cache", str(folder / f"{label}.csv"), "--done", str(folder / f"{label}.done")]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(CLASSIFIERS, FOREST, lambda seed: RandomForestClassifier(2, random_state=seed))
+            cli.main(["score", str(file), *options])
+
+    def notebook() -> pd.DataFrame:
+        embeddings = results.read_embeddings([file])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(CLASSIFIERS, FOREST, lambda seed: RandomForestClassifier(2, random_state=seed))
+            return classify(
+                tmp_path / "classification_scores.csv", embeddings.H, embeddings.obs, classifiers=list(CLASSIFIERS)
+            )
 
     job("donor_id")
-    assert len(MADE) == 5
-    assert (stores / "donor_id.done").exists()
+    assert len(COMPUTED) == 15
+    assert (folder / "donor_id.done").exists()
     job("donor_id")
-    assert len(MADE) == 5
-    held = results.read_embeddings([file])
-    first = classify(tmp_path / "classification_scores.csv", held.H, held.obs)
-    assert len(MADE) == 10  # the other label
+    assert len(COMPUTED) == 15
+    first = notebook()
+    assert len(COMPUTED) == 30  # the other label
     job("cell_type")
     (tmp_path / "classification_scores.csv").unlink()
-    MADE.clear()
-    before = {path.name: path.read_bytes() for path in stores.iterdir()}
-    (stores / "cell_type.csv").write_bytes(before["cell_type.csv"][:-5])  # while its last line is being written
-    second = classify(tmp_path / "classification_scores.csv", held.H, held.obs)
-    pd.testing.assert_frame_equal(first, second, check_exact=True)
-    assert len(MADE) == 1
-    assert (stores / "cell_type.csv").read_bytes() == before["cell_type.csv"][:-5]  # left to whom it belongs
+    COMPUTED.clear()
+    whole = (folder / "cell_type.csv").read_bytes()
+    (folder / "cell_type.csv").write_bytes(whole[:-5])  # while its last line is being written
+    pd.testing.assert_frame_equal(notebook(), first, check_exact=True)
+    assert len(COMPUTED) == 1
+    assert (folder / "cell_type.csv").read_bytes() == whole[:-5]  # the file of another process is not changed
     with pytest.raises(SystemExit, match=r"error: .*nowhere\.h5ad"):
         file = tmp_path / "nowhere.h5ad"
         job("cell_type")
 
 
-def test_a_job_and_the_notebook_have_the_same_defaults():
-    given, defaults = parameters(NOTEBOOK), inspect.signature(classification.cross_validate).parameters
-    for name, option in cli.OPTIONS.items():
-        assert np.array_equal(given[name], defaults[option].default), name
-
-
-if __name__ == "__main__":  # what is killed above
-    forest(sys.argv[1])
+def test_defaults_of_the_notebook_are_those_of_cross_validate():
+    lines = ast.parse(NOTEBOOK.read_text()).body
+    notebook = {line.target.id: ast.literal_eval(line.value) for line in lines if isinstance(line, ast.AnnAssign)}
+    defaults = classification.cross_validate.__kwdefaults__
+    assert tuple(notebook["classification_seeds"]) == defaults["seeds"]
+    assert Splits(max_cells=notebook["max_cells"], subset_seed=notebook["seed"]) == defaults["splits"] == PUBLISHED
+    assert notebook["n_jobs"] == defaults["n_jobs"]
+    assert notebook["forest"] == defaults["classifiers"][-1]

@@ -1,4 +1,4 @@
-"""Weights of the genes: their definition, and a fit of ``X diag(w)`` told in the units of X."""
+"""Weights of the genes: their definition, and a fit of ``X diag(w)`` returned in the units of X."""
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from test_penalties import made
 
 from aenmf_lib import AENMF, CAENMF1, CAENMF2, results
-from aenmf_lib.models import gene_weights
+from aenmf_lib.models import aenmf, gene_weights
 from aenmf_lib.training.moments import Moments
 
 KINDS = (AENMF, CAENMF1, CAENMF2)
@@ -19,7 +19,7 @@ KINDS = (AENMF, CAENMF1, CAENMF2)
 
 @pytest.mark.parametrize("mode", ["implicit", "explicit"])
 @pytest.mark.parametrize("by_donor", [False, True])
-def test_the_weights_are_their_definition(mode, by_donor):
+def test_weights_equal_their_dense_definition(mode, by_donor):
     """Dense: the correlations of the genes, all their eigenpairs."""
     cells = made(effect=1.0, n=400)
     w = gene_weights.shared_variance_weights(Moments.from_cells(cells, by_donor=by_donor, mode=mode))
@@ -37,12 +37,12 @@ def test_the_weights_are_their_definition(mode, by_donor):
 
 @pytest.mark.parametrize("mode", ["implicit", "explicit"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_weighted_fit_is_one_of_the_weighted_cells_in_the_units_of_the_cells(kind, mode, monkeypatch):
+def test_weighted_fit_equals_fit_of_weighted_cells(kind, mode, monkeypatch):
     cells = made(effect=1.0, n=400)
     cells.X = cells.X.astype(np.float64)
     w = np.random.default_rng(0).gamma(2, 0.5, cells.n_vars)
     w[3] = 0  # takes no part
-    monkeypatch.setattr(gene_weights, "weights", lambda moments, rule: w)
+    monkeypatch.setattr(aenmf, "shared_variance_weights", lambda moments: w)
     ours = kind(k=5, mode=mode, gene_weights="shared").fit(cells)
     other = cells.copy()
     other.X = csr_matrix(cells.X @ diags(w))
@@ -56,7 +56,7 @@ def test_a_weighted_fit_is_one_of_the_weighted_cells_in_the_units_of_the_cells(k
         np.testing.assert_allclose(ours.cond_latent(cells), theirs.cond_latent(other), rtol=1e-6, atol=1e-9)
 
 
-def test_types_that_quiet_genes_tell_apart_are_found():
+def test_shared_weights_find_a_rare_type_with_low_expression():
     """Loud genes of no type hold most of the squares; the genes of a rare type are quiet."""
     found = {rule: [] for rule in gene_weights.RULES}
     for seed in (0, 1):
@@ -74,22 +74,22 @@ def test_types_that_quiet_genes_tell_apart_are_found():
     assert np.mean(found["none"]) < 0.6
 
 
-def test_the_results_file_holds_the_weights_and_a_strength_is_reckoned_with_them(tmp_path):
+def test_results_file_contains_weights_and_strength_uses_them(tmp_path):
     cells = made(effect=1.0, n=400)
     cells.uns["input"] = {}
     model = CAENMF1(k=4, strength=0.2, gene_weights="shared").fit(cells)
     given = CAENMF1(k=4, strength=0.2, gene_weights="shared").fit(
-        cells, plain=AENMF(k=4, gene_weights="shared").fit(cells)
+        cells, aenmf=AENMF(k=4, gene_weights="shared").fit(cells)
     )
     assert given.loss_history_[-1] == pytest.approx(model.loss_history_[-1], rel=1e-3)  # W of it was rounded on its way
     assert given.penalty_.gamma == pytest.approx(model.penalty_.gamma, rel=1e-2)
     results.write(tmp_path / "m.h5ad", model, cells)
-    held = results.read(tmp_path / "m.h5ad")
-    w = held.varm[results.GENE_WEIGHTS][:, 0]
-    E = held.varm["W_concat_k4"].T * w**2
-    np.testing.assert_allclose(cells.X @ E.T, held.obsm["H_shared_k4"], rtol=1e-4)
+    saved = results.read(tmp_path / "m.h5ad")
+    w = saved.varm[results.GENE_WEIGHTS][:, 0]
+    E = saved.varm["W_concat_k4"].T * w**2
+    np.testing.assert_allclose(cells.X @ E.T, saved.obsm["H_shared_k4"], rtol=1e-4)
 
 
-def test_a_rule_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="gene_weights='sd' is not known: give 'none' or 'shared'"):
+def test_unknown_rule_raises():
+    with pytest.raises(ValueError, match=r"gene_weights='sd' is unknown\. Choose 'none' or 'shared'"):
         AENMF(gene_weights="sd")

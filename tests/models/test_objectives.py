@@ -73,7 +73,7 @@ def agrees(objective, reference, W, U):
     assert float(error) < CLOSE
 
 
-def test_tied_is_its_definition(cells):
+def test_ae_nmf_objective_equals_dense_definition(cells):
     X, W = torch.from_numpy(cells.X.toarray()), positive(K, cells.n_vars)
     agrees(AENMFObjective(Moments.from_cells(cells), lambda_W=0.3), lambda W: dense_tied(X, W, 0.3), W, None)
 
@@ -81,7 +81,7 @@ def test_tied_is_its_definition(cells):
 @pytest.mark.parametrize("model", ["additive", "bending"])
 @pytest.mark.parametrize("centered", [False, True])
 @pytest.mark.parametrize(("gamma", "eta"), [(0.0, 0.0), (0.7, 0.0), (0.0, 40.0), (0.7, 40.0)])
-def test_conditional_models_and_their_penalties_are_their_definition(cells, codes, model, gamma, eta, centered):
+def test_conditional_objectives_with_penalties_equal_dense_definition(cells, codes, model, gamma, eta, centered):
     X, C, T = torch.from_numpy(cells.X.toarray()), one_hot(codes["donor"]), one_hot(codes["cell_type"])
     weights, penalty = {"lambda_W": 0.2, "lambda_U": 0.1}, {"gamma": gamma, "eta": eta, "centered": centered}
     W, moments = positive(K, cells.n_vars), Moments.from_cells(cells, by_donor=model == "bending")
@@ -99,24 +99,24 @@ def test_conditional_models_and_their_penalties_are_their_definition(cells, code
     agrees(objective, lambda W: dense(W) + dense_penalty(X, C, T, W, **penalty), W, U)
 
 
-def test_penalties_bite(cells, codes):
+def test_every_penalty_weight_changes_the_objective(cells, codes):
     """Each penalty changes the value by what the definition says, so none is read and never used."""
     moments, W = Moments.from_cells(cells, by_donor=True), positive(K, cells.n_vars)
     for model, shape in ((AdditiveDonorObjective, (3, cells.n_vars)), (DonorDecoderObjective, (3, K, cells.n_vars))):
         U, weights = positive(*shape, seed=2), {"lambda_W": 0.0, "lambda_U": 0.0}
-        plain = model(moments, **weights)
-        bare = plain.value(plain.point(W, U))
+        unpenalized = model(moments, **weights)
+        base = unpenalized.value(unpenalized.point(W, U))
         more = [model(moments, **weights | {name: 1.0}) for name in weights]
         more += [
             model(moments, **weights, P=PenaltyWeights(*pair, centered=False).rows(moments))
             for pair in ((1, 0), (0, 1))
         ]
         for objective in more:
-            assert objective.value(objective.point(W, U)) > bare + 1e-3
+            assert objective.value(objective.point(W, U)) > base + 1e-3
 
 
 @pytest.mark.parametrize("kind", ["additive", "bending"])
-def test_best_U_is_optimal(cells, codes, kind):
+def test_best_U_satisfies_the_optimality_conditions(cells, codes, kind):
     """At the best U the gradient with respect to U is 0 where U > 0 and not negative where U = 0."""
     X, C = torch.from_numpy(cells.X.toarray()), one_hot(codes["donor"])
     W = positive(K, cells.n_vars) / 4  # too little: U has something to add
@@ -140,7 +140,7 @@ def test_best_U_is_optimal(cells, codes, kind):
 
 
 @pytest.mark.parametrize("kind", ["tied", "additive", "bending"])
-def test_curvature_is_the_hessian_diagonal(cells, codes, kind):
+def test_curvature_equals_the_hessian_diagonal(cells, codes, kind):
     X, C, T = torch.from_numpy(cells.X.toarray()), one_hot(codes["donor"]), one_hot(codes["cell_type"])
     W = positive(K, cells.n_vars)
     weights, penalty = {"lambda_W": 0.2, "lambda_U": 0.1}, {"gamma": 0.7, "eta": 4.0, "centered": True}
@@ -160,11 +160,11 @@ def test_curvature_is_the_hessian_diagonal(cells, codes, kind):
     diagonal = torch.einsum("jaja->ja", hessian)
     curvature = objective.curvature(objective.point(W, U))
     assert (curvature > 0).all()
-    large = diagonal > diagonal.mean()  # smaller ones may be held above the floor
+    large = diagonal > diagonal.mean()  # smaller ones may be clamped
     assert torch.allclose(curvature[large], diagonal[large], rtol=1e-8)
 
 
-def test_best_scale_is_stationary(cells):
+def test_rescaled_rows_have_stationary_lengths(cells):
     """No change of the lengths of the rows lowers the objective further."""
     objective = AENMFObjective(Moments.from_cells(cells), lambda_W=0.01)
     W = rescale_rows(objective, positive(K, cells.n_vars), iterations=2000)

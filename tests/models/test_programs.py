@@ -9,7 +9,7 @@ import pytest
 from aenmf_lib import programs
 
 
-def test_top_genes_by_hand():
+def test_top_genes_equal_a_hand_worked_table():
     W = np.array([[0.1, 3.0, 0.0, 2.0], [5.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
     table = programs.top_genes(W, ["a", "b", "c", "d"], n=2)
     # The second program has one gene with weight, the third none: zeros are not top genes.
@@ -17,13 +17,13 @@ def test_top_genes_by_hand():
     assert list(table) == ["program", "rank", "gene", "weight"]
 
 
-def test_top_genes_keeps_gene_order_among_equals():
+def test_top_genes_keep_gene_order_for_ties():
     W = np.random.default_rng(0).integers(1, 4, 400)
     table = programs.top_genes(W[None], np.arange(400), n=400)
     assert table["gene"].tolist() == sorted(range(400), key=lambda gene: -W[gene])  # Python's sort is stable
 
 
-def test_usage_by_type_is_the_mean_of_each_group():
+def test_usage_by_type_equals_group_means():
     rng = np.random.default_rng(0)
     types = pd.Series(pd.Categorical(rng.choice(["T", "B", "NK"], 500), categories=["unused", "T", "NK", "B"]))
     H = {"AE_NMF": rng.gamma(1, size=(500, 7)).astype(np.float32), "Base_NMF": rng.gamma(1, size=(500, 5))}
@@ -38,7 +38,7 @@ def test_usage_by_type_is_the_mean_of_each_group():
     assert sizes.to_dict() == types.astype(str).value_counts().to_dict()
 
 
-def test_usage_by_type_leaves_out_cells_without_one():
+def test_usage_by_type_leaves_out_cells_without_a_type():
     H, types = np.random.default_rng(1).random((9, 3)), pd.Series([*"aabbab", None, None, None])
     some = programs.usage_by_type({"AE_NMF": H}, types)
     pd.testing.assert_frame_equal(some, programs.usage_by_type({"AE_NMF": H[:6]}, types[:6]))
@@ -70,7 +70,7 @@ def test_match_finds_the_best_of_all_pairings(shape):
     assert values.sum() == pytest.approx(best, abs=1e-12)
 
 
-def test_match_undoes_a_shuffle_and_a_scale():
+def test_match_recovers_shuffled_and_scaled_programs():
     rng = np.random.default_rng(3)
     W = rng.gamma(0.3, size=(20, 200))
     order = rng.permutation(20)
@@ -80,7 +80,7 @@ def test_match_undoes_a_shuffle_and_a_scale():
     np.testing.assert_allclose(cosine, 1, atol=1e-12)
 
 
-def test_stability_tells_planted_programs_from_noise():
+def test_stability_separates_shared_programs_from_noise():
     rng = np.random.default_rng(4)
     planted, noise = rng.gamma(0.3, size=(5, 300)), rng.gamma(0.3, size=(3, 1, 300))
     Ws = [np.vstack([planted + 0.02 * rng.random(planted.shape), more])[rng.permutation(6)] for more in noise]
@@ -95,27 +95,30 @@ def test_stability_tells_planted_programs_from_noise():
     assert table["least"].tolist() == table[["start 1", "start 2"]].min(axis=1).tolist()
     assert programs.stability([Ws[0], Ws[1][:4]])["cosine"].isna().sum() == 2
     assert programs.stability(Ws[:1])["cosine"].isna().all()
-    with pytest.raises(ValueError, match="there are no programs"):
+    with pytest.raises(ValueError, match="Ws is empty"):
         programs.stability([])
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: programs.match_programs(np.ones((2, 3)), np.ones((2, 4))), "W_a has 3 genes, W_b 4"),
+        (lambda: programs.match_programs(np.ones((2, 3)), np.ones((2, 4))), "W_a has 3 genes, W_b has 4"),
         (
             lambda: programs.match_programs(np.ones((2, 3)), [[1, 1, 1], [1, np.nan, 1]]),
-            r"W_b holds 1 .*program 1, gene 1: nan",
+            r"W_b contains 1 .*program 1, gene 1: nan",
         ),
         (lambda: programs.match_programs(np.ones(3), np.ones((1, 3))), r"W_a has shape \(3,\)"),
         (lambda: programs.top_genes(np.ones((2, 3)), ["a", "b"]), "W has 3 genes"),
-        (lambda: programs.top_genes(np.ones((2, 3)), list("abc"), n=0), "n = 0"),
-        (lambda: programs.usage_by_type({"AE_NMF": np.ones((1, 2))}, pd.Series([None])), "1 models and 0 cells with a"),
+        (lambda: programs.top_genes(np.ones((2, 3)), list("abc"), n=0), "n=0 is too small"),
+        (
+            lambda: programs.usage_by_type({"AE_NMF": np.ones((1, 2))}, pd.Series([None])),
+            "1 models and 0 cells",
+        ),
         (lambda: programs.usage_by_type({"AE_NMF": np.ones((3, 2))}, pd.Series(["a", "b"])), "AE_NMF has shape"),
-        (lambda: programs.usage_by_type({"AE_NMF": np.full((1, 2), np.inf)}, pd.Series(["a"])), "AE_NMF holds NaN"),
+        (lambda: programs.usage_by_type({"AE_NMF": np.full((1, 2), np.inf)}, pd.Series(["a"])), "AE_NMF contains NaN"),
         (lambda: programs.usage_by_type({}, pd.Series(["a"])), "0 models and 1 cells with a type, of 1"),
     ],
 )
-def test_errors_say_what_was_found(call, words):
+def test_invalid_input_raises_with_the_values_found(call, words):
     with pytest.raises(ValueError, match=words):
         call()

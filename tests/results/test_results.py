@@ -1,16 +1,18 @@
-"""What is on disk: published keys, nothing half written, faults named."""
+"""Tests of results files: published keys, written values, faults, and reading several models."""
+
+import shutil
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import tiny_cells
 
 from aenmf_lib import AENMF, CAENMF1, CAENMF2, BaseNMF, results
 from aenmf_lib.data import files
 
 K = 4
-ALL = (CAENMF1, CAENMF2, AENMF, BaseNMF)
-# the table of published keys, spelled again on purpose
+# the published keys, spelled out again so that a change of the schema fails here
 KEYS = {
     "CAE_NMF1": ({"H_shared_k4", "H_cond_latent_k4", "H_concat_full_k4"}, {"W_concat_k4", "U_concat_gene_k4"}),
     "CAE_NMF2": ({"H_shared_k4", "H_cond_latent_k4", "H_concat_full_k4"}, {"W_concat_k4"}),
@@ -20,24 +22,43 @@ KEYS = {
 META = {"CAE_NMF1": "cond_meta_concat_k4", "CAE_NMF2": "cond_meta_concat_k4", "Base_NMF": "sklearn_nmf_k4"}
 
 
-@pytest.fixture
-def cells(tiny):
-    tiny.X = tiny.X.astype(np.float32)
-    tiny.uns["input"] = {"path": "filtered.h5ad", "sha256": "0" * 64}
-    return tiny
+@pytest.fixture(scope="module")
+def cells():
+    cells = tiny_cells()
+    cells.X = cells.X.astype(np.float32)
+    cells.uns["input"] = {"path": "filtered.h5ad", "sha256": "0" * 64}
+    return cells
+
+
+@pytest.fixture(scope="module")
+def fitted(cells):
+    return {model.name: model(k=K).fit(cells) for model in (CAENMF1, CAENMF2, AENMF, BaseNMF)}
+
+
+@pytest.fixture(scope="module")
+def originals(fitted, cells, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    for name, model in fitted.items():
+        results.write(folder / f"{name}.h5ad", model, cells, donor_U=True)
+    return folder
 
 
 @pytest.fixture
-def written(cells, tmp_path):
-    paths = {}
-    for model in ALL:
-        paths[model.name] = tmp_path / f"{model.name}.h5ad"
-        results.write(paths[model.name], model(k=K).fit(cells), cells)
-    return paths
+def written(originals, tmp_path):
+    """Paths of one results file per model, which a test may change."""
+    return {name: shutil.copy(originals / f"{name}.h5ad", tmp_path) for name in KEYS}
 
 
+def edit_file(path, edit):
+    """Apply `edit` to the contents of an .h5ad file."""
+    found = ad.read_h5ad(path)
+    edit(found)
+    found.write_h5ad(path)
+
+
+# ---- writing
 @pytest.mark.parametrize("name", KEYS)
-def test_published_keys_and_no_expression(written, name):
+def test_file_has_the_published_keys_and_no_expression(written, name):
     found = ad.read_h5ad(written[name])
     obsm, varm = KEYS[name]
     assert set(found.obsm) == obsm
@@ -48,10 +69,8 @@ def test_published_keys_and_no_expression(written, name):
     assert results.identify(found) == (name, K)
 
 
-def test_what_was_written_is_what_the_model_found(cells, tmp_path):
-    model = CAENMF2(k=K).fit(cells)
-    results.write(tmp_path / "m.h5ad", model, cells, donor_U=True)
-    found = results.read(tmp_path / "m.h5ad")
+def test_values_of_model_2_are_written_and_read_back(written, fitted, cells):
+    model, found = fitted["CAE_NMF2"], results.read(written["CAE_NMF2"])
     H = cells.X @ model.W_.T
     latent = H * np.stack([np.diag(model.U_[list(model.donors_).index(d)] @ model.W_.T) for d in cells.obs["donor_id"]])
     np.testing.assert_allclose(found.obsm["H_shared_k4"], H, rtol=1e-5)
@@ -61,110 +80,43 @@ def test_what_was_written_is_what_the_model_found(cells, tmp_path):
     np.testing.assert_array_equal(found.uns["U_donor_k4"], model.U_)
 
 
-def test_latent_of_model_1_is_the_usage_of_the_donor_profile(cells, tmp_path):
-    model = CAENMF1(k=K).fit(cells)
-    results.write(tmp_path / "m.h5ad", model, cells)
+def test_latent_of_model_1_is_the_usage_of_the_donor_profile(written, fitted, cells):
+    model = fitted["CAE_NMF1"]
     C = pd.get_dummies(cells.obs["donor_id"])[list(model.donors_)].to_numpy(float)
-    latent = results.read(tmp_path / "m.h5ad").obsm["H_cond_latent_k4"]
+    latent = results.read(written["CAE_NMF1"]).obsm["H_cond_latent_k4"]
     np.testing.assert_allclose(latent, C @ model.U_ @ model.W_.T, rtol=1e-5, atol=1e-7)
 
 
-def test_provenance_tells_labels_input_and_settings(cells, tmp_path):
-    for gamma, used in ((1e-3, True), (0.0, False)):  # the published weight, and none
-        results.write(tmp_path / "m.h5ad", CAENMF1(k=K, strength=0, gamma=gamma).fit(cells), cells)
-        made = results.read(tmp_path / "m.h5ad").uns["provenance"]
-        assert made["cell_type_in_training"] == used
-        assert made["parameters"]["gamma"] == gamma
-        assert made["input"]["sha256"] == "0" * 64
-        assert made["parameters"]["seed"] == 42
-        assert results.read_embeddings([tmp_path / "m.h5ad"]).used_cell_type == {"CAE_NMF1": used}
+@pytest.mark.parametrize(("gamma", "used"), [(1e-3, True), (0.0, False)], ids=["published weight", "no penalty"])
+def test_provenance_records_labels_input_and_parameters(cells, tmp_path, gamma, used):
+    results.write(tmp_path / "m.h5ad", CAENMF1(k=K, strength=0, gamma=gamma).fit(cells), cells)
+    provenance = results.read(tmp_path / "m.h5ad").uns["provenance"]
+    assert provenance["cell_type_in_training"] == used
+    assert provenance["parameters"]["gamma"] == gamma
+    assert provenance["input"]["sha256"] == "0" * 64
+    assert provenance["parameters"]["seed"] == 42
+    assert results.read_embeddings([tmp_path / "m.h5ad"]).used_cell_type == {"CAE_NMF1": used}
 
 
 @pytest.mark.parametrize("name", KEYS)
-def test_published_keys_and_nothing_more_are_enough(written, tmp_path, name):
-    found = ad.read_h5ad(written[name])
-    del found.uns["provenance"]
-    found.obs["cell_type"] = found.obs["cell_type"].astype(str)
-    found.write_h5ad(tmp_path / "published.h5ad")
-    embeddings = results.read_embeddings([tmp_path / "published.h5ad"])
-    assert list(embeddings.H) == [name]
-    assert embeddings.H[name].shape == (60, K)
-    assert embeddings.used_cell_type[name] == (name == "CAE_NMF1")
-    assert embeddings.obs["cell_type"].dtype == "category"
+def test_provenance_has_the_same_keys_for_all_models(written, name):
+    provenance = results.read(written[name]).uns["provenance"]
+    keys = "model parameters cell_type_in_training penalty input source loss_history sq_norm_per_cell n_iter stop"
+    keys += " second_moment fit_seconds starts stability device"
+    assert set(provenance) == {*keys.split(), *results.run_info()}
+    assert bool(provenance["penalty"]) == name.startswith("CAE")
+    assert (len(provenance["starts"]) > 0) == (len(provenance["stability"]) > 0) == (name != "Base_NMF")
 
 
-def test_models_come_in_the_fixed_order(written):
-    embeddings = results.read_embeddings([written[name] for name in reversed(KEYS)])
-    assert list(embeddings.H) == ["CAE_NMF1", "CAE_NMF2", "AE_NMF", "Base_NMF"]
+def test_write_removes_the_checkpoints_of_the_fit(cells, tmp_path):
+    out = tmp_path / "m.h5ad"
+    model = AENMF(k=K).fit(cells, checkpoint=results.checkpoint_path(out))
+    results.checkpoint_path(out).touch()
+    results.write(out, model, cells)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.h5ad"]
 
 
-def test_history_is_relative_to_the_norm_of_a_cell(written, cells):
-    history = results.history(list(written.values()))
-    norm = (cells.X.toarray() ** 2).sum() / cells.n_obs
-    np.testing.assert_allclose(history["relative_loss"], history["loss"] / norm, rtol=1e-6)
-    assert (history["Model"] == "Base_NMF").sum() == 1
-    assert set(history["Model"]) == set(KEYS)
-
-
-def change(path, edit):
-    found = ad.read_h5ad(path)
-    edit(found)
-    found.write_h5ad(path)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("edit", "message"),
-    [
-        (lambda f: f.obsm.pop("H_shared_k4"), "obsm has no 'H_shared_k4'"),
-        (lambda f: f.varm.pop("W_tied_k4"), "exactly one of .*W_tied_k<k>"),
-        (lambda f: f.obs.pop("donor_id"), "obs has no column 'donor_id'"),
-        (lambda f: f.obsm.update(H_shared_k4=f.obsm["H_shared_k4"][:, :2]), r"of shape \(60, 2\): 4 columns"),
-        (lambda f: f.obsm["H_shared_k4"].__setitem__((0, 0), np.nan), "holds 1 values that are NaN or infinite"),
-        (lambda f: f.obsm["H_shared_k4"].__setitem__((0, 0), -1), "holds 1 negative values"),
-        (lambda f: f.obsm.update(H_shared_k4=f.obs[["donor_id"] * 4].to_numpy().astype("S9")), "numbers are expected"),
-        (lambda f: f.uns["provenance"].pop("loss_history"), r"uns\['provenance'\] has no 'loss_history'"),
-        (lambda f: setattr(f, "X", np.ones(f.shape)), "a results-only file has none"),
-    ],
-)
-def test_faults_are_named(written, edit, message):
-    path = change(written["AE_NMF"], edit)
-    assert len(results.check(path)) == 1
-    with pytest.raises(ValueError, match=message):
-        results.read(path)
-
-
-def test_check_tells_what_cannot_be_read(tmp_path):
-    assert "is not there" in results.check(tmp_path / "none.h5ad")[0]
-
-
-def test_files_of_other_cells_are_refused(written):
-    def reverse(found):
-        found.obs_names = found.obs_names[::-1]
-
-    change(written["AE_NMF"], reverse)
-    with pytest.raises(ValueError, match="60 are in both in another order"):
-        results.read_embeddings(list(written.values()))
-
-
-def test_files_with_other_labels_are_refused(written):
-    def swap(found):
-        found.obs["cell_type"] = found.obs["cell_type"].map({"T": "B", "B": "T"})
-
-    change(written["AE_NMF"], swap)
-    with pytest.raises(ValueError, match=r"differ in obs\['cell_type'\] for 60 of 60 cells"):
-        results.read_embeddings(list(written.values()))
-
-
-def test_two_files_of_one_model_and_two_ranks_are_refused(written, cells, tmp_path):
-    with pytest.raises(ValueError, match="are both of AE_NMF"):
-        results.read_embeddings([written["AE_NMF"], written["AE_NMF"]])
-    results.write(tmp_path / "k3.h5ad", AENMF(k=3).fit(cells), cells)
-    with pytest.raises(ValueError, match="is of rank 3"):
-        results.read_embeddings([written["Base_NMF"], tmp_path / "k3.h5ad"])
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
     path = tmp_path / "table.csv"
     results.write_table(pd.DataFrame({"a": [1]}), path)
     with pytest.raises(RuntimeError, match="power cut"), files.atomic(path) as partial:
@@ -174,36 +126,123 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert path.read_text() == "a\n1\n"
 
 
-def test_a_file_whose_cells_lack_a_type_is_read_and_one_that_lacks_a_donor_is_not(written, caplog):
+# ---- reading
+@pytest.mark.parametrize("name", KEYS)
+def test_published_keys_without_provenance_are_enough(written, name):
+    def remove_provenance(found):
+        del found.uns["provenance"]
+        found.obs["cell_type"] = found.obs["cell_type"].astype(str)
+
+    edit_file(written[name], remove_provenance)
+    embeddings = results.read_embeddings([written[name]])
+    assert list(embeddings.H) == [name]
+    assert embeddings.H[name].shape == (60, K)
+    assert embeddings.used_cell_type[name] == (name == "CAE_NMF1")
+    assert embeddings.obs["cell_type"].dtype == "category"
+    with pytest.raises(ValueError, match="No loss history"):
+        results.history([written[name]])
+
+
+def test_models_are_returned_in_the_fixed_order(written):
+    embeddings = results.read_embeddings([written[name] for name in reversed(KEYS)])
+    assert list(embeddings.H) == ["CAE_NMF1", "CAE_NMF2", "AE_NMF", "Base_NMF"]
+
+
+def test_history_is_relative_to_the_squared_norm_per_cell(written, cells):
+    history = results.history(list(written.values()))
+    norm = (cells.X.toarray() ** 2).sum() / cells.n_obs
+    np.testing.assert_allclose(history["relative_loss"], history["loss"] / norm, rtol=1e-6)
+    assert (history["Model"] == "Base_NMF").sum() == 1
+    assert set(history["Model"]) == set(KEYS)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda f: f.obsm.pop("H_shared_k4"), "obsm has no 'H_shared_k4'"),
+        (lambda f: f.varm.pop("W_tied_k4"), "exactly one of .*W_tied_k<k>"),
+        (lambda f: f.obs.pop("donor_id"), "obs has no column 'donor_id'"),
+        (lambda f: f.obsm.update(H_shared_k4=f.obsm["H_shared_k4"][:, :2]), r"has shape \(60, 2\); 4 columns"),
+        (lambda f: f.obsm["H_shared_k4"].__setitem__((0, 0), np.nan), "contains 1 values that are NaN or infinite"),
+        (lambda f: f.obsm["H_shared_k4"].__setitem__((0, 0), -1), "contains 1 negative values"),
+        (lambda f: f.obsm.update(H_shared_k4=f.obs[["donor_id"] * 4].to_numpy().astype("S9")), "numbers are expected"),
+        (lambda f: f.uns["provenance"].pop("loss_history"), r"uns\['provenance'\] has no 'loss_history'"),
+        (lambda f: setattr(f, "X", np.ones(f.shape)), "a results file must have no X"),
+    ],
+)
+def test_invalid_file_raises_and_reports_its_fault(written, edit, message):
+    edit_file(written["AE_NMF"], edit)
+    assert len(results.check(written["AE_NMF"])) == 1
+    with pytest.raises(ValueError, match=message):
+        results.read(written["AE_NMF"])
+
+
+def test_check_reports_a_missing_file(tmp_path):
+    assert "File not found" in results.check(tmp_path / "none.h5ad")[0]
+
+
+def test_unknown_embedding_raises(written):
+    with pytest.raises(ValueError, match=r"AE_NMF has no embedding 'concat_full'\. Choose one of: shared"):
+        results.embedding(written["AE_NMF"], "concat_full")
+
+
+def test_cells_in_another_order_raise(written):
+    edit_file(written["AE_NMF"], lambda found: setattr(found, "obs_names", found.obs_names[::-1]))
+    with pytest.raises(ValueError, match="60 are in both in another order"):
+        results.read_embeddings(list(written.values()))
+
+
+def test_different_labels_raise(written):
+    def swap(found):
+        found.obs["cell_type"] = found.obs["cell_type"].map({"T": "B", "B": "T"})
+
+    edit_file(written["AE_NMF"], swap)
+    with pytest.raises(ValueError, match=r"differ in obs\['cell_type'\] for 60 of 60 cells"):
+        results.read_embeddings(list(written.values()))
+
+
+def test_two_files_of_one_model_or_of_two_ranks_raise(written, cells, tmp_path):
+    with pytest.raises(ValueError, match="are both of AE_NMF"):
+        results.read_embeddings([written["AE_NMF"], written["AE_NMF"]])
+    results.write(tmp_path / "k3.h5ad", AENMF(k=3).fit(cells), cells)
+    with pytest.raises(ValueError, match="is of rank 3"):
+        results.read_embeddings([written["Base_NMF"], tmp_path / "k3.h5ad"])
+    with pytest.raises(ValueError, match="No results file was given"):
+        results.read_embeddings([])
+
+
+def test_cells_without_a_type_are_read_and_cells_without_a_donor_are_a_fault(written, caplog):
+    def remove_labels(label):
+        edit_file(written["AE_NMF"], lambda f: f.obs.insert(0, label, f.obs.pop(label).mask(np.arange(60) < 3)))
+
     caplog.set_level("INFO")
-    for label in ("cell_type", "donor_id"):
-        change(
-            written["AE_NMF"], lambda f, label=label: f.obs.insert(0, label, f.obs.pop(label).mask(np.arange(60) < 3))
-        )
-        if label == "cell_type":
-            obs = results.read_embeddings([written["AE_NMF"]]).obs
-            assert obs["cell_type"].isna().sum() == 3
-            assert "3 of 60 cells have no cell_type: left out of the scores against it" in caplog.text
+    remove_labels("cell_type")
+    assert results.read_embeddings([written["AE_NMF"]]).obs["cell_type"].isna().sum() == 3
+    assert "3 of 60 cells have no cell_type: left out of the scores against it" in caplog.text
+    remove_labels("donor_id")
     assert results.check(written["AE_NMF"]) == ["obs['donor_id'] is empty for 3 of 60 cells"]
 
 
-def test_labels_of_the_training_are_told(cells, tmp_path):
-    for model, labels in ((CAENMF1, "clusters"), (CAENMF2, "none"), (CAENMF1, "cell_type")):
-        path = tmp_path / f"{model.name}.h5ad"
-        fitted = model(k=K, strength=0.5, labels=labels).fit(cells)
-        results.write(path, fitted, cells)
-        embeddings = results.read_embeddings([path])
-        assert embeddings.groups == {model.name: labels}
-        assert embeddings.used_cell_type == {model.name: labels == "cell_type"}
-        told = embeddings.annotate(pd.DataFrame({"Model": [model.name] * 2, "NMI": 1.0}))
-        assert told["groups_in_training"].tolist() == [labels] * 2
-        kept = embeddings.obs.get("groups_in_training")
-        assert (kept is not None) == (labels == "clusters")
-        assert kept is None or kept.tolist() == fitted.groups_.tolist()
+@pytest.mark.parametrize(("model", "labels"), [(CAENMF1, "clusters"), (CAENMF2, "none"), (CAENMF1, "cell_type")])
+def test_labels_of_the_training_are_recorded_and_added_to_tables(cells, tmp_path, model, labels):
+    fitted = model(k=K, strength=0.5, labels=labels).fit(cells)
+    results.write(tmp_path / "m.h5ad", fitted, cells)
+    embeddings = results.read_embeddings([tmp_path / "m.h5ad"])
+    used = labels == "cell_type"
+    assert embeddings.groups == {model.name: labels}
+    assert embeddings.used_cell_type == {model.name: used}
+    assert embeddings.run == results.RunInfo(K, 60, embeddings.used_cell_type, embeddings.groups)
+    table = embeddings.annotate(pd.DataFrame({"Model": [model.name] * 2, "NMI": 1.0}))
+    assert list(table) == ["Model", "NMI", "cell_type_in_training", "groups_in_training"]
+    assert table["cell_type_in_training"].tolist() == [used] * 2
+    assert table["groups_in_training"].tolist() == [labels] * 2
+    groups = embeddings.obs.get("groups_in_training")
+    assert (groups is not None) == (labels == "clusters")
+    assert groups is None or groups.tolist() == fitted.groups_.tolist()
 
 
-def test_models_without_penalties_compare_no_groups(written, cells, tmp_path):
-    by_default = dict.fromkeys(("CAE_NMF1", "CAE_NMF2"), "cell_type") | dict.fromkeys(("AE_NMF", "Base_NMF"), "none")
-    assert results.read_embeddings(list(written.values())).groups == by_default
+def test_models_without_penalties_have_no_groups(written, cells, tmp_path):
+    defaults = dict.fromkeys(("CAE_NMF1", "CAE_NMF2"), "cell_type") | dict.fromkeys(("AE_NMF", "Base_NMF"), "none")
+    assert results.read_embeddings(list(written.values())).groups == defaults
     results.write(tmp_path / "m.h5ad", CAENMF2(k=K, strength=0).fit(cells), cells)
     assert results.read_embeddings([tmp_path / "m.h5ad"]).groups == {"CAE_NMF2": "none"}

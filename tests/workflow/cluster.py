@@ -1,10 +1,10 @@
-"""A Slurm of two nodes on this machine, for tests and to try things by hand.
+"""A Slurm cluster of two nodes on this machine, for tests and for manual trials.
 
-    python tests/cluster.py start     # prints what to type to use it
-    python tests/cluster.py stop
+    python tests/workflow/cluster.py start     # prints the setting that selects it
+    python tests/workflow/cluster.py stop
 
-Needs the Debian packages slurmctld, slurmd, slurm-client and munge; root only to install them. Nodes are daemons of
-this user with ports of their own, and a GPU each that is none.
+Needs the Debian packages slurmctld, slurmd, slurm-client and munge; root only to install them. The nodes are daemons of
+this user on separate ports, each with a simulated GPU.
 """
 
 import os
@@ -63,12 +63,12 @@ PartitionName=urgent Nodes=ALL MaxTime=INFINITE PriorityTier=2
 
 
 def available() -> bool:
-    """Whether its programs are installed."""
+    """Return whether the programs of Slurm are installed."""
     return all(shutil.which(name, path=_path()) for name in PACKAGES)
 
 
 def start(folder: Path) -> Path:
-    """Start it with its state in an empty folder; gives its slurm.conf, for the variable SLURM_CONF."""
+    """Start the cluster with its state in an empty folder and return its slurm.conf, for the variable SLURM_CONF."""
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o755)
     key, conf = folder / "munge.key", folder / "slurm.conf"
@@ -97,22 +97,22 @@ def start(folder: Path) -> Path:
         time.sleep(0.2)
     logs = "\n".join(path.read_text()[-600:] for path in sorted(folder.glob("*.log")))
     stop(folder)
-    raise RuntimeError(f"the nodes did not come up:\n{logs}")
+    raise RuntimeError(f"The nodes did not start:\n{logs}")
 
 
 def start_node(folder: Path, node: str) -> None:
-    """Start a node, or one that was lost anew."""
+    """Start a node, also after it was lost."""
     conf = folder / "slurm.conf"
     _run("slurmd", "-N", node, "-f", str(conf), conf=conf)
 
 
 def lose_node(folder: Path, node: str) -> None:
-    """Kill the daemon of a node as a crash would."""
+    """Kill the daemon of a node, as a crash would."""
     os.kill(int((folder / f"{node}.pid").read_text()), signal.SIGKILL)
 
 
 def stop(folder: Path) -> None:
-    """Stop it: its daemons and what jobs they have."""
+    """Cancel all jobs and stop the daemons."""
     conf = folder / "slurm.conf"
     subprocess.run(["scancel", "--user", str(os.getuid())], env=_env(conf), capture_output=True, timeout=30)
     for pid in [*folder.glob("n*.pid"), folder / "slurmctld.pid", folder / "munged.pid"]:
@@ -137,7 +137,7 @@ def _env(conf: Path) -> dict[str, str]:
 
 
 def _free_ports(n: int) -> int:
-    """Find so many free ports in a row."""
+    """Return the first of n consecutive free ports."""
     for port in range(23_000 + os.getpid() % 5000, 60_000, n):
         try:
             for p in range(port, port + n):
@@ -146,7 +146,7 @@ def _free_ports(n: int) -> int:
         except OSError:
             continue
         return port
-    raise RuntimeError("no free ports")
+    raise RuntimeError(f"No {n} consecutive free ports.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The set-up and the Makefile, in sandboxes in which nothing is installed and no notebook is run."""
+"""The Makefile and the setup, in sandboxes in which nothing is installed and no notebook runs."""
 
 import ast
 import json
@@ -7,206 +7,16 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
-from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+from sandbox import FIGURES, MODELS, PYTHON, ROOT, STAGES, STUDY, STUDY_FILES, TABLES, Sandbox
 
 import aenmf_lib
-from aenmf_lib import results
-from aenmf_lib.figures.embeddings import NAMES
-
-ROOT = Path(__file__).parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-REQUIREMENTS = [
-    Requirement(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"] if line
-]
-PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line[:60])
-STAGES = [
-    "01_filter",
-    "02_train_base_nmf",
-    "03_train_ae_nmf",
-    "04_train_cae_nmf1",
-    "05_train_cae_nmf2",
-    "06_benchmarks",
-    "07_figures",
-]
-STUDY = "08_conditioning"  # made when it is asked for
-STUDIED = [
-    "conditioning.csv",
-    "conditioning_long.csv",
-    *(f"figures/conditioning.{kind}" for kind in ("pdf", "png", "csv")),
-]
-FIGURES = [
-    f"figures/{name}.{kind}"
-    for name in ("clustering", "resolution", "classification", "classes", "umap", "programs", "training")
-    for kind in ("pdf", "png", "csv")
-]
-TABLES = [
-    *(f"{what}_{name}.csv" for what in ("clustering", "classification") for name in ("cell_type", "donor_id", "long")),
-    *("clustering_resolution.csv", "classification_by_class.csv", "classification_confusion.csv", "integration.csv"),
-    *("unseen_donors_long.csv", "unseen_donors_by_class.csv"),
-]
-MODELS = {
-    "02_train_base_nmf": "base_nmf",
-    "03_train_ae_nmf": "ae_nmf",
-    "04_train_cae_nmf1": "cae_nmf1",
-    "05_train_cae_nmf2": "cae_nmf2",
-}
-
-
-# ---- what is installed -----------------------------------------------------------------------------------------------
-
-
-def imported(files: list[Path]) -> set[str]:
-    """Names of the top-level packages that the files import."""
-    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
-    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
-    return {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - {"aenmf_lib"}
-
-
-def test_what_is_imported_is_declared():
-    distributions = packages_distributions()
-    needed = imported([*ROOT.glob("aenmf_lib/*.py"), *ROOT.glob("notebooks/*.py")])
-    declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
-    assert {name for name in needed if canonicalize_name(distributions[name][0]) not in declared} == set()
-
-
-@pytest.mark.parametrize("requirement", REQUIREMENTS, ids=lambda requirement: requirement.name)
-def test_each_dependency_is_pinned_within_its_bound(requirement):
-    assert requirement.specifier.contains(PINS[canonicalize_name(requirement.name)])
-
-
-def test_pins_are_plain_versions():
-    assert {name: pin for name, pin in PINS.items() if not re.fullmatch(r"\d+(\.\d+)*(\.post\d+)?", pin)} == {}
-
-
-@pytest.mark.skipif(Path(sys.prefix) != ROOT / ".venv", reason="not the environment that make makes")
-def test_what_is_installed_is_what_is_pinned():
-    found = {name: version(name).partition("+")[0] for name in PINS}
-    assert found == PINS
-
-
-def test_environment_yml_is_in_step_with_pyproject():
-    conda = yaml.safe_load((ROOT / "environment.yml").read_text())
-    assert conda["channels"] == ["conda-forge", "nodefaults"]
-    python, pip, packages = conda["dependencies"]
-    assert (python, pip) == (f"python{PROJECT['requires-python']}", "pip")
-    assert packages == {"pip": ["-c constraints.txt", "-e .[test]"]}
-
-
-def test_the_version_is_told_once():
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
-
-
-# ---- make, with a Python that notes what it is asked for -----------------------------------------------------------
-
-PYTHON = f"""\
-import os, sys
-from pathlib import Path
-if sys.argv[1:4] == ["-m", "aenmf_lib.run", "resolve"] or sys.argv[1] == "slurm/submit.py":
-    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
-if sys.argv[1:3] == ["-m", "aenmf_lib.synthetic"]:
-    made = [sys.argv[3]]
-elif sys.argv[1:3] == ["-m", "aenmf_lib.part"]:
-    made = [sys.argv[sys.argv.index("--done") + 1]]
-elif sys.argv[1:3] == ["-m", "aenmf_lib.shards"]:
-    made = [sys.argv[-1]]
-    with open("summed", "a") as summed:
-        summed.write(Path(made[0]).stem + "\\n")
-else:
-    notebook, *options = sys.argv[4:]
-    given = {{options[i + 1]: options[i + 2] for i, option in enumerate(options) if option == "-p"}}
-    report = Path(options[options.index("--report") + 1])
-    for path in [notebook, options[options.index("--params") + 1], *given.get("models", "").split(",")]:
-        assert not path or Path(path).is_file(), path
-    with open("ran", "a") as ran:
-        ran.write(Path(notebook).stem + "\\n")
-    made = {{
-        "06_benchmarks": [f"{{given.get('out_dir')}}/{{name}}" for name in {[*TABLES, "umap.h5ad"]}],
-        "07_figures": [f"{{given.get('out_dir')}}/{{name[8:]}}" for name in {FIGURES}],
-        "{STUDY}": [f"{{given.get('out_dir')}}/{{name}}" for name in {STUDIED}],
-    }}.get(Path(notebook).stem) or [given["out"]]
-    made.append(report)
-for path in map(Path, made):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("made")
-"""
-
-
-class Sandbox:
-    """A copy of the Makefile among notebooks and modules that are empty."""
-
-    @classmethod
-    def of(cls, root: Path) -> "Sandbox":
-        """One that is there already."""
-        sandbox = cls.__new__(cls)
-        sandbox.root, sandbox.python = root, root / "bin/python"
-        return sandbox
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        for folder in ("notebooks/params", "aenmf_lib"):
-            (root / folder).mkdir(parents=True)
-        for name in ("Makefile", "aenmf_lib/run.py", "aenmf_lib/parameters.py"):
-            shutil.copy(ROOT / name, root / name)
-        for module in ("__init__", *modules_in_makefile(), "synthetic"):
-            (root / f"aenmf_lib/{module}.py").touch()
-        (root / "aenmf_lib/aenmf.mplstyle").touch()
-        for stage in [*STAGES, STUDY]:
-            k = "k: int = 80\n" if stage in [*MODELS, STUDY] else ""
-            own = {"01_filter": 'data: str = ""\nmin_cells: int = 5\n', "06_benchmarks": "max_cells: int = 0\n"}
-            own = own.get(stage, 'sums: str = ""\n' if stage in STAGES[2:5] else "")
-            (root / f"notebooks/{stage}.py").write_text(f'# %% tags=["parameters"]\n{k}{own}')
-        (root / "notebooks/params/demo.yaml").write_text("data: data/demo.h5ad\nk: 20\n")
-        (root / "notebooks/params/other.yaml").write_text("data: other.h5ad\n")
-        (root / "pyproject.toml").write_text("pyproject\n")
-        (root / "constraints.txt").write_text("constraints\n")
-        self.program("python.py", PYTHON)
-        self.python = self.program("python", f'#!/bin/sh\nexec "{sys.executable}" "$0.py" "$@"\n')
-
-    def program(self, name: str, text: str) -> Path:
-        path = self.root / "bin" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
-        path.chmod(0o755)
-        return path
-
-    def __call__(self, *arguments: str, python: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-        bare = {"PATH": "/usr/bin:/bin", "HOME": str(self.root)}
-        asked = ["make", *([f"PYTHON={self.python}"] if python else []), *arguments]
-        return subprocess.run(asked, cwd=self.root, env=bare | environment, capture_output=True, text=True, check=False)
-
-    def ran(self, *arguments: str, **environment: str) -> list[str]:
-        """Make, and tell which notebooks that ran."""
-        note = self.root / "ran"
-        note.write_text("")
-        done = self(*arguments, **environment)
-        assert done.returncode == 0, done.stderr
-        return note.read_text().split()
-
-    def would_run(self, *arguments: str) -> list[str]:
-        """Ask make which notebooks it would run."""
-        return re.findall(r"aenmf_lib\.run execute notebooks/(\w+)\.py", self("-n", *arguments).stdout)
-
-    def files(self, folder: str) -> set[str]:
-        return {str(path.relative_to(self.root / folder)) for path in (self.root / folder).rglob("*") if path.is_file()}
-
-
-def modules_in_makefile() -> dict[str, list[str]]:
-    """Of which stages' results the Makefile says that a module decides them."""
-    stages: dict[str, list[str]] = {}
-    for stage, modules in re.findall(r"^(\w+)_LIB := (.*)$", (ROOT / "Makefile").read_text(), re.M):
-        for module in modules.split():
-            stages.setdefault(module, []).append(stage)
-    return stages
+from aenmf_lib import figures, results
+from aenmf_lib.workflow.parameters import declared
 
 
 @pytest.fixture
@@ -224,28 +34,32 @@ def all_made(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
 
 @pytest.fixture
 def done(all_made: Sandbox, tmp_path: Path) -> Sandbox:
-    """A copy of it, times and all."""
+    """A copy of that sandbox, with the file times."""
     shutil.copytree(all_made.root, tmp_path, dirs_exist_ok=True)
-    return Sandbox.of(tmp_path)
+    return Sandbox.existing(tmp_path)
 
 
-def test_make_alone_lists_the_public_targets(make):
-    listed = re.findall(r"^  make (\w+) +\S", make().stdout, re.M)
-    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
-    assert sorted(listed) == sorted(set(phony) - {"resolved", "FORCE"})
+def test_make_without_target_lists_the_public_targets_on_one_screen(make):
+    shown = make().stdout
+    listed = re.findall(r"^  make (\w+) +\S", shown, re.M)
+    texts = [(ROOT / name).read_text() for name in ("Makefile", "slurm/slurm.mk")]
+    phony = [name for text in texts for name in re.search(r"^\.PHONY: (.*)$", text, re.M)[1].split()]
+    assert sorted(listed) == sorted({*phony} - {"resolved", "FORCE"})
     assert listed[:6] == ["all", "filter", "train", "benchmarks", "figures", "scores"]
+    assert len(shown.splitlines()) <= 24
+    assert max(map(len, shown.splitlines())) <= 120
 
 
-def test_the_study_is_made_when_it_is_asked_for_and_needs_the_filtered_cells_alone(make):
+def test_conditioning_is_not_part_of_all_and_needs_only_the_filtered_cells(make):
     assert make.ran("conditioning") == [STAGES[0], STUDY]
-    assert make.files("results/demo/k20") >= {*STUDIED, f"{STUDY}.ipynb"}
+    assert make.files("results/demo/k20") >= {*STUDY_FILES, f"{STUDY}.ipynb"}
     assert make.ran("conditioning") == []
     assert make.ran("all") == STAGES[1:]
-    os.utime(make.root / "aenmf_lib/penalties.py")
+    make.touch("aenmf_lib/models/penalties.py")
     assert make.would_run("conditioning") == [STUDY]
 
 
-def test_all_makes_every_result_and_a_second_time_nothing(done):
+def test_all_makes_every_result_once(done):
     run = {f"params/{stage}.yaml" for stage in STAGES[1:]} | {f"{stage}.ipynb" for stage in STAGES[1:]}
     run |= (
         {f"params/{STUDY}.yaml"}
@@ -264,7 +78,7 @@ def test_all_makes_every_result_and_a_second_time_nothing(done):
     assert done.would_run("all") == []
 
 
-def test_jobs_of_the_classification_come_before_the_notebook_if_they_are_asked_for(make):
+def test_scores_are_made_before_the_benchmarks_when_both_are_goals(make):
     ran = make.ran("-j4", "scores", "benchmarks")
     assert (ran[0], sorted(ran[1:5]), ran[5:]) == (STAGES[0], STAGES[1:5], STAGES[5:6])
     jobs = make.files("results/demo/k20/classification_scores")
@@ -272,35 +86,35 @@ def test_jobs_of_the_classification_come_before_the_notebook_if_they_are_asked_f
     assert make.ran("scores", "benchmarks") == []
 
 
-def test_sums_over_shards_come_between_the_filter_and_the_models_that_take_them(make):
+def test_sums_over_shards_are_made_before_the_models_that_read_them(make):
     def summed(*arguments):
         (make.root / "summed").unlink(missing_ok=True)
         ran = make.ran("-j4", "train", *arguments)
         return ran, (make.root / "summed").read_text().split() if (make.root / "summed").exists() else []
 
-    eleven = [f"{i:02}-of-11" for i in range(11)]  # in the order of their numbers by name too
+    eleven = [f"{i:02}-of-11" for i in range(11)]  # names sort like numbers
     ran, first = summed("SHARDS=11")
     assert (ran[0], sorted(ran)) == (STAGES[0], STAGES[:5])
     assert (sorted(first[:-1]), first[-1]) == (eleven, "sums")
     for stage, takes in zip(STAGES[1:5], (False, True, True, True), strict=True):
         values = (make.root / f"results/demo/k20/params/{stage}.yaml").read_text()
-        assert ("sums: results/demo/sums.npz" in values) == takes
+        assert ("sums_path: results/demo/sums.npz" in values) == takes
     assert summed("SHARDS=11") == ([], [])
     (make.root / "results/demo/sums/03-of-11.npz").unlink()
     again, sums = summed("SHARDS=11")
     assert (sorted(again), sums) == (STAGES[2:5], ["03-of-11", "sums"])
-    assert summed("SHARDS=11", "K=5")[1] == []  # of the data set, for all ranks
+    assert summed("SHARDS=11", "K=5")[1] == []  # shared by all k of a data set
     assert sorted(summed("SHARDS=2")[1]) == ["0-of-2", "1-of-2", "sums"]
-    os.utime(make.root / "aenmf_lib/moments.py")
+    make.touch("aenmf_lib/training/moments.py")
     again, sums = summed("SHARDS=2")
     assert (sorted(again), sorted(sums)) == (STAGES[1:5], ["0-of-2", "1-of-2", "sums"])
     assert sorted(summed()[0]) == STAGES[2:5]  # from the cells again
-    os.utime(make.root / "results/demo/filtered.h5ad")
+    make.touch("results/demo/filtered.h5ad")
     assert sorted(summed("SHARDS=2")[1]) == ["0-of-2", "1-of-2", "sums"]
 
 
 @pytest.mark.parametrize("jobs", ["-j1", "-j8"])
-def test_a_run_that_makes_several_files_runs_once(make, jobs):
+def test_a_stage_with_several_results_runs_once(make, jobs):
     assert sorted(make.ran(jobs, "all")) == STAGES
 
 
@@ -311,19 +125,22 @@ def test_a_run_that_makes_several_files_runs_once(make, jobs):
         ("notebooks/06_benchmarks.py", STAGES[5:]),
         ("notebooks/04_train_cae_nmf1.py", [STAGES[3], *STAGES[5:]]),
         ("notebooks/01_filter.py", STAGES),
-        ("aenmf_lib/figures.py", STAGES[6:]),
-        ("aenmf_lib/aenmf.mplstyle", STAGES[6:]),
-        ("aenmf_lib/clustering.py", STAGES[5:]),
-        ("aenmf_lib/solver.py", STAGES[1:]),
-        ("aenmf_lib/data.py", STAGES),
-        ("aenmf_lib/synthetic.py", STAGES),
-        ("aenmf_lib/run.py", []),
+        ("aenmf_lib/figures/scores.py", STAGES[6:]),
+        ("aenmf_lib/figures/aenmf.mplstyle", STAGES[6:]),
+        ("aenmf_lib/metrics/clustering.py", STAGES[5:]),
+        ("aenmf_lib/metrics/neighbors.py", STAGES[1:]),
+        ("aenmf_lib/models/programs.py", STAGES[1:]),
+        ("aenmf_lib/training/solver.py", STAGES[1:]),
+        ("aenmf_lib/data/preprocessing.py", STAGES),
+        ("aenmf_lib/data/simulation.py", STAGES),
+        ("aenmf_lib/workflow/run.py", []),
+        ("aenmf_lib/conditioning/study.py", []),
         ("notebooks/params/demo.yaml", []),
         ("constraints.txt", []),
     ],
 )
-def test_what_is_touched_runs_again_with_what_depends_on_it(done, touched, again):
-    os.utime(done.root / touched)
+def test_touching_a_file_reruns_dependent_stages(done, touched, again):
+    done.touch(touched)
     assert done.would_run("all") == again
     assert done.ran("all") == again
     assert done.ran("all") == []
@@ -340,7 +157,7 @@ def test_what_is_touched_runs_again_with_what_depends_on_it(done, touched, again
         *((f"k20/{name}", STAGES[6:]) for name in [*FIGURES[:3], FIGURES[-1], "07_figures.ipynb"]),
     ],
 )
-def test_a_result_that_is_lost_is_made_again(done, lost, again):
+def test_deleted_result_is_rebuilt(done, lost, again):
     (done.root / "results/demo" / lost).unlink()
     assert done.ran("all") == again
     assert done.ran("all") == []
@@ -354,43 +171,41 @@ def test_a_result_that_is_lost_is_made_again(done, lost, again):
         ("data: data/demo.h5ad\nmin_cells: 9\nk: 20\n", STAGES),
     ],
 )
-def test_a_changed_value_runs_again_what_takes_it(done, yaml, again):
+def test_a_changed_value_reruns_the_notebooks_that_declare_it(done, yaml, again):
     (done.root / "notebooks/params/demo.yaml").write_text(yaml)
     assert done.would_run("all") == again
     assert done.ran("all") == again
 
 
-def test_a_stage_makes_only_what_it_needs(make):
+def test_a_goal_runs_only_the_stages_it_needs(make):
     assert make.ran("train") == STAGES[:5]
     assert make.ran("figures") == STAGES[5:]
 
 
-def test_an_unknown_value_stops_before_anything_runs(make):
+def test_an_unknown_name_in_the_yaml_stops_before_anything_runs(make):
     (make.root / "notebooks/params/demo.yaml").write_text("data: data/demo.h5ad\nmin_cell: 5\n")
-    stopped = make("all")
+    stopped = make("-j4", "all")
     assert stopped.returncode == 2
-    assert (
-        "notebooks/params/demo.yaml: 'min_cell' is no parameter of any notebook. Did you mean min_cells"
-        in stopped.stderr
-    )
+    assert "Unknown parameter min_cell in notebooks/params/demo.yaml. Did you mean min_cells or" in stopped.stderr
+    assert not (make.root / "data").exists()
     assert not (make.root / "ran").exists()
 
 
-def test_two_ranks_and_two_data_sets_lie_side_by_side(done):
+def test_results_of_each_data_set_and_k_have_their_own_folder(done):
     (done.root / "cells").mkdir()
     (done.root / "cells/mine.h5ad").touch()
-    assert done.ran("all", "K=5") == STAGES[1:]  # the cells do not depend on the rank
+    assert done.ran("all", "K=5") == STAGES[1:]  # the cells do not depend on k
     assert done.ran("all", "DATA=cells/mine.h5ad") == STAGES
     assert done.ran("all") == []
     folders = {path.relative_to(done.root / "results").as_posix() for path in done.root.glob("results/*/k*")}
     assert folders == {"demo/k20", "demo/k5", "mine/k80"}  # 80: the notebook's own default
     assert (done.root / "results/demo/k5/params/02_train_base_nmf.yaml").read_text() == "k: 5\n"
     assert (done.root / "results/mine/params/01_filter.yaml").read_text() == "data: cells/mine.h5ad\n"
-    os.utime(done.root / "cells/mine.h5ad")
+    done.touch("cells/mine.h5ad")
     assert done.ran("all", "DATA=cells/mine.h5ad") == STAGES
 
 
-def test_the_command_line_overrides_and_the_environment_does_not(make):
+def test_variables_of_the_command_line_override_and_those_of_the_environment_do_not(make):
     assert make.ran("filter", K="7", DATA="x.h5ad", DATASET="other", MIN_CELLS="7", PYTHON="/bin/false") == [
         "01_filter"
     ]
@@ -400,32 +215,78 @@ def test_the_command_line_overrides_and_the_environment_does_not(make):
     assert values.read_text() == "data: data/demo.h5ad\nmin_cells: 7\n"
 
 
-def test_a_data_set_without_its_file_is_left_to_the_notebook(make):
+def test_a_missing_data_file_is_reported_by_the_notebook(make):
     assert make.ran("filter", "DATASET=other") == ["01_filter"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
-        (["DATASET=dmeo"], "There is no data set 'dmeo'. There are: demo other. For cells of your own: make all DATA="),
-        (["DATA=my cells.h5ad"], "DATA='my cells.h5ad' holds a space"),
-        (["DATASET=my cells"], "DATASET='my cells' is to name a folder"),
-        (["DATASET=..", "DATA=x.h5ad"], "DATASET='..' is to name a folder"),
-        (["DATASET=", "DATA=x.h5ad"], "DATASET='' is to name a folder"),
-        (["DATASET=a/b", "DATA=x.h5ad"], "DATASET='a/b' is to name a folder"),
+        (["DATASET=dmeo"], "Unknown data set 'dmeo'. Available: demo other. For your own cells: make all DATA="),
+        (["DATA=my cells.h5ad"], "DATA='my cells.h5ad' contains a space"),
+        (["DATASET=my cells"], "DATASET='my cells' cannot name a folder"),
+        (["DATASET=..", "DATA=x.h5ad"], "DATASET='..' cannot name a folder"),
+        (["DATASET=", "DATA=x.h5ad"], "DATASET='' cannot name a folder"),
+        (["DATASET=a/b", "DATA=x.h5ad"], "DATASET='a/b' cannot name a folder"),
+        (["DATA=o'brien.h5ad"], "DATASET='o'brien' cannot name a folder"),
         (["K=many"], "K='many': expected the number of programs"),
-        (["SHARDS=0"], "SHARDS='0': expected the number of parts in which the cells are summed over"),
-        (["SHARDS=-3"], "SHARDS='-3': expected the number of parts"),
-        (["DATASET=bare"], "notebooks/params/bare.yaml has no line 'data: cells.h5ad'"),
+        (["SHARDS=0"], "SHARDS=0: expected a number of shards, such as SHARDS=8"),
+        (["SHARDS=-3"], "SHARDS=-3: expected a number of shards"),
+        (["MIN_CELLS=many"], "MIN_CELLS: expected int, found 'many'"),
+        (["SHARDS=2", "LABELS=clusters"], "SHARDS does not work with LABELS=clusters"),
+        (["KK=20"], "Unknown variable KK. Did you mean K? Valid variables: DATASET, K, DATA, MIN_CELLS"),
+        (["MIN_CELL=3"], "Unknown variable MIN_CELL. Did you mean MIN_CELLS"),
+        (["min_cells=3"], "Unknown variable min_cells. Did you mean MIN_CELLS"),
+        (["STARTS=3"], "make has no variable STARTS. Set starts in notebooks/params/<data set>.yaml"),
+        (["EXECUTOR=cloud"], "EXECUTOR='cloud': expected local or slurm"),
     ],
 )
-def test_what_make_cannot_handle_is_refused(make, arguments, words):
-    (make.root / "notebooks/params/bare.yaml").write_text("k: 3\n")
+def test_a_wrong_variable_is_refused_before_anything_runs(make, arguments, message):
     (make.root / "results").mkdir()
-    refused = make("clean", *arguments)
+    for goal in (["clean"], ["-n", "all"]):
+        refused = make(*goal, *arguments)
+        assert refused.returncode == 2
+        assert message in refused.stderr
+        assert refused.stdout == ""
+    assert os.listdir(make.root / "results") == []
+
+
+def test_a_wrong_variable_is_refused_before_the_environment_exists(bare):
+    refused = bare("all", "KK=20", python=False, PATH=str(bare.root / "bin"))
     assert refused.returncode == 2
-    assert words in refused.stderr.replace("bare demo", "demo")
-    assert (make.root / "results").is_dir()
+    assert "Unknown variable KK. Did you mean K?" in refused.stderr
+    assert not (bare.root / ".venv").exists()
+
+
+def test_a_data_set_without_data_is_refused(make):
+    (make.root / "notebooks/params/bare.yaml").write_text("k: 3\n")
+    assert "Pass DATA=cells.h5ad, or add the line 'data: cells.h5ad'" in make("filter", "DATASET=bare").stderr
+
+
+def test_values_with_special_characters_reach_the_notebook(make):
+    name = 'my$HOME"cells`.h5ad'
+    (make.root / name).touch()
+    words = [f"DATA={name.replace('$', '$$')}", "DATASET=mine", "DONOR_KEY=the donor's, \\ # $$ %"]
+    assert make.ran("filter", *words) == ["01_filter"]
+    values = yaml.safe_load((make.root / "results/mine/params/01_filter.yaml").read_text())
+    assert values == {"data": name, "donor_key": "the donor's, \\ # $ %"}
+
+
+def test_results_of_other_cells_are_not_overwritten(done):
+    files = done.files("results")
+    refused = done("all", "DATA=elsewhere/demo.h5ad")
+    assert refused.returncode == 2
+    assert "results/demo/ was made from data/demo.h5ad, not from elsewhere/demo.h5ad" in refused.stderr
+    assert done.files("results") == files
+    assert done("help").returncode == 0
+
+
+def test_conditioning_refuses_variables_that_it_does_not_read(make):
+    refused = make("conditioning", "STRENGTH=1", "SEED=3")
+    assert refused.returncode == 2
+    assert "'make conditioning' does not read SEED, STRENGTH: it compares several strengths" in refused.stderr
+    assert "strengths, starts" in refused.stderr
+    assert make.ran("conditioning", "MIN_CELLS=3") == [STAGES[0], STUDY]
 
 
 def test_clean_removes_the_results_of_one_data_set(done):
@@ -434,7 +295,7 @@ def test_clean_removes_the_results_of_one_data_set(done):
     assert os.listdir(done.root / "results") == ["other"]
 
 
-def test_a_failed_stage_leaves_nothing_that_make_takes_for_done(make):
+def test_a_failed_stage_runs_again(make):
     broken = (
         PYTHON + '\nif "notebooks/05_train_cae_nmf2.py" in sys.argv:\n    Path(made[-1]).unlink()\n    sys.exit(1)\n'
     )
@@ -445,14 +306,14 @@ def test_a_failed_stage_leaves_nothing_that_make_takes_for_done(make):
     assert make.ran("all") == STAGES[4:]
 
 
-def test_a_signal_to_make_reaches_what_it_runs(make):
-    waits = 'import os, time\nprint("waits", os.getpid(), flush=True)\ntime.sleep(60)\n'
+def test_a_signal_to_make_reaches_the_runner(make):
+    waits = 'import os, time\nprint("waiting", os.getpid(), flush=True)\ntime.sleep(60)\n'
     make.program("python.py", PYTHON + f'\nif "--report" in sys.argv:\n    exec({waits!r})\n')
-    asked = ["make", f"PYTHON={make.python}", "filter"]
+    words = ["make", f"PYTHON={make.python}", "filter"]
     with subprocess.Popen(
-        asked, cwd=make.root, env={"PATH": "/usr/bin:/bin"}, stdout=subprocess.PIPE, text=True
+        words, cwd=make.root, env={"PATH": "/usr/bin:/bin"}, stdout=subprocess.PIPE, text=True
     ) as running:
-        runner = next(psutil.Process(int(line.split()[1])) for line in running.stdout if line.startswith("waits"))
+        runner = next(psutil.Process(int(line.split()[1])) for line in running.stdout if line.startswith("waiting"))
         running.terminate()
         gone, _ = psutil.wait_procs([runner], timeout=10)
         if not gone:
@@ -460,43 +321,51 @@ def test_a_signal_to_make_reaches_what_it_runs(make):
     assert gone
 
 
-def test_figures_are_drawn_under_a_fixed_date(make):
-    assert "SOURCE_DATE_EPOCH=1767225600" in make("-n", "figures").stdout.split("07_figures.py")[-2].splitlines()[-1]
+# ---- the Makefile and the library agree ------------------------------------------------------------------------------
 
 
-# ---- the Makefile and the library say the same -----------------------------------------------------------------------
+def test_the_makefile_lists_the_figures_of_the_library():
+    listed = re.search(r"^FIGURES := (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
+    assert listed == list(figures.FIGURES)
 
 
-def test_the_figures_of_the_makefile_are_those_of_the_library():
-    pass
+def imported_modules(file: Path) -> set[str]:
+    """Return the modules of the library that a file imports, as package/module or package."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    modules = set()
+    for name in names:
+        library, *parts = name.split(".")
+        if library == "aenmf_lib":
+            if parts[0] in {**aenmf_lib._MODELS, "programs": ""}:  # from aenmf_lib import AENMF
+                parts = ["models", aenmf_lib._MODELS.get(parts[0], parts[0])]
+            path = ROOT / "aenmf_lib" / "/".join(parts[:2])
+            modules.add("/".join(parts[:2]) if path.with_suffix(".py").is_file() else parts[0])
+    return modules
 
-    assert re.search(r"^FIGURES := (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split() == list(NAMES)
+
+@pytest.mark.parametrize("stage", [*STAGES, STUDY])
+def test_a_stage_depends_on_every_module_that_it_imports(make, stage):
+    shown = make("-np", "all", "conditioning").stdout
+    rule = re.search(rf"^results/\S+: notebooks/{stage}\.py .*$", shown, re.M)[0]
+    files = [ROOT / f"notebooks/{stage}.py", *map(ROOT.joinpath, re.findall(r"aenmf_lib/\S+\.py", rule))]
+    needed = {module for file in files for module in imported_modules(file)}
+    if stage not in ("07_figures", STUDY):  # figures are only shown there: a new color must not retrain a model
+        needed = {module for module in needed if not module.startswith("figures")}
+    assert {module for module in needed if f" aenmf_lib/{module}" not in rule} == set()
 
 
-def library_imports(file: Path) -> set[str]:
-    """Modules of the library that a file imports, by whatever form of import."""
-    nodes = list(ast.walk(ast.parse(file.read_text())))
-    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    for node in (node for node in nodes if isinstance(node, ast.ImportFrom)):
-        names |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
-    parts = {name.split(".")[1] for name in names if name.startswith("aenmf_lib.")}
-    parts = {aenmf_lib._MODELS.get(part, part) for part in parts}
-    return {part for part in parts if (ROOT / f"aenmf_lib/{part}.py").is_file()}
-
-
-@pytest.mark.parametrize("stage", [*STAGES, STUDY, "01_sums"])
-def test_the_makefile_names_the_modules_that_a_notebook_uses(stage):
-    # Drawing decides no result but the figures: a new color must not train again.
-    only_shown = set() if stage in ("07_figures", STUDY) else {"drawn", "figures", "page", "programs"}
-    notebook, used = ROOT / f"notebooks/{stage}.py", set()
-    todo = library_imports(notebook) - only_shown if notebook.exists() else {"shards"}
-    while todo:
-        used.add(module := todo.pop())
-        todo |= library_imports(ROOT / f"aenmf_lib/{module}.py") - used - only_shown
-    group = "TRAIN" if stage in MODELS else stage[3:].upper()
-    named = {module for module, stages in modules_in_makefile().items() if group in stages}
-    assert named >= used
-    assert named - used == set() or group == "TRAIN"  # of the four, base NMF needs less than the others
+@pytest.mark.parametrize("stage", [*STAGES, STUDY])
+def test_make_passes_only_parameters_that_the_notebook_declares(make, stage):
+    shown = make("-n", "all", "conditioning", "SHARDS=2").stdout
+    call = re.search(rf"execute notebooks/{stage}\.py .*", shown)[0]
+    passed = set(re.findall(r" -p (\w+)", call))
+    assert passed <= declared(ROOT / f"notebooks/{stage}.py").keys()
+    assert ("sums_path" in declared(ROOT / f"notebooks/{stage}.py")) == (stage in STAGES[2:5])
 
 
 def test_lab_runs_notebooks_in_the_root_and_opens_scripts_as_notebooks():
@@ -520,12 +389,13 @@ case "$1" in
     (pip) echo "$UV_FIND_LINKS" > links; test ! -e uv-cannot;;
 esac
 """
-# as a Python, with what make asks of it: its version, its place, an environment, pip
+# stub of python3: answers for its version, its path, venv, pip and compile
 PYTHON3 = f"""\
 #!/bin/sh
 case "$*" in
     ("-m venv .venv") test ! -e venv-cannot && mkdir -p .venv/bin && cp "$0" .venv/bin/python; exit;;
     ("-m pip install -q uv") test ! -e uv-cannot && cp bin-uv .venv/bin/uv; exit;;
+    ("-m aenmf_lib compile") echo compile >> calls; exit;;
     ("-m pip install"*) echo pip >> calls; test ! -e pip-cannot; exit;;
     (*sys.executable*) echo "$0"; exit;;
 esac
@@ -535,8 +405,8 @@ exec "{sys.executable}" "$@"
 
 @pytest.fixture
 def bare(make: Sandbox) -> Sandbox:
-    """A sandbox on whose PATH are python3 and the usual tools, no uv, and no other Python."""
-    for tool in ("sh", "sed", "cat", "cmp", "touch", "rm", "mkdir", "cp", "tr", "test", "awk", "make"):
+    """A sandbox whose PATH has python3 and the usual tools, but no uv and no other Python."""
+    for tool in ("sh", "sed", "cat", "cmp", "touch", "rm", "mkdir", "cp", "tr", "test", "awk", "make", "fold"):
         (make.root / "bin").mkdir(exist_ok=True)
         (make.root / "bin" / tool).symlink_to(shutil.which(tool))
     (make.root / "bin/python").unlink()
@@ -545,8 +415,8 @@ def bare(make: Sandbox) -> Sandbox:
     return make
 
 
-def setup(make: Sandbox, *, fails: bool = False, **environment: str) -> str:
-    """Run `make setup` and tell how .venv was made."""
+def set_up(make: Sandbox, *, fails: bool = False, **environment: str) -> str:
+    """Run `make setup` and return how .venv was made."""
     (make.root / "calls").write_text("")
     done = make("setup", python=False, PATH=str(make.root / "bin"), **environment)
     assert (done.returncode == 2) == fails, done.stderr
@@ -554,110 +424,88 @@ def setup(make: Sandbox, *, fails: bool = False, **environment: str) -> str:
     return done.stderr if fails else " ".join((make.root / "calls").read_text().split("\n")).strip()
 
 
-def test_uv_on_the_path_makes_the_environment(bare):
+def test_setup_uses_uv_from_the_path(bare):
     bare.program("uv", UV)
-    assert setup(bare, PIP_FIND_LINKS="a b") == "uv venv uv pip"
+    assert set_up(bare, PIP_FIND_LINKS="a b") == "uv venv uv pip compile"
     assert (bare.root / "links").read_text() == "a,b\n"
-    assert setup(bare) == ""
+    assert set_up(bare) == ""
 
 
-def test_uv_is_fetched_where_it_can_be_had(bare):
-    assert setup(bare) == "uv pip"
+def test_setup_installs_uv_if_there_is_none(bare):
+    assert set_up(bare) == "uv pip compile"
 
 
-def test_pip_where_uv_cannot_be_had(bare):
+def test_setup_falls_back_to_pip(bare):
     (bare.root / "uv-cannot").touch()
-    assert setup(bare) == "pip"
-    bare.program("uv", UV)  # there, but it does not get to the packages
+    assert set_up(bare) == "pip compile"
+    bare.program("uv", UV)  # installed, but it cannot reach the packages
     shutil.rmtree(bare.root / ".venv")
-    assert setup(bare) == "uv venv uv pip pip"
+    assert set_up(bare) == "uv venv uv pip pip compile"
 
 
-def test_the_environment_is_made_anew_when_what_it_was_made_from_changes(bare):
-    assert setup(bare) == "uv pip"
+def test_setup_runs_again_only_when_the_pins_change(bare):
+    assert set_up(bare) == "uv pip compile"
     os.utime(bare.root / "pyproject.toml", (2**31, 2**31))
-    assert setup(bare) == ""
+    assert set_up(bare) == ""
     (bare.root / "constraints.txt").write_text("others\n")
     os.utime(bare.root / "constraints.txt", (2**31, 2**31))
     (bare.root / ".venv/left").touch()
-    assert setup(bare) == "uv pip"
+    assert set_up(bare) == "uv pip compile"
     assert not (bare.root / ".venv/left").exists()
 
 
-def test_an_environment_whose_python_is_gone_is_made_anew(bare):
-    assert setup(bare) == "uv pip"
+def test_setup_runs_again_when_the_python_of_the_environment_is_missing(bare):
+    assert set_up(bare) == "uv pip compile"
     (bare.root / ".venv/bin/python").unlink()
-    assert setup(bare) == "uv pip"
+    assert set_up(bare) == "uv pip compile"
 
 
-def test_a_half_made_environment_is_not_taken_for_done(bare):
+def test_setup_runs_again_after_it_failed(bare):
     (bare.root / "uv-cannot").touch()
     (bare.root / "pip-cannot").touch()
-    setup(bare, fails=True)
+    set_up(bare, fails=True)
     (bare.root / "uv-cannot").unlink()
-    assert setup(bare) == "uv pip"
+    assert set_up(bare) == "uv pip compile"
 
 
-def test_a_python_that_cannot_make_environments_is_told_of(bare):
+def test_setup_reports_a_python_without_venv(bare):
     (bare.root / "venv-cannot").touch()
-    assert f"{bare.root}/bin/python3 cannot make an environment: install its venv module" in setup(bare, fails=True)
+    assert f"{bare.root}/bin/python3 cannot make an environment. Install its venv module" in set_up(bare, fails=True)
     assert not (bare.root / ".venv").exists()
 
 
-def test_an_old_python_is_passed_over(bare):
+def test_setup_skips_an_old_python(bare):
     (bare.root / "bin/python3").rename(bare.root / "bin/python3.12")
     bare.program("python3", "#!/bin/sh\nexit 1\n")
-    assert setup(bare) == "uv pip"
+    assert set_up(bare) == "uv pip compile"
     (bare.root / "bin/python3.12").unlink()
     shutil.rmtree(bare.root / ".venv")
-    assert "No Python 3.11 or later" in setup(bare, fails=True)
+    assert "No Python 3.11 or later" in set_up(bare, fails=True)
 
 
 @pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX"])
-def test_an_active_environment_is_used_if_it_holds_the_library(bare, variable):
-    theirs = bare.root / "their env"
-    (theirs / "bin").mkdir(parents=True)
-    (theirs / "bin/python").write_text('#!/bin/sh\ntest "$1 $4" = "-I " && test -e holds-aenmf\n')
-    (theirs / "bin/python").chmod(0o755)
-    environment = {variable: str(theirs), "PATH": str(bare.root / "bin")}
-    assert "Making .venv" in bare("-n", "test", python=False, **environment).stdout
-    (bare.root / "holds-aenmf").touch()
-    asked = bare("-n", "test", python=False, **environment).stdout
-    assert asked == f'"{theirs}/bin/python" -m pytest -n 2 --dist loadfile\n'
+def test_an_active_environment_with_the_library_is_used(bare, variable):
+    other = bare.root / "their env"
+    (other / "bin").mkdir(parents=True)
+    (other / "bin/python").write_text('#!/bin/sh\ntest "$1 $4" = "-I " && test -e has-aenmf\n')
+    (other / "bin/python").chmod(0o755)
+    environment = {variable: str(other), "PATH": str(bare.root / "bin")}
+    assert ".ci/make-venv" in bare("-n", "test", python=False, **environment).stdout
+    (bare.root / "has-aenmf").touch()
+    shown = bare("-n", "test", python=False, **environment).stdout
+    assert shown == f'"{other}/bin/python" -m pytest -n 2 --dist loadfile\n'
     setup_done = bare("setup", python=False, **environment)
     assert setup_done.returncode == 0
     assert not (bare.root / ".venv").exists()
 
 
-def test_without_a_cluster_the_targets_about_its_jobs_say_so(make):
-    told = make("status", "EXECUTOR=local")
-    assert told.returncode != 0
-    assert "make status is about jobs of Slurm, and none answers here" in told.stderr
+def test_status_without_slurm_says_what_to_do(make):
+    refused = make("status", "EXECUTOR=local")
+    assert refused.returncode != 0
+    assert "'make status' needs Slurm, but 'scontrol ping' got no answer" in refused.stderr
 
 
-def test_the_readme_tells_every_key_of_the_results_files():
-    told = (ROOT / "README.md").read_text()
+def test_the_readme_lists_every_key_of_the_results_files():
+    text = (ROOT / "README.md").read_text()
     keys = {key for table in (results.OBSM, results.VARM) for roles in table.values() for key in roles.values()}
-    assert {key for key in keys if f"`{key.format(k='<K>')}`" not in told} == set()
-
-
-@pytest.mark.parametrize(
-    ("asked", "told"),
-    [
-        (("all", "MIN_CELL=3"), "MIN_CELL: no variable of this Makefile. There are: DATASET K DATA MIN_CELLS"),
-        (("all", "min_cells=3"), "min_cells: no variable of this Makefile"),
-        (("conditioning", "STRENGTH=1", "SEED=3"), "SEED STRENGTH: not read by 'make conditioning'"),
-        (("all", "DONOR_KEY=the donor's"), "A value holds a quote (')"),
-        (
-            ("all", "DATA=elsewhere/demo.h5ad"),
-            "results/demo/ was made from data/demo.h5ad, not from elsewhere/demo.h5ad",
-        ),
-    ],
-)
-def test_what_make_would_ignore_or_overwrite_is_refused(done, asked, told):
-    files = done.files("results")
-    refused = done(*asked)
-    assert refused.returncode == 2
-    assert told in refused.stderr
-    assert done.files("results") == files
-    assert done("help").returncode == 0
+    assert {key for key in keys if f"`{key.format(k='<K>')}`" not in text} == set()

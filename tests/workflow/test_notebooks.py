@@ -1,4 +1,4 @@
-"""The notebooks as sources: they agree with each other and with the library, and stay stories."""
+"""The sources of the notebooks: consistent with each other and with the library, short cells, prose."""
 
 import dataclasses
 import re
@@ -30,7 +30,7 @@ def parameters(path) -> dict:
     return {name: values[name] for name in values["__annotations__"]}
 
 
-def test_all_are_there():
+def test_every_notebook_exists():
     assert [path.stem for path in NOTEBOOKS] == [
         "01_filter",
         *TRAINING,
@@ -41,30 +41,29 @@ def test_all_are_there():
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_a_notebook_is_a_story_of_short_cells(path):
+def test_a_notebook_has_short_cells_with_prose_and_no_functions(path):
     code = [cell.source for cell in cells(path) if cell.cell_type == "code"]
     assert cells(path)[0].source.startswith(f"# {path.stem[:2]} · ")
     for part in ("**Question.**", "**Reads**", "**Writes**"):
         assert part in cells(path)[0].source
     assert not re.search(r"^\s*(def|class|for|while) ", "\n".join(code), re.M)
     assert max(source.count("\n") for source in code) < 25
-    # every thought is told: no two cells of code on end but for the import that follows the parameters
+    # Prose comes before each cell of code, but for the imports after the parameters.
     kinds = "".join("c" if cell.cell_type == "code" else "m" for cell in cells(path))
     assert "ccc" not in kinds
 
 
-def test_a_parameter_means_the_same_in_every_notebook():
+def test_a_parameter_has_the_same_default_in_every_notebook():
     seen = {}
     for path in NOTEBOOKS:
         for name, value in parameters(path).items():
-            # the last three differ by the definition of the models
+            # the last three differ by definition of the models
             if name not in ("out", "out_dir", "lambda_U", "max_iter", "tol"):
                 assert seen.setdefault(name, value) == value, (path.stem, name)
 
 
 @pytest.mark.parametrize("stem", TRAINING)
-def test_defaults_are_the_models(stem):
-    """Each hyper-parameter is a parameter of the notebook, with the default of the library."""
+def test_defaults_of_a_training_notebook_equal_those_of_its_model(stem):
     given = parameters(ROOT / f"notebooks/{stem}.py")
     for field in dataclasses.fields(TRAINING[stem]):
         if field.name == "preset":

@@ -1,3 +1,5 @@
+"""Running a notebook, and the command line."""
+
 import io
 import json
 import os
@@ -10,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from aenmf_lib.workflow import run
+from aenmf_lib.workflow import cli, run
 
 NOTEBOOK = """\
 # %% [markdown]
@@ -46,17 +48,22 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "aenmf_lib.workflow.run", *arguments]
+    return [sys.executable, "-m", "aenmf_lib", *arguments]
 
 
 def execute(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    asked = command("execute", "02_train.py", "--report", "out/02_train.ipynb", *arguments)
-    return subprocess.run(asked, capture_output=True, text=True, env=os.environ | environment, timeout=60, check=False)
+    words = command("execute", "02_train.py", "--report", "out/02_train.ipynb", *arguments)
+    return subprocess.run(words, capture_output=True, text=True, env=os.environ | environment, timeout=60, check=False)
 
 
 def start(then: str, out: str = "") -> subprocess.Popen[str]:
-    asked = command("execute", "02_train.py", "--report", f"{out or then}/02_train.ipynb", "-p", "then", then)
-    return subprocess.Popen(asked, stderr=subprocess.PIPE, text=True)
+    words = command("execute", "02_train.py", "--report", f"{out or then}/02_train.ipynb", "-p", "then", then)
+    return subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=restore_sigint)
+
+
+def restore_sigint() -> None:
+    """Reset SIGINT, because a test suite in the background ignores it and its child processes inherit this."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def made() -> list[str]:
@@ -68,25 +75,25 @@ def outputs(report: Path) -> str:
     return "".join("".join(out.get("text", "")) for cell in cells for out in cell.get("outputs", []))
 
 
-def test_when_all_cells_pass_there_is_a_report_and_no_failed_one(folder, tmp_path):
+def test_a_run_that_passes_leaves_only_the_report(folder, tmp_path):
     Path("out").mkdir()
     Path("out/02_train.failed.ipynb").write_text("of an earlier run")
-    # a kernel of the user's, of the name that everyone uses, in the place that is looked at first
-    theirs = tmp_path / "jupyter" / "kernels" / "python3"
-    theirs.mkdir(parents=True)
-    (theirs / "kernel.json").write_text(
-        json.dumps({"argv": ["/bin/false", "{connection_file}"], "display_name": "theirs", "language": "python"})
+    # a kernel of the user with the common name, in the folder that Jupyter searches first
+    other = tmp_path / "jupyter" / "kernels" / "python3"
+    other.mkdir(parents=True)
+    (other / "kernel.json").write_text(
+        json.dumps({"argv": ["/bin/false", "{connection_file}"], "display_name": "other", "language": "python"})
     )
     done = execute("-p", "k", "20", JUPYTER_PATH=str(tmp_path / "jupyter"))
     assert done.returncode == 0, done.stderr
     assert made() == ["02_train.ipynb"]
-    said = f"k is 20 in {folder} by {sys.executable}\n"
-    assert outputs(Path("out/02_train.ipynb")) == said + "the end\n"
-    assert said in done.stderr  # as it runs, too
+    text = f"k is 20 in {folder} by {sys.executable}\n"
+    assert outputs(Path("out/02_train.ipynb")) == text + "the end\n"
+    assert text in done.stderr  # as it runs, too
     assert "02_train [3/3]" in done.stderr
 
 
-def test_a_failed_run_leaves_what_it_made_under_another_name(folder):
+def test_a_run_that_fails_leaves_only_the_failed_notebook(folder):
     Path("out").mkdir()
     Path("out/02_train.ipynb").write_text("of an earlier run")
     failed = execute("-p", "then", "error")
@@ -94,21 +101,21 @@ def test_a_failed_run_leaves_what_it_made_under_another_name(folder):
     assert made() == ["02_train.failed.ipynb"]
     assert failed.stderr.endswith(
         "error: 02_train failed: ValueError: bad cells\nlook again\n"
-        "As far as it came, with the traceback: out/02_train.failed.ipynb\n"
+        "The cells run so far, with the traceback: out/02_train.failed.ipynb\n"
     )
     assert "Traceback" not in failed.stderr
     assert outputs(Path("out/02_train.failed.ipynb")).startswith("k is 80")
 
 
-def test_a_run_that_ends_early_has_failed(folder):
-    runs = {then: start(then) for then in ("exit", "die")}  # at once: to start a kernel takes seconds
-    for then, words in (
-        ("exit", "it stopped before its end, with 2 cells to go"),
-        ("die", "its process died, most often for want of memory: it had taken 0.7 GiB"),
+def test_a_run_that_exits_or_dies_has_failed(folder):
+    runs = {then: start(then) for then in ("exit", "die")}  # in parallel: starting a kernel takes seconds
+    for then, message in (
+        ("exit", "it stopped before its end, with 2 cells left"),
+        ("die", "its process died, most often because memory ran out: it had used 0.7 GiB"),
     ):
-        _, said = runs[then].communicate(timeout=60)
+        _, output = runs[then].communicate(timeout=60)
         assert runs[then].returncode == 1
-        assert words in said
+        assert message in output
         assert [path.name for path in Path(then).iterdir()] == ["02_train.failed.ipynb"]
 
 
@@ -130,48 +137,99 @@ def test_a_stopped_run_leaves_no_report_and_no_kernel(folder):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
-        (("-p", "kk", "20"), "error: -p: 'kk' is no parameter of 02_train. Did you mean k?\n"),
-        (("-p", "k", "1e2"), "error: -p: k: expected int, found '1e2'.\n"),
+        (("-p", "kk", "20"), "error: Unknown parameter kk. Did you mean k? Valid parameters: k, then.\n"),
+        (("-p", "k", "1e2"), "error: k: expected int, found '1e2' (str).\n"),
         (("--params", "cells.yaml"), "error: cells.yaml: k: expected int, found '20' (str)."),
     ],
 )
-def test_wrong_parameters_are_refused_before_anything_is_touched(folder, arguments, words):
+def test_wrong_parameters_are_refused_before_the_report_is_touched(folder, arguments, message):
     Path("cells.yaml").write_text("k: '20'\n")
     Path("out").mkdir()
     Path("out/02_train.ipynb").write_text("of an earlier run")
     refused = execute(*arguments)
     assert refused.returncode == 1
-    assert refused.stderr.startswith(words)
+    assert refused.stderr.startswith(message)
     assert Path("out/02_train.ipynb").read_text() == "of an earlier run"
 
 
-def test_resolve_writes_a_file_a_notebook_and_leaves_the_unchanged_alone(folder):
+def test_resolve_writes_one_file_per_notebook_and_keeps_unchanged_files(folder):
     Path("06_benchmarks.py").write_text('# %% tags=["parameters"]\nmax_cells: int = 0\n')
     Path("cells.yaml").write_text("k: 20\nmax_cells: 5\n")
-    asked = ["resolve", "--params", "cells.yaml", "--notebooks", "02_train.py", "06_benchmarks.py"]
-    asked += ["--out", "out/02_train.yaml", "out/06_benchmarks.yaml"]
-    run.main(asked)
+    words = ["resolve", "--params", "cells.yaml", "--notebooks", "02_train.py", "06_benchmarks.py"]
+    words += ["--out", "out/02_train.yaml", "out/06_benchmarks.yaml"]
+    cli.main(words)
     assert Path("out/02_train.yaml").read_text() == "k: 20\n"
     assert Path("out/06_benchmarks.yaml").read_text() == "max_cells: 5\n"
     for file in Path("out").iterdir():
         os.utime(file, (1, 1))
-    run.main([*asked, "-p", "max_cells", "6"])
+    cli.main([*words, "-p", "max_cells", "6"])
     assert Path("out/02_train.yaml").stat().st_mtime == 1
     assert Path("out/06_benchmarks.yaml").read_text() == "max_cells: 6\n"
-    with pytest.raises(SystemExit, match=r"'02_trian' is no notebook. Did you mean 02_train"):
-        run.main([*asked, "02_trian.yaml"])
+    with pytest.raises(SystemExit, match=r"Unknown notebook 02_trian in --out 02_trian.yaml. Did you mean 02_train"):
+        cli.main([*words, "02_trian.yaml"])
 
 
-def test_resolve_is_quick_to_start():
-    heavy = (
-        "import sys, aenmf_lib.run; print([m for m in ('numpy', 'torch', 'papermill', 'jupytext') if m in sys.modules])"
-    )
-    assert subprocess.check_output([sys.executable, "-c", heavy], text=True) == "[]\n"
+def test_the_command_line_imports_nothing_heavy():
+    heavy = "numpy torch scanpy papermill jupytext yaml".split()
+    code = f"import sys, aenmf_lib.workflow.cli; print([m for m in {heavy} if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
 
 
-def test_a_log_file_gets_whole_lines_and_a_bar_now_and_then(monkeypatch):
+def test_variables_of_make_are_checked_without_the_packages_of_the_environment(folder):
+    Path("01_filter.py").write_text('# %% tags=["parameters"]\nmin_cells: int = 5\n')
+    words = [
+        "-S",
+        "-m",
+        "aenmf_lib",
+        "resolve",
+        "--notebooks",
+        "01_filter.py",
+        "--valid",
+        "K",
+        "MIN_CELLS",
+        "--variables",
+    ]
+    root = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    for variable, message in (
+        ("MIN_CELLS=x", "MIN_CELLS: expected int, found 'x'"),
+        ("KK=3", "Unknown variable KK. Did you mean K?"),
+    ):
+        refused = subprocess.run(
+            [sys.executable, *words, variable], env=root, capture_output=True, text=True, check=False
+        )
+        assert refused.stderr.startswith(f"error: {message}")
+    assert subprocess.run([sys.executable, *words, "MIN_CELLS=7"], env=root, check=False).returncode == 0
+
+
+def test_every_command_is_documented(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    shown = capsys.readouterr().out
+    for name in ("resolve", "execute", "score", "sum", "merge", "simulate", "check", "compile"):
+        assert f"    {name} " in shown
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("sum", "none.h5ad", "--shard", "0", "2", "--out", "x.npz"), ("merge", "none.h5ad", "x.npz", "--out", "y.npz")],
+)
+def test_a_missing_file_ends_a_command_with_one_line(folder, arguments):
+    with pytest.raises(SystemExit, match=r"^error: [^\n]*none.h5ad[^\n]*$"):
+        cli.main(arguments)
+
+
+def test_simulate_writes_cells_that_check_refuses(folder, capsys):
+    cli.main(["simulate", "demo.h5ad"])
+    assert Path("demo.h5ad").is_file()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["check", "demo.h5ad"])
+    assert ended.value.code == 1
+    assert capsys.readouterr().out.startswith("demo.h5ad: X is a matrix")
+
+
+def test_a_log_file_gets_whole_lines_and_few_states_of_a_progress_bar(monkeypatch):
     now = iter([0.0, 1.0, 2.0, 3.0, 14.0, 15.0, 16.0, 30.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(now))
     stream = io.StringIO()

@@ -1,4 +1,4 @@
-"""The graph through a real Slurm of two nodes, with a Python that only notes what it is asked for."""
+"""The stages as jobs of a real Slurm with two nodes, and a stub of Python that only records its commands."""
 
 import os
 import re
@@ -16,15 +16,15 @@ from pathlib import Path
 import cluster
 import psutil
 import pytest
-from test_packaging import MODELS, PYTHON, ROOT, STAGES, STUDY, Sandbox
+from sandbox import MODELS, PYTHON, ROOT, STAGES, STUDY, Sandbox
 
 pytestmark = pytest.mark.skipif(not cluster.available(), reason="needs Slurm: slurmctld slurmd slurm-client munge")
 
 SITE = "GPU_PARTITION := gpu\nMEMORY_SHARE := 1024\nMOST_CPUS := 1\nPRELUDE := export A='x y' && echo $$B\n"
 SENT = [*STAGES[:5], "06_scores", *STAGES[5:]]
 PARTS = sorted(f"{model}.{label}" for model in MODELS.values() for label in ("cell_type", "donor_id"))
-# A file `slow-STAGE` holds a stage up for as long as it is there; with `fail-STAGE` it fails, with `eat-STAGE` it takes
-# more memory than it asked for. A stage that was held up tells so: what it does twice is seen.
+# While a file `slow-STAGE` exists the stage waits; with `fail-STAGE` it fails, and with `eat-STAGE` it uses more memory
+# than it requested.
 FAULTS = """
 import time
 stage = next((Path(word).stem for word in sys.argv if word.startswith("notebooks/")), "")
@@ -32,24 +32,24 @@ if "--done" in sys.argv:
     stage = Path(sys.argv[sys.argv.index("--done") + 1]).stem
     with open("scored", "a") as file:
         file.write(stage + "\\n")
-if sys.argv[1:3] == ["-m", "aenmf_lib.shards"]:
+if command in ("sum", "merge"):
     stage = Path(sys.argv[-1]).stem
 while Path(f"slow-{stage}").exists():
     time.sleep(0.1)
 if Path(f"eat-{stage}").exists():
-    taken = bytearray(400 << 20)
-    taken[:: 4096] = taken[:: 4096].replace(b"\\0", b"x")
+    used = bytearray(400 << 20)
+    used[:: 4096] = used[:: 4096].replace(b"\\0", b"x")
     time.sleep(30)
 if Path(f"fail-{stage}").exists():
     if "--report" in sys.argv:
         open(f"results/demo/k20/{stage}.failed.ipynb", "w")
-    sys.exit("error: it was to fail")
+    sys.exit("error: planned failure")
 """
 
 
 @pytest.fixture(scope="module")
 def slurm():
-    folder = Path(tempfile.mkdtemp(prefix="slurm"))  # munge wants a path that all may enter, which pytest's is not
+    folder = Path(tempfile.mkdtemp(prefix="slurm"))  # munge needs a folder that all users may enter
     conf = cluster.start(folder)
     yield {"SLURM_CONF": str(conf), "SLURMD": str(folder)}
     cluster.stop(folder)
@@ -58,16 +58,15 @@ def slurm():
 
 @pytest.fixture
 def make(tmp_path, slurm):
-    """Give make in a folder of its own, on the cluster."""
+    """Return make in a sandbox, on the cluster."""
     sandbox = Sandbox(tmp_path)
-    (tmp_path / "slurm").mkdir()
     for file in (ROOT / "slurm").iterdir():
-        if file.suffix in (".py", ".sh", ".tsv"):
+        if file.suffix in (".py", ".sh", ".tsv", ".mk"):
             (tmp_path / "slurm" / file.name).write_bytes(file.read_bytes())
             (tmp_path / "slurm" / file.name).chmod(0o755)
     (tmp_path / "slurm/cluster.mk").write_text(SITE)
-    head, rest = PYTHON.split("if sys.argv[1:4]", 1)
-    sandbox.program("python.py", f"{head}{FAULTS}if sys.argv[1:4]{rest}")
+    head, rest = PYTHON.split('if command == "simulate"', 1)
+    sandbox.program("python.py", f'{head}{FAULTS}if command == "simulate"{rest}')
 
     def call(*arguments, **environment):
         return sandbox(*arguments, **{**slurm, **environment})
@@ -80,15 +79,15 @@ def make(tmp_path, slurm):
 
 
 def queue(slurm: dict, folder: Path, *, cancel: bool = False) -> dict[str, str]:
-    """Give the jobs sent from a folder: name -> state."""
-    told = subprocess.run(
+    """Return the state of the jobs submitted from a folder, by name."""
+    shown = subprocess.run(
         ["squeue", "-h", "--array", "-o", "%A %j %T %Z"],
         env=os.environ | slurm,
         capture_output=True,
         text=True,
         check=True,
     )
-    jobs = [line.split() for line in told.stdout.splitlines()]
+    jobs = [line.split() for line in shown.stdout.splitlines()]
     jobs = [job for job in jobs if job[3] == str(folder) and job[2] != "COMPLETING"]
     if cancel and jobs:
         call(slurm, "scancel", *{job[0] for job in jobs})
@@ -104,11 +103,11 @@ def until(condition, what: str, seconds: float = 90) -> None:
         if condition():
             return
         time.sleep(0.2)
-    raise AssertionError(f"not within {seconds} s: {what}")
+    raise AssertionError(f"did not happen within {seconds} s: {what}")
 
 
 def ended(make, slurm) -> list[str]:
-    """Wait for the jobs and tell which notebooks ran, in this order."""
+    """Wait for the jobs and return the notebooks that ran, in order."""
     until(lambda: not queue(slurm, make.root), "the queue is empty")
     print(*(path.read_text() for path in (make.root / "results/demo").rglob("*.log")), sep="\n")  # shown if it fails
     ran = make.root / "ran"
@@ -117,7 +116,7 @@ def ended(make, slurm) -> list[str]:
     return found
 
 
-def test_the_graph_runs_in_order_and_leaves_what_a_local_run_leaves(make, slurm, tmp_path_factory):
+def test_all_stages_run_in_order_and_leave_the_files_of_a_local_run(make, slurm, tmp_path_factory):
     sent = make("all")
     assert sent.returncode == 0, sent.stderr
     assert re.findall(r"^ +\d+  (\w+)", sent.stdout, re.M) == SENT
@@ -131,19 +130,19 @@ def test_the_graph_runs_in_order_and_leaves_what_a_local_run_leaves(make, slurm,
     more |= {f"k20/classification_scores/{part}.done" for part in PARTS}
     assert make.files("results/demo") - more == here.files("results/demo")
     assert sorted((make.root / "scored").read_text().split()) == PARTS
-    assert "Everything is made." in make("all").stdout
-    assert [line.split() for line in make("status").stdout.splitlines()] == [[stage, "made"] for stage in SENT]
+    assert "Everything is done." in make("all").stdout
+    assert [line.split() for line in make("status").stdout.splitlines()] == [[stage, "done"] for stage in SENT]
 
 
-def test_the_study_is_sent_with_the_filter_alone_and_told_of_once_it_was_asked_for(make, slurm):
+def test_conditioning_is_submitted_with_the_filter_and_shown_once_requested(make, slurm):
     assert STUDY not in make("status").stdout
     assert re.findall(r"^ +\d+  (\w+)", make("conditioning").stdout, re.M) == [STAGES[0], STUDY]
     assert STUDY in make("status").stdout
     assert ended(make, slurm) == [STAGES[0], STUDY]
-    assert f"{STUDY}      made" in make("status").stdout
+    assert f"{STUDY}      done" in make("status").stdout
 
 
-def test_sent_again_or_from_two_shells_at_once_nothing_is_there_twice(make, slurm):
+def test_nothing_is_submitted_twice_from_two_shells_or_again(make, slurm):
     (make.root / "slow-01_filter").touch()
     words = ["make", f"PYTHON={make.root}/bin/python", "all"]
     bare = {"PATH": "/usr/bin:/bin", "HOME": str(make.root)} | slurm
@@ -151,51 +150,51 @@ def test_sent_again_or_from_two_shells_at_once_nothing_is_there_twice(make, slur
     assert [shell.wait() for shell in shells] == [0, 0]
     assert sorted(queue(slurm, make.root)) == sorted([*(f"demo/k20:{stage}" for stage in SENT[1:]), "demo:01_filter"])
     again = make("all")
-    assert len(re.findall(r"is there already", again.stdout)) == len(STAGES) + len(PARTS)
+    assert len(re.findall(r": already (?:pending|running)", again.stdout)) == len(STAGES) + len(PARTS)
     assert len(queue(slurm, make.root)) == len(SENT)
     (make.root / "slow-01_filter").unlink()
     assert sorted(ended(make, slurm)) == STAGES
 
 
-def test_a_stage_that_fails_takes_back_what_waits_for_it_and_is_sent_again_with_it(make, slurm):
+def test_a_failed_stage_cancels_dependent_jobs_and_is_submitted_again_with_them(make, slurm):
     (make.root / "fail-04_train_cae_nmf1").touch()
     make("all")
     assert sorted(ended(make, slurm)) == sorted({*STAGES[:5]} - {"04_train_cae_nmf1"})
-    told = make("status").stdout
-    assert "04_train_cae_nmf1       failed: results/demo/k20/04_train_cae_nmf1.failed.ipynb" in told
-    assert "error: it was to fail" in told
-    assert "06_benchmarks        not made" in told
+    shown = make("status").stdout
+    assert "04_train_cae_nmf1    failed: results/demo/k20/04_train_cae_nmf1.failed.ipynb" in shown
+    assert "error: planned failure" in shown
+    assert "06_benchmarks        not done" in shown
     (make.root / "fail-04_train_cae_nmf1").unlink()
     sent = make("all")
     assert re.findall(r"^ +\d+  (\w+)", sent.stdout, re.M) == ["04_train_cae_nmf1", *SENT[5:]]
     assert ended(make, slurm) == ["04_train_cae_nmf1", "06_benchmarks", "07_figures"]
 
 
-def test_what_the_cluster_has_not_is_told_before_anything_is_sent(make, slurm):
+def test_a_missing_partition_is_reported_before_anything_is_submitted(make, slurm):
     (make.root / "slurm/cluster.mk").write_text(SITE.replace(":= gpu", ":= volta"))
     refused = make("all")
     assert refused.returncode
     assert "03_train_ae_nmf: sbatch --test-only" in refused.stderr
     assert "invalid partition specified: volta" in refused.stderr
-    assert re.search(r"There are:\nPARTITION.*\ncpu\* 2 nodes, 4 CPUs, 4000 MB, gpu:1", refused.stderr)
+    assert re.search(r"The cluster has:\nPARTITION.*\ncpu\* 2 nodes, 4 CPUs, 4000 MB, gpu:1", refused.stderr)
     assert "Nothing was submitted" in refused.stderr
     assert queue(slurm, make.root) == {}
 
 
-def test_cancel_takes_back_the_jobs_of_its_run_alone(make, slurm):
+def test_cancel_cancels_only_the_jobs_of_its_run(make, slurm):
     (make.root / "slow-01_filter").touch()
     (make.root / "slow-02_train_base_nmf").touch()
     make("all")
     make("all", "K=21")
     names = [f"demo/k20:{stage}" for stage in SENT[1:]] + [f"demo/k21:{stage}" for stage in SENT[1:]]
-    assert sorted(queue(slurm, make.root)) == sorted(["demo:01_filter", *names])  # the filter serves both
+    assert sorted(queue(slurm, make.root)) == sorted(["demo:01_filter", *names])  # both runs use the filter
     assert "14 jobs of demo/k20 cancelled" in make("cancel").stdout
     left = ["demo:01_filter", *names[7:]]
     until(lambda: sorted(queue(slurm, make.root)) == sorted(left), "only the other run's jobs are there")
     assert "15 jobs of demo/k21 cancelled" in make("cancel", "K=21").stdout
 
 
-def test_any_file_that_is_lost_is_made_again_and_what_waits_waits_for_it(make, slurm):
+def test_deleted_file_is_rebuilt_and_queued_jobs_wait_for_it(make, slurm):
     make("all")
     ended(make, slurm)
     (make.root / "results/demo/k20/ae_nmf_k20.h5ad").unlink()
@@ -204,7 +203,7 @@ def test_any_file_that_is_lost_is_made_again_and_what_waits_waits_for_it(make, s
     until(lambda: queue(slurm, make.root).get("demo/k20:03_train_ae_nmf") == "RUNNING", "03 runs")
     (make.root / "slow-02_train_base_nmf").touch()
     os.utime(make.root / "notebooks/02_train_base_nmf.py")
-    make("all")  # 06 is queued already, and is to wait for 02 as well
+    make("all")  # 06 is already queued, and must wait for 02 too
     (make.root / "slow-03_train_ae_nmf").unlink()
     until(lambda: "demo/k20:03_train_ae_nmf" not in queue(slurm, make.root), "03 has ended")
     time.sleep(3)
@@ -213,7 +212,7 @@ def test_any_file_that_is_lost_is_made_again_and_what_waits_waits_for_it(make, s
     assert ended(make, slurm) == [STAGES[2], STAGES[1], *STAGES[5:]]
 
 
-def test_asking_how_it_is_changes_no_value(make, slurm):
+def test_status_changes_no_value(make, slurm):
     (make.root / "slow-01_filter").touch()
     make("all", "MAX_CELLS=7")
     values = make.root / "results/demo/k20/params/06_benchmarks.yaml"
@@ -224,25 +223,25 @@ def test_asking_how_it_is_changes_no_value(make, slurm):
 
 
 def running(make, slurm, stage: str) -> str:
-    """Wait until a stage runs; gives its job."""
+    """Wait until a stage runs and return its job."""
     until(lambda: queue(slurm, make.root).get(f"demo/k20:{stage}") == "RUNNING", f"{stage} runs")
     log = make.root / f"results/demo/k20/{stage}.log"
-    until(lambda: log.exists() and "== " in log.read_text(), f"{stage} is at work")
+    until(lambda: log.exists() and "== " in log.read_text(), f"{stage} has started")
     time.sleep(0.5)
     return call(slurm, "squeue", "-h", "-n", f"demo/k20:{stage}", "-o", "%i %Z").split(f" {make.root}")[0].split()[-1]
 
 
-def again_and_the_same(make, slurm, stage: str) -> tuple[str, list[str]]:
-    """Wait until a stage that was held up runs a second time, let it, and see that all is made; gives its log."""
+def rerun(make, slurm, stage: str) -> tuple[str, list[str]]:
+    """Wait until a delayed stage runs a second time, let it finish, and return its log and the notebooks that ran."""
     log = make.root / f"results/demo/k20/{stage}.log"
     until(lambda: log.read_text().count(f"== {stage} on ") == 2, f"{stage} runs again")
     (make.root / f"slow-{stage}").unlink()
     ran = sorted(ended(make, slurm))
-    assert "Everything is made." in make("all").stdout
+    assert "Everything is done." in make("all").stdout
     return log.read_text(), ran
 
 
-def test_the_shell_killed_while_it_sends_leaves_jobs_that_are_completed_by_the_next(make, slurm):
+def test_a_shell_killed_while_submitting_is_completed_by_the_next_call(make, slurm):
     (make.root / "slow-01_filter").touch()
     kills = make.root / "bin/sbatch"
     kills.write_text(
@@ -262,18 +261,18 @@ def test_the_shell_killed_while_it_sends_leaves_jobs_that_are_completed_by_the_n
     assert sorted(ended(make, slurm)) == STAGES
 
 
-def test_preempted_a_stage_runs_again_when_there_is_room(make, slurm):
+def test_a_preempted_stage_runs_again(make, slurm):
     (make.root / "slow-03_train_ae_nmf").touch()
     make("all")
     running(make, slurm, "03_train_ae_nmf")
     call(slurm, "sbatch", "-p", "urgent", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
-    log, ran = again_and_the_same(make, slurm, "03_train_ae_nmf")
+    log, ran = rerun(make, slurm, "03_train_ae_nmf")
     assert ran == STAGES
     assert "DUE TO PREEMPTION" in log
-    assert "told to end: preempted" in log
+    assert "terminated by Slurm: preempted" in log
 
 
-def test_before_its_time_is_up_a_stage_is_told_and_queues_again(make, slurm):
+def test_a_stage_near_its_time_limit_is_queued_again(make, slurm):
     for file, old, new in (
         ("stages.tsv", r"(03_train_ae_nmf.*\t)12:00:00", r"\g<1>00:01:00"),
         ("submit.py", r"WARNING = \d+", "WARNING = 55"),
@@ -285,74 +284,74 @@ def test_before_its_time_is_up_a_stage_is_told_and_queues_again(make, slurm):
     (make.root / "slow-03_train_ae_nmf").touch()
     make("all")
     running(make, slurm, "03_train_ae_nmf")
-    log, ran = again_and_the_same(make, slurm, "03_train_ae_nmf")
+    log, ran = rerun(make, slurm, "03_train_ae_nmf")
     assert ran == STAGES
-    assert "its time is nearly up; it goes on in the same job" in log
+    assert "the time limit is near; the same job is queued again" in log
 
 
-def test_when_its_node_is_lost_a_stage_runs_again_on_another(make, slurm):
+def test_a_stage_on_a_lost_node_runs_again_on_another(make, slurm):
     (make.root / "slow-03_train_ae_nmf").touch()
     make("all")
     job = running(make, slurm, "03_train_ae_nmf")
     node = call(slurm, "squeue", "-h", "-j", job, "-o", "%N").strip()
     cluster.lose_node(Path(slurm["SLURMD"]), node)
     try:
-        log, ran = again_and_the_same(make, slurm, "03_train_ae_nmf")
+        log, ran = rerun(make, slurm, "03_train_ae_nmf")
     finally:
         cluster.start_node(Path(slurm["SLURMD"]), node)
     assert {*re.findall(r"^== 03_train_ae_nmf on (n\d)", log, re.M)} == {"n1", "n2"}
-    assert ran == sorted([*STAGES, "03_train_ae_nmf"])  # only its daemon is lost: the job there went on, to the same
+    assert ran == sorted([*STAGES, "03_train_ae_nmf"])  # only the daemon was killed: the first job also finished
     until(lambda: call(slurm, "sinfo", "-h", "-t", "idle", "-p", "cpu", "-o", "%D").strip() == "2", "both nodes are up")
 
 
-def test_killed_for_memory_it_says_so_and_what_to_raise(make, slurm):
+def test_a_stage_out_of_memory_reports_what_to_raise(make, slurm):
     (make.root / "eat-03_train_ae_nmf").touch()
     make("all")
     assert sorted(ended(make, slurm)) == sorted({*STAGES[:5]} - {"03_train_ae_nmf"})
-    told = make("status").stdout
-    asked = "failed: killed for memory: it had asked for --mem=256M. Raise its memory in slurm/stages.tsv"
-    assert f"03_train_ae_nmf      {asked}" in told
-    assert re.search(r"exceeded memory limit \(\d{9} > 268435456\)", told)  # taken, asked
+    shown = make("status").stdout
+    requested = "failed: out of memory: it requested --mem=256M. Raise its memory in slurm/stages.tsv"
+    assert f"03_train_ae_nmf      {requested}" in shown
+    assert re.search(r"exceeded memory limit \(\d{9} > 268435456\)", shown)  # used, requested
     (make.root / "eat-03_train_ae_nmf").unlink()
     make("all")
     assert sorted(ended(make, slurm)) == sorted({*STAGES} - {*STAGES[:5]} | {"03_train_ae_nmf"})
 
 
-def test_killed_for_time_it_says_so_and_what_to_raise(tmp_path, monkeypatch):
+def test_a_stage_out_of_time_reports_what_to_raise(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "slurm")
     from graph import Stage
-    from submit import Job, why
+    from submit import Job, explain_failure
 
     stage = Stage("02_train_base_nmf", tmp_path, [["file"]], [], [0])
     log = "== 02_train_base_nmf on n1, job 7\nslurmstepd: error: *** JOB 7 ON n1 CANCELLED AT … DUE TO TIME LIMIT ***\n"
     stage.log().write_text(log)
     site = Namespace(memory_share=1, cpus=0, gpu_partition="", cpu_partition="", account="", gpu_type="", sbatch="")
-    told = why(stage, 0, Job("7", stage.job, 0, "TIMEOUT", "TimeLimit", ""), site)
-    asked = "failed: killed for time: it had asked for --time=2-00:00:00. Raise its time in slurm/stages.tsv"
-    assert told.startswith(asked)
+    failure = explain_failure(stage, 0, Job("7", stage.job_name, 0, "TIMEOUT", "TimeLimit", ""), site)
+    requested = "failed: out of time: it requested --time=2-00:00:00. Raise its time in slurm/stages.tsv"
+    assert failure.startswith(requested)
 
 
-def test_one_job_cancelled_takes_with_it_what_waits_for_it_and_nothing_else(make, slurm):
+def test_scancel_of_one_job_cancels_only_dependent_jobs(make, slurm):
     (make.root / "slow-04_train_cae_nmf1").touch()
     make("all")
     call(slurm, "scancel", running(make, slurm, "04_train_cae_nmf1"))
     (make.root / "slow-04_train_cae_nmf1").unlink()
     assert sorted(ended(make, slurm)) == sorted({*STAGES[:5]} - {"04_train_cae_nmf1"})
-    assert re.search(r"^04_train_cae_nmf1       not made \(job \d+ cancelled\)$", make("status").stdout, re.M)
+    assert re.search(r"^04_train_cae_nmf1    not done \(job \d+ cancelled\)$", make("status").stdout, re.M)
     make("all")
     assert ended(make, slurm) == ["04_train_cae_nmf1", *STAGES[5:]]
 
 
-def test_of_the_jobs_of_the_classification_one_that_fails_is_done_again_alone(make, slurm):
+def test_only_the_failed_score_job_is_submitted_again(make, slurm):
     (make.root / "fail-ae_nmf.donor_id").touch()
     make("all")
     assert sorted(ended(make, slurm)) == STAGES[:5]
     scored = make.root / "scored"
     assert sorted(scored.read_text().split()) == PARTS
     task = PARTS.index("ae_nmf.donor_id")
-    told = make("status").stdout
-    assert f"06_scores            failed: results/demo/k20/06_scores.{task}.log\n" in told
-    assert "error: it was to fail" in told
+    shown = make("status").stdout
+    assert f"06_scores            failed: results/demo/k20/06_scores.{task}.log\n" in shown
+    assert "error: planned failure" in shown
     (make.root / "fail-ae_nmf.donor_id").unlink()
     scored.unlink()
     sent = make("all").stdout
@@ -361,21 +360,21 @@ def test_of_the_jobs_of_the_classification_one_that_fails_is_done_again_alone(ma
     assert scored.read_text().split() == ["ae_nmf.donor_id"]
 
 
-def test_of_the_sums_over_shards_one_that_fails_is_done_again_alone(make, slurm):
+def test_only_the_failed_shard_is_submitted_again(make, slurm):
     for name in ("fail-2-of-4", "slow-01_filter"):
         (make.root / name).touch()
     sent = make("all", "SHARDS=4")
     assert re.search(r"^ +\d+  01_sums, 4 tasks, after 01_filter$", sent.stdout, re.M), sent
     assert re.search(r"^ +\d+  03_train_ae_nmf, after 01_filter, 01_merge$", sent.stdout, re.M), sent
-    asked = call(slurm, "scontrol", "show", "job", re.search(r"(\d+)  01_sums", sent.stdout)[1])
-    assert "ArrayTaskThrottle=8" in asked  # the width of stages.tsv
+    requested = call(slurm, "scontrol", "show", "job", re.search(r"(\d+)  01_sums", sent.stdout)[1])
+    assert "ArrayTaskThrottle=8" in requested  # the width of stages.tsv
     (make.root / "slow-01_filter").unlink()
-    assert sorted(ended(make, slurm)) == STAGES[:2]  # what does not take them is made all the same
+    assert sorted(ended(make, slurm)) == STAGES[:2]  # stages that do not read the sums run
     summed = make.root / "summed"
     assert sorted(summed.read_text().split()) == ["0-of-4", "1-of-4", "3-of-4"]
-    told = make("status", "SHARDS=4").stdout
-    assert "01_sums              failed: results/demo/01_sums.2.log\n" in told
-    assert "01_merge             not made" in told
+    shown = make("status", "SHARDS=4").stdout
+    assert "01_sums              failed: results/demo/01_sums.2.log\n" in shown
+    assert "01_merge             not done" in shown
     (make.root / "fail-2-of-4").unlink()
     summed.unlink()
     sent = make("all", "SHARDS=4").stdout
@@ -385,63 +384,63 @@ def test_of_the_sums_over_shards_one_that_fails_is_done_again_alone(make, slurm)
     assert summed.read_text().split() == ["2-of-4", "sums"]
 
 
-def test_other_values_are_refused_while_jobs_are_there(make, slurm):
+def test_other_values_are_refused_while_jobs_are_queued(make, slurm):
     (make.root / "slow-01_filter").touch()
     make("all")
     refused = make("all", "MAX_CELLS=7")
     assert refused.returncode
-    assert "jobs of demo/k20 are there with other values (none; now MAX_CELLS=7)" in refused.stderr
+    assert "jobs of demo/k20 are queued with other values (none; now MAX_CELLS=7)" in refused.stderr
     assert "max_cells" not in (make.root / "results/demo/k20/params/06_benchmarks.yaml").read_text()
     assert make("all", "K=21", "MAX_CELLS=7", "SHARDS=2").returncode == 0  # another run
-    refused = make("all", "K=22", "SHARDS=4")  # another too, but of the same sums
-    assert "jobs of demo are there with other values (MAX_CELLS=7 SHARDS=2; now SHARDS=4)" in refused.stderr
+    refused = make("all", "K=22", "SHARDS=4")  # another run that uses the same sums
+    assert "jobs of demo are queued with other values (MAX_CELLS=7 SHARDS=2; now SHARDS=4)" in refused.stderr
     assert make("all", "K=22", "SHARDS=2").returncode == 0
 
 
-def test_where_results_cannot_be_written_nothing_is_sent(make, slurm):
+def test_nothing_is_submitted_when_results_cannot_be_written(make, slurm):
     (make.root / "results").symlink_to("/proc/sys")  # where root cannot write either
     refused = make("all")
     assert refused.returncode
-    assert re.search(r"error: results/demo cannot be written to \(.+\)\. Nothing was submitted", refused.stderr)
+    assert re.search(r"error: Cannot write to results/demo \(.+\)\. Nothing was submitted", refused.stderr)
     assert queue(slurm, make.root) == {}
 
 
-def test_values_reach_the_jobs_as_they_were_given(make, slurm):
+def test_values_with_special_characters_reach_the_jobs_unchanged(make, slurm):
     name = 'my$HOME"cells`.h5ad'
     (make.root / name).touch()
     sent = make("filter", f"DATA={name.replace('$', '$$')}", "DATASET=mine")
     assert sent.returncode == 0, sent.stderr
-    assert ended(make, slurm) == [STAGES[0]]  # no more than was asked for
+    assert ended(make, slurm) == [STAGES[0]]  # only the requested stage
     assert (make.root / "results/mine/01_filter.ipynb").exists()
     assert name in (make.root / "results/mine/params/01_filter.yaml").read_text()
 
 
-def test_a_cluster_that_does_not_answer_is_an_error_and_without_one_it_runs_here(make, slurm, tmp_path):
+def test_a_cluster_that_does_not_answer_is_an_error_only_if_slurm_was_requested(make, slurm, tmp_path):
     conf = tmp_path / "gone.conf"
     conf.write_text(re.sub(r"SlurmctldPort=\d+", "SlurmctldPort=1", Path(slurm["SLURM_CONF"]).read_text()))
     down = make("all", "EXECUTOR=slurm", SLURM_CONF=str(conf), SLURM_CLIENT_TIMEOUT="1")
     assert down.returncode
     assert "error: squeue" in down.stderr
-    assert make("all", SLURM_CONF=str(conf)).returncode == 0  # found not to be there
+    assert make("all", SLURM_CONF=str(conf)).returncode == 0  # no cluster found: runs here
     assert (make.root / "results/demo/k20/07_figures.ipynb").exists()
     assert "expected local or slurm" in make("all", "EXECUTOR=cloud").stderr
 
 
-def test_jupyterlab_runs_in_a_job_and_only_who_has_its_token_gets_in(slurm, tmp_path):
+def test_jupyterlab_runs_in_a_job_and_requires_its_token(slurm, tmp_path):
     for name in ("Makefile", "slurm", "notebooks"):
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
     (tmp_path / "slurm/cluster.mk").write_text(SITE.replace(":= 1024", ":= 16"))
-    theirs = tmp_path / ".jupyter/jupyter_server_config.py"  # of a user who has made it open to all
-    theirs.parent.mkdir()
-    theirs.write_text("c.ServerApp.ip = '0.0.0.0'\nc.IdentityProvider.token = ''\nc.ServerApp.token = ''\n")
+    open_settings = tmp_path / ".jupyter/jupyter_server_config.py"  # of a user who opened Jupyter to everyone
+    open_settings.parent.mkdir()
+    open_settings.write_text("c.ServerApp.ip = '0.0.0.0'\nc.IdentityProvider.token = ''\nc.ServerApp.token = ''\n")
     bare = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(tmp_path)} | slurm
     words = ["make", "lab", f"PYTHON={sys.executable}"]
     try:
-        said = subprocess.run(words, cwd=tmp_path, env=bare, capture_output=True, text=True, timeout=60)
-        assert said.returncode == 0, said.stderr
-        port, node = re.search(r"ssh -N -L 8888:127\.0\.0\.1:(\d+) -J \S+@\S+ \S+@(\S+)$", said.stdout, re.M).groups()
+        shown = subprocess.run(words, cwd=tmp_path, env=bare, capture_output=True, text=True, timeout=60)
+        assert shown.returncode == 0, shown.stderr
+        port, node = re.search(r"ssh -N -L 8888:127\.0\.0\.1:(\d+) -J \S+@\S+ \S+@(\S+)$", shown.stdout, re.M).groups()
         assert node == socket.gethostname()
-        token = re.search(r"http://127\.0\.0\.1:8888/lab\?token=(\w{48})$", said.stdout, re.M)[1]
+        token = re.search(r"http://127\.0\.0\.1:8888/lab\?token=(\w{48})$", shown.stdout, re.M)[1]
         address = f"http://127.0.0.1:{port}/api/contents/notebooks/01_filter.py"
         assert _get(address) == 403
         assert _get(f"{address}?token=") == 403
@@ -452,8 +451,11 @@ def test_jupyterlab_runs_in_a_job_and_only_who_has_its_token_gets_in(slurm, tmp_
         assert not any(token in word for word in server.cmdline())
         for file in ("results/.lab.json", "results/lab.log"):
             assert (tmp_path / file).stat().st_mode & 0o077 == 0
-        assert "JupyterLab runs" in subprocess.run(words, cwd=tmp_path, env=bare, capture_output=True, text=True).stdout
-        assert queue(slurm, tmp_path) == {"lab": "RUNNING"}  # the same
+        assert (
+            "JupyterLab is running"
+            in subprocess.run(words, cwd=tmp_path, env=bare, capture_output=True, text=True).stdout
+        )
+        assert queue(slurm, tmp_path) == {"lab": "RUNNING"}  # the same job
     finally:
         queue(slurm, tmp_path, cancel=True)
 

@@ -1,8 +1,8 @@
-"""Run the demo through a Slurm of two nodes and compare it with what `make all` made here: not a test, some minutes.
+"""Run the demo on a Slurm cluster of two nodes and compare it with the results of `make all` here. Takes minutes.
 
-    python tests/through_slurm.py
+    python tests/workflow/through_slurm.py
 
-Every table and figure is to have the same bytes, every embedding the same bits. Tells what the machinery costs.
+Every table and figure must have the same bytes and every embedding the same bits. Prints the overhead of each stage.
 """
 
 import os
@@ -25,8 +25,8 @@ SITE = "GPU_PARTITION := gpu\nMEMORY_SHARE := 160\nMOST_CPUS := 2\n"
 AFTER = {"01": (), "06_s": ("02", "03", "04", "05"), "06_b": ("06_s",), "07": ("06_b",)}
 
 
-def run_there(folder: Path, env: dict[str, str]) -> dict[str, list[datetime]]:
-    """Copy the project, send it, wait; gives when each job began and ended."""
+def run_on_cluster(folder: Path, env: dict[str, str]) -> dict[str, list[datetime]]:
+    """Copy the project, submit it and wait. Return when the jobs of each stage began and ended."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
     for name in [*listed.stdout.split("\n")[:-1], "data/demo.h5ad"]:
         if (ROOT / name).is_file():
@@ -38,7 +38,7 @@ def run_there(folder: Path, env: dict[str, str]) -> dict[str, list[datetime]]:
     began, times = time.monotonic(), {}
     while subprocess.run(["squeue", "-h"], env=env, capture_output=True, text=True, check=True).stdout.strip():
         if time.monotonic() - began > 1800:
-            raise TimeoutError("the jobs take more than half an hour")
+            raise TimeoutError("The jobs took more than 30 minutes.")
         time.sleep(1)
     shown = subprocess.run(["scontrol", "-o", "show", "job"], env=env, capture_output=True, text=True, check=True)
     for line in shown.stdout.splitlines():
@@ -51,11 +51,11 @@ def run_there(folder: Path, env: dict[str, str]) -> dict[str, list[datetime]]:
 
 
 def compare(there: Path) -> int:
-    """Compare all results; gives how many files are the same."""
+    """Compare all results and return the number of equal files."""
     same = 0
     for file in sorted(path for path in HERE.rglob("*") if path.suffix in (".csv", ".pdf", ".png", ".h5ad")):
         other = there / file.relative_to(HERE)
-        if file.name.endswith("_scores.csv"):  # kept as they are made: in any order, and on Slurm in eight files
+        if file.name.endswith("_scores.csv"):  # a cache: in any order, and with Slurm in eight files
             continue
         if file.suffix == ".h5ad":
             ours, theirs = anndata.read_h5ad(file), anndata.read_h5ad(other)
@@ -68,8 +68,8 @@ def compare(there: Path) -> int:
     return same
 
 
-def overhead(times: dict, there: Path) -> None:
-    """Print what each stage took beside its notebook, from the end of what it waited for."""
+def print_overhead(times: dict, there: Path) -> None:
+    """Print for each stage the time from the end of the stages it needs, and the time outside its notebook."""
     for name, jobs in sorted(times.items()):
         if name == "06_scores":
             continue
@@ -82,7 +82,8 @@ def overhead(times: dict, there: Path) -> None:
         )
         begin, end = jobs[0]
         waited = (begin - max(ready)).total_seconds() if ready else 0.0
-        print(f"{name:20} waits {waited:3.0f} s, {(end - begin).total_seconds() - own:3.0f} s beside its {own:.0f}")
+        overhead = (end - begin).total_seconds() - own
+        print(f"{name:20} waited {waited:3.0f} s, overhead {overhead:3.0f} s, notebook {own:.0f} s")
 
 
 def main() -> None:
@@ -90,9 +91,9 @@ def main() -> None:
     state, folder = (Path(tempfile.mkdtemp(prefix=name)) for name in ("slurm", "demo"))
     conf = cluster.start(state)
     try:
-        times = run_there(folder, os.environ | {"SLURM_CONF": str(conf)})
-        print(f"{compare(folder / 'results/demo')} files are the same through Slurm as here")
-        overhead(times, folder / "results/demo")
+        times = run_on_cluster(folder, os.environ | {"SLURM_CONF": str(conf)})
+        print(f"{compare(folder / 'results/demo')} files are equal with Slurm and here")
+        print_overhead(times, folder / "results/demo")
     finally:
         cluster.stop(state)
         for path in (state, folder):

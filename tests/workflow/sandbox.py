@@ -1,0 +1,137 @@
+"""A copy of the Makefile among empty notebooks and modules, with a stub of Python that only records its commands."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+MODELS = {
+    "02_train_base_nmf": "base_nmf",
+    "03_train_ae_nmf": "ae_nmf",
+    "04_train_cae_nmf1": "cae_nmf1",
+    "05_train_cae_nmf2": "cae_nmf2",
+}
+STAGES = ["01_filter", *MODELS, "06_benchmarks", "07_figures"]
+STUDY = "08_conditioning"  # not part of `make all`
+STUDY_FILES = [
+    "conditioning.csv",
+    "conditioning_long.csv",
+    *(f"figures/conditioning.{e}" for e in ("pdf", "png", "csv")),
+]
+FIGURES = [
+    f"figures/{name}.{kind}"
+    for name in ("clustering", "resolution", "classification", "classes", "umap", "programs", "training")
+    for kind in ("pdf", "png", "csv")
+]
+TABLES = [
+    *(f"{task}_{name}.csv" for task in ("clustering", "classification") for name in ("cell_type", "donor_id", "long")),
+    *("clustering_resolution.csv", "classification_by_class.csv", "classification_confusion.csv", "integration.csv"),
+    *("unseen_donors_long.csv", "unseen_donors_by_class.csv"),
+]
+
+PYTHON = f"""\
+import os, sys
+from pathlib import Path
+command = sys.argv[3] if sys.argv[1:3] == ["-m", "aenmf_lib"] else ""
+if command == "resolve" or sys.argv[1] == "slurm/submit.py":
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+if command == "simulate":
+    made = [sys.argv[4]]
+elif command == "score":
+    made = [sys.argv[sys.argv.index("--done") + 1]]
+elif command in ("sum", "merge"):
+    made = [sys.argv[-1]]
+    with open("summed", "a") as summed:
+        summed.write(Path(made[0]).stem + "\\n")
+elif command == "execute":
+    notebook, *options = sys.argv[4:]
+    given = {{options[i + 1]: options[i + 2] for i, option in enumerate(options) if option == "-p"}}
+    report = Path(options[options.index("--report") + 1])
+    for path in [notebook, options[options.index("--params") + 1], *given.get("model_paths", "").split(",")]:
+        assert not path or Path(path).is_file(), path
+    with open("ran", "a") as ran:
+        ran.write(Path(notebook).stem + "\\n")
+    made = {{
+        "06_benchmarks": [f"{{given.get('out_dir')}}/{{name}}" for name in {[*TABLES, "umap.h5ad"]}],
+        "07_figures": [f"{{given.get('out_dir')}}/{{name[8:]}}" for name in {FIGURES}],
+        "{STUDY}": [f"{{given.get('out_dir')}}/{{name}}" for name in {STUDY_FILES}],
+    }}.get(Path(notebook).stem) or [given["out"]]
+    made.append(report)
+for path in map(Path, made):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("made")
+"""
+
+
+class Sandbox:
+    """A folder in which nothing is installed and no notebook is run."""
+
+    @classmethod
+    def existing(cls, root: Path) -> "Sandbox":
+        """Return the sandbox in a folder that has one."""
+        sandbox = cls.__new__(cls)
+        sandbox.root, sandbox.python = root, root / "bin/python"
+        return sandbox
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        (root / "notebooks/params").mkdir(parents=True)
+        used = ["Makefile", "slurm/slurm.mk", ".ci/make-venv", "aenmf_lib/__init__.py", "aenmf_lib/__main__.py"]
+        used += [f"aenmf_lib/workflow/{name}.py" for name in ("__init__", "cli", "parameters", "run")]
+        modules = [*ROOT.glob("aenmf_lib/*/*.py"), *ROOT.glob("aenmf_lib/*/*.mplstyle")]
+        for name in {*used, *(str(path.relative_to(ROOT)) for path in modules)}:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            if name in used:
+                shutil.copy(ROOT / name, root / name)
+            else:
+                (root / name).touch()
+        declared = {
+            "01_filter": 'data: str = ""\nmin_cells: int = 5\ndonor_key: str = ""\n',
+            "06_benchmarks": "max_cells: int = 0\nseed: int = 42\n",
+            STUDY: "k: int = 80\nstrengths: list[float] = [0.2]\nstarts: int = 5\n",
+        }
+        for stage in [*STAGES, STUDY]:
+            sums = 'sums_path: str = ""\nstrength: float = 0.2\nlabels: str = ""\n' if stage in STAGES[2:5] else ""
+            cell = declared.get(stage, f"k: int = 80\n{sums}" if stage in MODELS else "")
+            (root / f"notebooks/{stage}.py").write_text(f'# %% tags=["parameters"]\n{cell}')
+        (root / "notebooks/params/demo.yaml").write_text("data: data/demo.h5ad\nk: 20\n")
+        (root / "notebooks/params/other.yaml").write_text("data: other.h5ad\n")
+        (root / "pyproject.toml").write_text("pyproject\n")
+        (root / "constraints.txt").write_text("constraints\n")
+        self.program("python.py", PYTHON)
+        self.python = self.program("python", f'#!/bin/sh\nexec "{sys.executable}" "$0.py" "$@"\n')
+
+    def program(self, name: str, text: str) -> Path:
+        path = self.root / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+        return path
+
+    def __call__(self, *arguments: str, python: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+        bare = {"PATH": "/usr/bin:/bin", "HOME": str(self.root)}
+        words = ["make", *([f"PYTHON={self.python}"] if python else []), *arguments]
+        return subprocess.run(words, cwd=self.root, env=bare | environment, capture_output=True, text=True, check=False)
+
+    def ran(self, *arguments: str, **environment: str) -> list[str]:
+        """Run make and return the notebooks that ran."""
+        record = self.root / "ran"
+        record.write_text("")
+        done = self(*arguments, **environment)
+        assert done.returncode == 0, done.stderr
+        return record.read_text().split()
+
+    def would_run(self, *arguments: str) -> list[str]:
+        """Return the notebooks that make would run."""
+        return re.findall(r"-m aenmf_lib execute notebooks/(\w+)\.py", self("-n", *arguments).stdout)
+
+    def files(self, folder: str) -> set[str]:
+        return {str(path.relative_to(self.root / folder)) for path in (self.root / folder).rglob("*") if path.is_file()}
+
+    def touch(self, *names: str) -> None:
+        """Set the modification time of files to now."""
+        for name in names:
+            os.utime(self.root / name)

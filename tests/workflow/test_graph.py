@@ -1,0 +1,52 @@
+"""The stages that slurm/graph.py reads from make. Needs no Slurm."""
+
+import pytest
+from sandbox import ROOT, STAGES, STUDY, Sandbox
+
+
+@pytest.fixture
+def read(tmp_path, monkeypatch):
+    """Return a function that reads the stages of a sandbox for some goals."""
+    monkeypatch.syspath_prepend(ROOT / "slurm")
+    from graph import read_graph
+
+    sandbox = Sandbox(tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+    def read(*goals, more=(), **options):
+        return read_graph(["make", f"PYTHON={sandbox.python}", "EXECUTOR=local", *more], list(goals), **options)
+
+    read.sandbox = sandbox
+    return read
+
+
+def test_the_graph_has_every_stage_with_what_it_needs(read):
+    stages = read("all")
+    assert list(stages) == [*STAGES[:5], "06_scores", *STAGES[5:]]
+    assert [len(stage.tasks) for stage in stages.values()] == [1, 1, 1, 1, 1, 8, 1, 1]
+    assert [stage.missing for stage in stages.values()] == [[0]] * 5 + [[*range(8)]] + [[0]] * 2
+    assert stages["01_filter"].needs == []
+    assert stages["03_train_ae_nmf"].needs == ["01_filter"]
+    assert stages["06_scores"].needs == STAGES[1:5]
+    assert stages["06_benchmarks"].needs == [*STAGES[1:5], "06_scores"]
+    assert stages["07_figures"].needs == [*STAGES[1:5], "06_benchmarks"]
+    assert stages["01_filter"].job_name == "demo:01_filter"
+    assert stages["06_scores"].job_name == "demo/k20:06_scores"
+    assert str(stages["06_scores"].log(3)) == "results/demo/k20/06_scores.3.log"
+
+
+def test_shards_add_one_task_each_and_a_merge(read):
+    stages = read("train", more=["SHARDS=4"])
+    to_run = [name for name, stage in stages.items() if stage.missing]
+    assert to_run == ["01_filter", "01_sums", "02_train_base_nmf", "01_merge", *STAGES[2:5]]
+    assert [task[0] for task in stages["01_sums"].tasks] == [f"results/demo/sums/{i}-of-4.npz" for i in range(4)]
+    assert stages["01_merge"].needs == ["01_sums"]
+    assert stages["03_train_ae_nmf"].needs == ["01_filter", "01_merge"]
+
+
+def test_only_stages_that_make_would_run_are_missing(read):
+    read.sandbox.ran("all")
+    assert [name for name, stage in read("all").items() if stage.missing] == []
+    read.sandbox.touch("notebooks/07_figures.py")
+    stages = read("all", "conditioning", resolve=False)
+    assert [name for name, stage in stages.items() if stage.missing] == [STUDY, "07_figures"]
