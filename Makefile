@@ -1,78 +1,48 @@
-# Cells in, embeddings, tables and figures out. Targets are the files themselves. Works with GNU make 3.81 and later.
+# Cells in, embeddings, tables and figures out. Targets are the results themselves. Works with GNU make 3.81 and later.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: all filter train scores benchmarks figures conditioning status watch cancel test lint format lab setup clean help resolved FORCE
+.PHONY: all filter train benchmarks figures scores conditioning test lint format setup clean help resolved FORCE
+
+VARIABLES := DATASET K DATA MIN_CELLS SEED N_STARTS DONOR_KEY CELL_TYPE_KEY LAYER FRACTIONAL DROP_MISSING \
+    KEEP_UNLABELED DROP_EMPTY MAX_CELLS FOREST LISI N_JOBS STRENGTH LABELS GENE_WEIGHTS DEVICE SHARDS EXECUTOR PYTHON
 
 empty :=
 space := $(empty) $(empty)
 comma := ,
+quoted = '$(subst ','\'',$(1))'
 
-# ---- On which cells, with which values -------------------------------------------------------------------------------
-# Assigned here, so that a variable of the environment does nothing: it takes the command line to override.
-OVERRIDES := DATA MIN_CELLS SEED N_STARTS DONOR_KEY CELL_TYPE_KEY LAYER FRACTIONAL DROP_MISSING KEEP_UNLABELED DROP_EMPTY MAX_CELLS FOREST LISI N_JOBS STRENGTH LABELS GENE_WEIGHTS DEVICE SHARDS
-$(foreach name,$(OVERRIDES),$(eval $(name) :=))
-# A name that is none would be ignored without a word.
-known := DATASET K $(OVERRIDES) EXECUTOR PYTHON SHELL UV_FIND_LINKS
-strange := $(strip $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(filter-out $(known) -%,$(name)))))
-ifneq ($(strange),)
-$(error $(strange): no variable of this Makefile. There are: DATASET K $(OVERRIDES). \
-    Any other parameter of a notebook goes into notebooks/params/<data set>.yaml)
-endif
-ifneq ($(findstring ',$(DATASET)$(DATA)$(K)$(foreach name,$(OVERRIDES),$($(name)))),)
-$(error A value holds a quote ('), which the shell would take for its own: name it without)
-endif
+# ---- Data set and number of programs ---------------------------------------------------------------------------------
+# Assigned here, so that only the command line sets them, and not the environment.
+DATA :=
+SHARDS :=
 DATASET := $(if $(DATA),$(patsubst %.h5ad,%,$(notdir $(DATA))),demo)
 params := $(wildcard notebooks/params/$(DATASET).yaml)
 K := $(shell sed -n 's/^k: *\([0-9][0-9]*\).*/\1/p' $(params) /dev/null)
-K := $(or $(K),$(shell sed -n 's/^k: int = \([0-9][0-9]*\).*/\1/p' $(wildcard notebooks/02_train_base_nmf.py) /dev/null))
+K := $(or $(K),$(shell sed -n 's/^k: int = \([0-9][0-9]*\).*/\1/p' notebooks/02_train_base_nmf.py))
 
 ifneq ($(word 2,$(DATA)),)
-$(error DATA='$(DATA)' holds a space, which make cannot handle: rename the file or link to it)
+$(error DATA='$(DATA)' contains a space, which make cannot handle. Rename the file or make a link to it)
 endif
-ifneq ($(shell case '$(DATASET)' in (''|[._-]*|*[!A-Za-z0-9._-]*) echo odd;; esac),)
-$(error DATASET='$(DATASET)' is to name a folder: use letters, digits, '.', '_' and '-', and no space)
+ifneq ($(shell case $(call quoted,$(DATASET)) in (''|[._-]*|*[!A-Za-z0-9._-]*) echo odd;; esac),)
+$(error DATASET='$(DATASET)' cannot name a folder. Use letters, digits, '.', '_' and '-')
 endif
-ifeq ($(params)$(DATA),)
-$(error There is no data set '$(DATASET)'. There are: $(basename $(notdir $(wildcard notebooks/params/*.yaml))). \
-    For cells of your own: make all DATA=cells.h5ad)
+ifeq ($(params)$(DATA)$(wildcard results/$(DATASET)),)
+$(error Unknown data set '$(DATASET)'. Available: $(basename $(notdir $(wildcard notebooks/params/*.yaml))). \
+    For your own cells: make all DATA=cells.h5ad)
 endif
-ifneq ($(shell case '$(K)' in (''|0*|*[!0-9]*) echo odd;; esac),)
+ifneq ($(shell case $(call quoted,$(K)) in (''|0*|*[!0-9]*) echo odd;; esac),)
 $(error K='$(K)': expected the number of programs, such as K=20)
-endif
-ifneq ($(shell case '$(SHARDS)' in (0*|*[!0-9]*) echo odd;; esac),)
-$(error SHARDS='$(SHARDS)': expected the number of parts in which the cells are summed over, such as SHARDS=8)
-endif
-ifneq ($(and $(SHARDS),$(filter clusters,$(LABELS))),)
-$(error LABELS=clusters finds groups in the cells themselves, which SHARDS leaves on disk: give one of them)
-endif
-# The study sets strengths, labels, weights and starts side by side: of these it takes none.
-unread := $(strip $(foreach name,SEED N_STARTS STRENGTH LABELS GENE_WEIGHTS MAX_CELLS N_JOBS FOREST LISI DEVICE SHARDS,$(if $(filter command,$(origin $(name))),$(name))))
-ifneq ($(and $(unread),$(filter conditioning,$(MAKECMDGOALS))),)
-ifeq ($(filter-out conditioning,$(MAKECMDGOALS)),)
-$(error $(unread): not read by 'make conditioning', which sets several strengths, labels, weights and starts side by side. Which ones,     say in notebooks/params/$(DATASET).yaml: strengths, labels_tried, weights_tried, tried_at, starts, on, scored_cells, yardsticks)
-endif
 endif
 
 data := $(or $(DATA),$(shell sed -n "s/^data: *[\"']*\([^ \"']*\).*/\1/p" $(params) /dev/null))
-ifeq ($(data),)
-$(error $(params) has no line 'data: cells.h5ad': write one, or give DATA=cells.h5ad)
-endif
-# Results of other cells are not overwritten because a file happens to bear the same name.
-before := $(shell sed -n 's/^data: *//p' results/$(DATASET)/params/01_filter.yaml 2>/dev/null)
-ifneq ($(if $(filter all filter train scores benchmarks figures conditioning results/%,$(MAKECMDGOALS)),$(filter-out $(data),$(before))),)
-$(error results/$(DATASET)/ was made from $(before), not from $(data): give DATASET=other to keep both, or first type \
-    make clean DATASET=$(DATASET))
-endif
-# A missing file is no prerequisite: the notebook says more about it than make would.
 simulated := $(patsubst %,data/%.h5ad,demo demo_none demo_weak demo_confounded)
+# A missing file is not a prerequisite: the error of the notebook says more than that of make.
 cells := $(if $(filter $(simulated),$(data)),$(data),$(wildcard $(data)))
-given := -p k $(K) $(if $(SHARDS),-p sums results/$(DATASET)/sums.npz) $(foreach name,$(filter-out SHARDS,$(OVERRIDES)),$(if $(filter command,$(origin $(name))),\
-    -p $(shell echo $(name) | tr A-Z a-z) '$($(name))'))
 
-# ---- With which Python -----------------------------------------------------------------------------------------------
-# The active environment if it holds the library (-I: the library in this folder does not count), otherwise .venv.
+# ---- Python ----------------------------------------------------------------------------------------------------------
+# The active environment if the library is installed in it (-I ignores the library in this folder), otherwise .venv.
 ifneq ($(origin PYTHON),command line)
 PYTHON := $(shell for env in "$$VIRTUAL_ENV" "$$CONDA_PREFIX"; do \
     if [ -n "$$env" ] && ! [ "$$env" -ef .venv ] && "$$env/bin/python" -I -c 'import aenmf_lib' 2>/dev/null; \
@@ -80,69 +50,53 @@ PYTHON := $(shell for env in "$$VIRTUAL_ENV" "$$CONDA_PREFIX"; do \
 ifeq ($(PYTHON),)
 PYTHON := .venv/bin/python
 setup := .venv/made-from
-gone := $(shell .venv/bin/python -c '' 2>/dev/null || echo FORCE)
+broken := $(shell .venv/bin/python -c '' 2>/dev/null || echo FORCE)
 endif
 endif
+run = "$(PYTHON)" -m aenmf_lib
 
 ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(subst $(space),$(comma),$(PIP_FIND_LINKS))
 endif
 
-# The last step keeps a copy of what .venv was made from: a half-made one has none, and a new date alone does nothing.
-.venv/made-from: pyproject.toml constraints.txt $(gone)
-	@set -e; \
-	if [ -z '$(gone)' ] && cat pyproject.toml constraints.txt | cmp -s - $@; then touch $@; exit; fi; \
-	for python in python3 python3.14 python3.13 python3.12 python3.11 python none; do \
-	    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then break; fi; \
-	done; \
-	if [ $$python = none ]; then echo 'No Python 3.11 or later: looked for python3, python3.11 to 3.14, python.' \
-	    'Install one and put it on the PATH.' >&2; exit 1; fi; \
-	echo "Making .venv with $$($$python -V): once, a few minutes"; \
-	python=$$($$python -c 'import sys; print(sys.executable)'); \
-	rm -rf .venv; \
-	if command -v uv >/dev/null && uv venv -q --python "$$python" .venv \
-	    && uv pip install --python .venv/bin/python -c constraints.txt -e '.[test]'; then :; \
-	else \
-	    rm -rf .venv; \
-	    "$$python" -m venv .venv || { rm -rf .venv; echo "$$python cannot make an environment: install its venv module" \
-	        "(Debian, Ubuntu: apt install python3-venv) or uv." >&2; exit 1; }; \
-	    if .venv/bin/python -m pip install -q uv && .venv/bin/uv pip install --python .venv/bin/python \
-	        -c constraints.txt -e '.[test]'; then :; \
-	    else echo 'Not with uv. Trying pip.'; .venv/bin/python -m pip install -c constraints.txt -e '.[test]'; fi; \
-	fi; \
-	cat pyproject.toml constraints.txt > $@
+.venv/made-from: pyproject.toml constraints.txt $(broken)
+	@sh .ci/make-venv $(broken)
 
-# ---- What there is ---------------------------------------------------------------------------------------------------
+# ---- Results ---------------------------------------------------------------------------------------------------------
 DIR := results/$(DATASET)
 RUN := $(DIR)/k$(K)
 FIGURES := clustering resolution classification classes umap programs training
+MODELS := base_nmf ae_nmf cae_nmf1 cae_nmf2
 
+notebooks := $(sort $(wildcard notebooks/0*.py))
+values := $(DIR)/params/01_filter.yaml $(patsubst notebooks/%.py,$(RUN)/params/%.yaml,$(wildcard notebooks/0[2-9]*.py))
 filtered := $(DIR)/filtered.h5ad
-# a job for each shard of the cells, if they are asked for
+# SHARDS: one job for each part of the cells, and one that adds up their sums
 shards := $(if $(SHARDS),$(patsubst %,$(DIR)/sums/%-of-$(SHARDS).npz,$(shell seq -w 0 $$(($(SHARDS) - 1)))))
 sums := $(if $(SHARDS),$(DIR)/sums.npz)
-models := $(foreach name,base_nmf ae_nmf cae_nmf1 cae_nmf2,$(RUN)/$(name)_k$(K).h5ad)
-tables := $(addprefix $(RUN)/,clustering_cell_type.csv clustering_donor_id.csv classification_cell_type.csv \
-    classification_donor_id.csv clustering_long.csv classification_long.csv clustering_resolution.csv \
-    classification_by_class.csv classification_confusion.csv integration.csv unseen_donors_long.csv unseen_donors_by_class.csv)
+models := $(patsubst %,$(RUN)/%_k$(K).h5ad,$(MODELS))
+scores := $(foreach label,cell_type donor_id,$(patsubst %,$(RUN)/classification_scores/%.$(label).done,$(MODELS)))
+tables := $(patsubst %,$(RUN)/%.csv,clustering_cell_type clustering_donor_id classification_cell_type \
+    classification_donor_id clustering_long classification_long clustering_resolution classification_by_class \
+    classification_confusion integration unseen_donors_long unseen_donors_by_class)
 umap := $(RUN)/umap.h5ad
-# a job for each model and label, if they are asked for: `make scores`
-parts := $(foreach label,cell_type donor_id,$(patsubst $(RUN)/%_k$(K).h5ad,$(RUN)/classification_scores/%.$(label).done,$(models)))
-study := $(RUN)/conditioning.csv $(RUN)/conditioning_long.csv $(addprefix $(RUN)/figures/conditioning.,pdf png csv)
-drawn := $(foreach name,$(FIGURES),$(addprefix $(RUN)/figures/$(name).,pdf png csv))
+figures := $(foreach name,$(FIGURES),$(patsubst %,$(RUN)/figures/$(name).%,pdf png csv))
+study := $(patsubst %,$(RUN)/%,conditioning.csv conditioning_long.csv $(patsubst %,figures/conditioning.%,pdf png csv))
 
-notebooks := $(addprefix notebooks/,$(addsuffix .py,01_filter 02_train_base_nmf 03_train_ae_nmf 04_train_cae_nmf1 \
-    05_train_cae_nmf2 06_benchmarks 07_figures 08_conditioning))
+# ---- Check the command line ------------------------------------------------------------------------------------------
+# Python checks names and values before anything runs. Until .venv exists this is the python3 of the system.
+variables = $(foreach name,$(filter-out -%,$(.VARIABLES)),$(if $(filter command,$(origin $(name))),\
+    $(call quoted,$(name)=$($(name)))))
+checked = --notebooks $(notebooks) --valid $(VARIABLES) --goals $(MAKECMDGOALS) --variables $(variables)
+ifneq ($(filter-out 'PYTHON=% 'DATASET=% 'K=% 'EXECUTOR=%,$(variables)),)
+wrong := $(shell python=$$(command -v "$(PYTHON)" || command -v python3) && \
+    "$$python" -m aenmf_lib resolve $(checked) 2>&1 >/dev/null | sed -n 's/^error: \(.*\)\.$$/\1/p')
+ifneq ($(wrong),)
+$(error $(wrong))
+endif
+endif
 
-# The modules whose code decides a stage's results; tests/test_packaging.py holds them against the imports.
-FILTER_LIB := data results
-SUMS_LIB := data training
-TRAIN_LIB := data training models results metrics
-BENCHMARKS_LIB := data results metrics
-FIGURES_LIB := data results figures models
-CONDITIONING_LIB := data training models metrics results conditioning figures
-lib = $(foreach room,$(1),$(wildcard aenmf_lib/$(room)/*.py))
-
+# ---- Public targets --------------------------------------------------------------------------------------------------
 ifneq ($(origin EXECUTOR),command line)
 EXECUTOR := $(shell timeout 5 scontrol ping 2>/dev/null | grep -q ' UP' && echo slurm || echo local)
 endif
@@ -150,135 +104,97 @@ ifeq ($(filter local slurm,$(EXECUTOR)),)
 $(error EXECUTOR='$(EXECUTOR)': expected local or slurm)
 endif
 ifeq ($(EXECUTOR),slurm)
-# On a cluster these send jobs, each of which is this make with EXECUTOR=local, and return at once.
+# On a cluster these submit jobs, each of which is make with EXECUTOR=local, and return immediately.
 all filter train scores benchmarks figures conditioning: | $(setup)
-	@$(call cluster,submit) --goals $@
+	@$(call slurm,submit) --goals $@
 else
-all: filter train benchmarks figures  ## all of the following four: cells to figures, in results/<data set>/
+all: filter train benchmarks figures  ## run filter, train, benchmarks and figures; writes results/<data set>/
 filter: $(filtered) $(DIR)/01_filter.ipynb  ## read, check, filter and normalize the cells
-train: $(models) $(patsubst notebooks/%.py,$(RUN)/%.ipynb,$(wordlist 2,5,$(notebooks)))  ## train the four models
+train: $(models) $(patsubst notebooks/%.py,$(RUN)/%.ipynb,$(wildcard notebooks/0[2-5]*.py))  ## train the four models
 benchmarks: $(tables) $(umap) $(RUN)/06_benchmarks.ipynb  ## clustering and classification tables, UMAP
-figures: $(drawn) $(RUN)/07_figures.ipynb  ## draw the figures; trains nothing
-scores: $(parts)  ## the classification by itself, a job for each model and label: make -j2 scores N_JOBS=1
-conditioning: $(study) $(RUN)/08_conditioning.ipynb  ## what conditioning keeps and removes, over its strength, from several starts; not part of all
+figures: $(figures) $(RUN)/07_figures.ipynb  ## draw the figures, without any training
+scores: $(scores)  ## classification in one job per model and label: make -j2 scores N_JOBS=1
+conditioning: $(study) $(RUN)/08_conditioning.ipynb  ## study of conditioning on the donor; not part of all
 endif
+include slurm/slurm.mk
 
--include slurm/cluster.mk
-given_again = $(foreach name,$(1),$(if $(filter command,$(origin $(name))),$(name)='$(subst $$,$$$$,$($(name)))'))
-again = $(call given_again,DATASET K $(OVERRIDES) PYTHON)
-quoted = $(subst ','\'',$(1))
-cluster = exec "$(PYTHON)" slurm/submit.py $(1) --run $(RUN) --make '$(call quoted,make EXECUTOR=local $(again))' \
-    --again '$(call quoted,$(again))' --values '$(call quoted,$(call given_again,$(OVERRIDES)))' \
-    --cpu-partition '$(CPU_PARTITION)' --gpu-partition '$(GPU_PARTITION)' --account '$(ACCOUNT)' \
-    --gpu-type '$(GPU_TYPE)' --memory-share $(or $(MEMORY_SHARE),1) --cpus $(or $(MOST_CPUS),0) \
-    --prelude '$(call quoted,$(PRELUDE))' --sbatch='$(call quoted,$(SBATCH))'
-on_cluster = $(if $(filter slurm,$(EXECUTOR)),$(call cluster,$(1)),echo 'make $(1) is about jobs of Slurm, and none \
-    answers here (asked with: scontrol ping). Without a cluster make itself says what it does, and make -n what is left.' >&2; exit 1)
-status: | $(setup)  ## on a cluster: what is made, queued, running, failed
-	@$(call on_cluster,status)
-watch: | $(setup)  ## on a cluster: the same again and again, until no job is left
-	@$(call on_cluster,watch)
-cancel: | $(setup)  ## on a cluster: take back this run's jobs, and no others
-	@$(call on_cluster,cancel)
-
-# ---- How it is made --------------------------------------------------------------------------------------------------
-# In the targets below '%' stands for the '.' of the ending. That makes them pattern rules, and of those make knows that
-# one run gives all targets; of a plain rule with several targets it believes that each takes a run of its own.
-run = "$(PYTHON)" -m aenmf_lib.workflow.run
-# exec: a signal to make is to end the runner, not a shell that leaves it behind.
-execute = exec $(run) execute $< --params $(word 2,$^)
-
-# Looked at every time, but a file is written only when a value in it changed.
-# '+', and the look for Python, which may not be there yet: so that `make -n` tells the truth.
-values := $(DIR)/params/01_filter.yaml $(patsubst notebooks/%.py,$(RUN)/params/%.yaml,$(wordlist 2,8,$(notebooks)))
+# ---- Stages ----------------------------------------------------------------------------------------------------------
+# Every call resolves the values, also under 'make -n' ('+'), but writes a file only when a value in it has changed.
 $(values): resolved
 	+@:
 resolved: | $(setup)
-	+@if command -v "$(PYTHON)" >/dev/null; then $(run) resolve $(addprefix --params ,$(params)) \
-	    --notebooks $(notebooks) --out $(values) $(given); fi
+	+@if command -v "$(PYTHON)" >/dev/null; then $(run) resolve $(checked) $(addprefix --params ,$(params)) \
+	    --out $(values) -p k $(K) $(if $(SHARDS),-p sums_path $(sums)); fi
 
-$(simulated): aenmf_lib/data/simulation.py | $(setup)
-	"$(PYTHON)" -m aenmf_lib.data.simulation $@
+# A stage depends on the packages of the library that it uses.
+packages = $(foreach name,$(1),$(wildcard $(addprefix aenmf_lib/$(name),/*.py /*.mplstyle .py)))
+# '%' replaces the last '.': only for a pattern rule does make 3.81 know that one run makes all targets.
+pattern = $(foreach file,$(1),$(basename $(file))%$(patsubst .%,%,$(suffix $(file))))
 
-$(DIR)/filtered%h5ad $(DIR)/01_filter%ipynb: \
-    notebooks/01_filter.py $(DIR)/params/01_filter.yaml $(cells) $(call lib,$(FILTER_LIB)) | $(setup)
-	$(execute) --report $(DIR)/01_filter.ipynb -p out $(filtered)
-
-# $(call shard,NUMBER)
-define shard
-$(DIR)/sums/$(1)-of-$(SHARDS).npz: $(filtered) $(call lib,$(SUMS_LIB)) | $(setup)
-	exec "$(PYTHON)" -m aenmf_lib.training.sharding $$< --shard $(1) $(SHARDS) --out $$@
+# $(call stage,NOTEBOOK,FOLDER,RESULTS,INPUTS,PACKAGES,ARGUMENTS,AFTER)
+# exec: a signal to make reaches the runner, not a shell.
+define stage
+$(call pattern,$(3) $(2)/$(1).ipynb): notebooks/$(1).py $(2)/params/$(1).yaml $(4) $(call packages,$(5)) | $(setup) $(7)
+	exec $$(run) execute $$< --params $$(word 2,$$^) --report $(2)/$(1).ipynb $(6)
 endef
-$(foreach file,$(shards),$(eval $(call shard,$(firstword $(subst -of-, ,$(notdir $(file)))))))
 
-# Of the shards it leaves those alone that it added: another number of them is made again, and added.
-$(sums): $(shards)
-	exec "$(PYTHON)" -m aenmf_lib.training.sharding $(filtered) --merge $^ --out $@
+training := data training models results metrics/neighbors metrics/validation
+# $(call train,NOTEBOOK,MODEL,SUMS)
+train = $(call stage,$(1),$(RUN),$(RUN)/$(2)_k$(K).h5ad,$(filtered) $(3),$(training),\
+    -p cells_path $(filtered) -p out $(RUN)/$(2)_k$(K).h5ad)
 
-# $(call train,NOTEBOOK,RESULT,SUMS)
-define train
-$(RUN)/$(2)_k$(K)%h5ad $(RUN)/$(1)%ipynb: \
-    notebooks/$(1).py $(RUN)/params/$(1).yaml $(filtered) $(3) $(call lib,$(TRAIN_LIB)) | $(setup)
-	$$(execute) --report $(RUN)/$(1).ipynb -p cells $(filtered) -p out $(RUN)/$(2)_k$(K).h5ad
-endef
+$(eval $(call stage,01_filter,$(DIR),$(filtered),$$(cells),data results,-p out $(filtered)))
 $(eval $(call train,02_train_base_nmf,base_nmf))
 $(eval $(call train,03_train_ae_nmf,ae_nmf,$(sums)))
 $(eval $(call train,04_train_cae_nmf1,cae_nmf1,$(sums)))
 $(eval $(call train,05_train_cae_nmf2,cae_nmf2,$(sums)))
+# If `scores` is a goal too, 06 waits for it. Otherwise 06 computes these scores itself.
+$(eval $(call stage,06_benchmarks,$(RUN),$(tables) $(umap),$(models),data results metrics,-p out_dir $(RUN) \
+    -p model_paths $(subst $(space),$(comma),$(models)),$(if $(filter scores,$(MAKECMDGOALS)),$(scores))))
+$(eval $(call stage,07_figures,$(RUN),$(figures),$(models) $(tables) $(umap),data results figures models/programs,\
+    -p tables_dir $(RUN) -p out_dir $(RUN)/figures))
+$(eval $(call stage,08_conditioning,$(RUN),$(study),$(filtered),data training models metrics results conditioning \
+    figures,-p cells_path $(filtered) -p out_dir $(RUN)))
 
-# $(call part,MODEL,LABEL)
-define part
+$(simulated): aenmf_lib/data/simulation.py | $(setup) resolved
+	$(run) simulate $@
+
+$(shards): $(filtered) $(call packages,data training) | $(setup)
+	exec $(run) sum $< --shard $(firstword $(subst -of-, ,$(@F))) $(SHARDS) --out $@
+
+$(sums): $(shards)
+	exec $(run) merge $(filtered) $^ --out $@
+
+# $(call score,MODEL,LABEL)
+define score
 $(RUN)/classification_scores/$(1).$(2).done: $(RUN)/$(1)_k$(K).h5ad $(RUN)/params/06_benchmarks.yaml \
-    $(call lib,$(BENCHMARKS_LIB)) | $(setup)
+    $(call packages,data results metrics) | $(setup)
 	@mkdir -p $$(@D)
-	exec "$(PYTHON)" -m aenmf_lib.workflow.cli $$< --label $(2) --params $$(word 2,$$^) --notebook notebooks/06_benchmarks.py \
-	    --store $$(@:.done=.csv) --done $$@
+	exec $$(run) score $$< --label $(2) --params $$(word 2,$$^) --notebook notebooks/06_benchmarks.py \
+	    --cache $$(@:.done=.csv) --done $$@
 endef
-$(foreach label,cell_type donor_id,$(foreach model,base_nmf ae_nmf cae_nmf1 cae_nmf2,$(eval $(call part,$(model),$(label)))))
+$(foreach label,cell_type donor_id,$(foreach model,$(MODELS),$(eval $(call score,$(model),$(label)))))
 
-# With `scores` on the same command line it waits for them; by itself it makes what they have not.
-$(tables:.csv=%csv) $(umap:.h5ad=%h5ad) $(RUN)/06_benchmarks%ipynb: \
-    notebooks/06_benchmarks.py $(RUN)/params/06_benchmarks.yaml $(models) $(call lib,$(BENCHMARKS_LIB)) \
-    | $(setup) $(if $(filter scores,$(MAKECMDGOALS)),$(parts))
-	$(execute) --report $(RUN)/06_benchmarks.ipynb -p models $(subst $(space),$(comma),$(models)) -p out_dir $(RUN)
-
-# The date makes the same input give the same bytes.
-$(foreach name,$(FIGURES),$(addprefix $(RUN)/figures/$(name)%,pdf png csv)) $(RUN)/07_figures%ipynb: \
-    notebooks/07_figures.py $(RUN)/params/07_figures.yaml $(models) $(tables) $(umap) \
-    $(call lib,$(FIGURES_LIB)) aenmf_lib/figures/aenmf.mplstyle | $(setup)
-	SOURCE_DATE_EPOCH=1767225600 $(execute) --report $(RUN)/07_figures.ipynb -p tables $(RUN) -p out_dir $(RUN)/figures
-
-$(foreach file,$(study),$(basename $(file))%$(patsubst .%,%,$(suffix $(file)))) $(RUN)/08_conditioning%ipynb: \
-    notebooks/08_conditioning.py $(RUN)/params/08_conditioning.yaml $(filtered) $(call lib,$(CONDITIONING_LIB)) \
-    aenmf_lib/figures/aenmf.mplstyle | $(setup)
-	$(execute) --report $(RUN)/08_conditioning.ipynb -p cells $(filtered) -p out_dir $(RUN)
-
-# ---- For those who work on it ----------------------------------------------------------------------------------------
-setup: $(setup)  ## make .venv, as every target does that needs it
-
+# ---- Development -----------------------------------------------------------------------------------------------------
 test: $(setup)  ## run the tests
 	"$(PYTHON)" -m pytest -n 2 --dist loadfile
 
-lint: $(setup)  ## check style and form
+lint: $(setup)  ## check style, format and the imports between packages
 	"$(PYTHON)" -m ruff check .
 	"$(PYTHON)" -m ruff format --check .
+	"$(PYTHON)" -c 'from importlinter.cli import lint_imports_command as lint; lint()'
 
-format: $(setup)  ## bring the sources into form
+format: $(setup)  ## format the sources
 	"$(PYTHON)" -m ruff check --fix .
 	"$(PYTHON)" -m ruff format .
 
-lab: $(setup)  ## open the notebooks in JupyterLab; on a cluster in a job, with what to type to get there
-ifeq ($(EXECUTOR),slurm)
-	@$(call cluster,lab)
-else
-	JUPYTER_PREFER_ENV_PATH=1 JUPYTER_CONFIG_PATH="$(CURDIR)/notebooks/.jupyter" \
-	    exec "$(PYTHON)" notebooks/.jupyter/lab.py
-endif
+setup: $(setup)  ## create .venv; other targets also create it if needed
 
-clean:  ## remove results/<data set>/ of this DATASET alone, all its ranks
+clean:  ## remove results/<data set>/ for all values of K
 	@echo "Removing $(DIR)"
 	@rm -rf "$(DIR)"
 
-help:  ## list this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo '  DATASET: $(basename $(notdir $(wildcard notebooks/params/*.yaml))); or DATA=cells.h5ad. Also: K $(OVERRIDES)'
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo '  Data sets: $(basename $(notdir $(wildcard notebooks/params/*.yaml))); your own: DATA=cells.h5ad'
+	@echo '  Variables: $(VARIABLES)' | fold -s -w 110

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The body of every job: make, here. Told of its end (time limit, preemption) it lets the stage keep its state, and queues again.
-# job.sh STAGE ASKED PRELUDE MAKE... -- FILES: makes all files, or as a task of an array the one at its number.
+# The body of every job: make, on this node. Near its time limit a stage saves its state and the job is queued again.
+# job.sh STAGE REQUESTED PRELUDE MAKE... -- FILES: makes all files, or in a job array the one at the index of the task.
 set -u
-stage=$1 asked=$2 prelude=$3
+stage=$1 requested=$2 prelude=$3
 shift 3
 make=()
 while [ "$1" != -- ]; do
@@ -11,11 +11,11 @@ while [ "$1" != -- ]; do
 done
 shift
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then set -- "${@:SLURM_ARRAY_TASK_ID+1:1}"; fi
-again= ended=
-trap 'again=1; kill -TERM "$child" 2>/dev/null' USR1 # so many seconds before the time limit, see submit.py
-trap 'ended=1; kill -TERM "$child" 2>/dev/null' TERM # preempted: Slurm queues the job again by itself
+requeue= terminated=
+trap 'requeue=1; kill -TERM "$child" 2>/dev/null' USR1 # before the time limit, see WARNING in submit.py
+trap 'terminated=1; kill -TERM "$child" 2>/dev/null' TERM # preempted: Slurm queues the job again
 echo "== $stage on ${SLURMD_NODENAME:-$(hostname)}, job $SLURM_JOB_ID, $(date -Is)"
-set +u # of a site's own lines
+set +u # the prelude of a cluster may use unset variables
 if [ -n "$prelude" ]; then eval "$prelude" || exit; fi
 set -u
 "${make[@]}" "$@" &
@@ -25,17 +25,17 @@ while :; do # a trap ends the first wait
     code=$?
     kill -0 "$child" 2>/dev/null || break
 done
-if [ -n "$again" ] && [ "$code" != 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 20 ]; then # what never gets further does not go on for ever
-    echo "== $stage: its time is nearly up; it goes on in the same job, queued again"
+if [ -n "$requeue" ] && [ "$code" != 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 20 ]; then # 20: without progress, stop
+    echo "== $stage: the time limit is near; the same job is queued again and resumes"
     scontrol requeue "$SLURM_JOB_ID"
     sleep 60 & # Slurm ends this script
     wait
     exit 0
 fi
-if [ -n "$ended" ] || [ "$code" = 143 ]; then # make may end of the signal before this shell has heard it
-    echo "== $stage: told to end: preempted, cancelled, or its time was up"
+if [ -n "$terminated" ] || [ "$code" = 143 ]; then # make may end by the signal before this shell receives it
+    echo "== $stage: terminated by Slurm: preempted, cancelled, or out of time"
 elif [ "$code" != 0 ]; then
-    echo "== $stage failed (exit $code). It had asked for $asked: if it was killed for memory or time," \
+    echo "== $stage failed (exit $code). It requested $requested. If it was killed for memory or time," \
         "raise that in slurm/stages.tsv." >&2
 fi
 exit "$code"

@@ -1,4 +1,4 @@
-"""Run JupyterLab in a job on a compute node, and tell how to get there from elsewhere. Called by the Makefile."""
+"""JupyterLab in a job on a compute node, with the ssh command to reach it. Called by the Makefile."""
 
 from __future__ import annotations
 
@@ -11,54 +11,55 @@ import socket
 import time
 from pathlib import Path
 
-from jobs import SlurmError, check, command, options, queue
+from jobs import SlurmError, check, queue, run_command, sbatch_options
 
-TOLD, LOG = Path("results/.lab.json"), Path("results/lab.log")
+_ADDRESS, _LOG = Path("results/.lab.json"), Path("results/lab.log")
 
 
-def lab(site: argparse.Namespace, make: list[str]) -> None:
-    """Send the job if there is none, wait until it runs, and print what to type.
+def start_lab(site: argparse.Namespace, make: list[str]) -> None:
+    """Submit the job if there is none, wait until it runs, and print how to connect.
 
     Raises
     ------
     SlurmError
-        The cluster refused the job, or it ended; the text says where it wrote to.
+        The cluster refused the job, or the job ended. The message contains the end of its log.
     """
-    job = next((job.id for job in queue() if job.name == "lab"), "") or _send(site, make)
+    job = next((job.id for job in queue() if job.name == "lab"), "") or _submit(site, make)
     before = ""
-    while not (told := _told(job)):
+    while not (address := _read_address(job)):
         state = next((f"{j.state.lower()} ({j.reason})" for j in queue() if j.id == job), "")
-        if not state and not _told(job):
-            end = "\n    ".join(LOG.read_text(errors="replace").splitlines()[-6:] if LOG.exists() else [])
-            raise SlurmError(f"job {job} ended before JupyterLab was there. {LOG}:\n    {end}")
+        if not state and not _read_address(job):
+            end = "\n    ".join(_LOG.read_text(errors="replace").splitlines()[-6:] if _LOG.exists() else [])
+            raise SlurmError(f"job {job} ended before JupyterLab started. {_LOG}:\n    {end}")
         if state != before:
             print(f"job {job}: {state}", flush=True)
             before = state
         time.sleep(1)
     user = getpass.getuser()
-    print("JupyterLab runs. On your own machine type")
-    print(f"  ssh -N -L 8888:127.0.0.1:{told['port']} -J {user}@{socket.getfqdn()} {user}@{told['node']}")
-    print(f"and open http://127.0.0.1:8888/lab?token={told['token']}")
-    print(f"To end it: scancel {job}")
+    print("JupyterLab is running. On your own machine type")
+    print(f"  ssh -N -L 8888:127.0.0.1:{address['port']} -J {user}@{socket.getfqdn()} {user}@{address['node']}")
+    print(f"and open http://127.0.0.1:8888/lab?token={address['token']}")
+    print(f"To stop it: scancel {job}")
 
 
-def _send(site: argparse.Namespace, make: list[str]) -> str:
+def _submit(site: argparse.Namespace, make: list[str]) -> str:
+    """Submit the job and return its number."""
     check("lab", site)
-    os.umask(0o077)  # of the log as well, for the server writes its token there
-    LOG.parent.mkdir(exist_ok=True)
-    LOG.unlink(missing_ok=True)
-    asked = options("lab", site)
-    return command(
-        "sbatch", "--parsable", "--job-name=lab", f"--output={LOG}", "--no-requeue", *asked,
-        str(Path(__file__).with_name("job.sh")), "lab", shlex.join(asked), site.prelude, *make, "--", "lab",
+    os.umask(0o077)  # also for the log, to which the server writes its token
+    _LOG.parent.mkdir(exist_ok=True)
+    _LOG.unlink(missing_ok=True)
+    options = sbatch_options("lab", site)
+    return run_command(
+        "sbatch", "--parsable", "--job-name=lab", f"--output={_LOG}", "--no-requeue", *options,
+        str(Path(__file__).with_name("job.sh")), "lab", shlex.join(options), site.prelude, *make, "--", "lab",
     ).strip().partition(";")[0]  # fmt: skip
 
 
-def _told(job: str) -> dict[str, str]:
-    """Give where the server is, once it is up."""
+def _read_address(job: str) -> dict[str, str]:
+    """Return node, port and token of the server once it is up."""
     try:
-        told = json.loads(TOLD.read_text())
-        up = f"http://127.0.0.1:{told['port']}/lab" in LOG.read_text(errors="replace")
+        address = json.loads(_ADDRESS.read_text())
+        up = f"http://127.0.0.1:{address['port']}/lab" in _LOG.read_text(errors="replace")
     except FileNotFoundError:
         return {}
-    return told if told["job"] == job and up else {}
+    return address if address["job"] == job and up else {}

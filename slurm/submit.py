@@ -1,7 +1,6 @@
-"""Send the stages that are not made to Slurm, as jobs that wait for each other; tell how they are; cancel them.
+"""Submit the missing stages to Slurm as jobs that wait for each other, show their status, and cancel them.
 
-Each job is ``make EXECUTOR=local`` for one stage, so what is made is not made again, here as there. Called by the
-Makefile.
+Each job is ``make EXECUTOR=local`` for one stage, so that finished stages are not repeated. Called by the Makefile.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from graph import Stage, graph
-from jobs import STAGES, Job, SlurmError, check, command, options, queue, row
-from lab import lab
+from graph import Stage, read_graph
+from jobs import STAGES, Job, SlurmError, check, queue, resources, run_command, sbatch_options
+from lab import start_lab
 
-WARNING = 120  # seconds before the time limit when a stage is told to keep its state
-ASKED_FOR = "08_conditioning"  # not part of `all`
+WARNING = 120  # seconds before the time limit at which a stage is asked to save its state
+_ON_REQUEST = "08_conditioning"  # not part of `all`
 # what Slurm writes into the log of a job that it kills
 _KILLED = {
     "memory": re.compile(r"memory limit|oom[-_ ]kill|out of memory", re.I),
@@ -30,33 +29,20 @@ _KILLED = {
 }
 
 
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Let one shell submit at a time."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".submit.lock").open("w")
-    except OSError as error:
-        raise SlurmError(f"{folder} cannot be written to ({error.strerror}). Nothing was submitted.") from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def submit(site: argparse.Namespace, make: list[str], goals: list[str]) -> None:
-    """Send what is missing and not there yet, after a check of all of it."""
-    with alone(site.run.parent):
-        there = queue()
+    """Submit the stages that are missing and not yet queued, after the cluster has accepted all of them in a test."""
+    with _lock(site.run.parent):
+        queued = queue()
         run = "/".join(site.run.parts[-2:])
-        if other := [job for job in there if changed(job, run, site.values)]:
-            of, theirs = other[0].name.partition(":")[0], other[0].values or "none"
+        if others := [job for job in queued if _conflicts(job, run, site.values)]:
+            owner, theirs = others[0].name.partition(":")[0], others[0].values or "none"
             raise SlurmError(
-                f"{len(other)} jobs of {of} are there with other values ({theirs}; now {site.values or 'none'}), which "
-                f"new ones would change under them. Wait (make watch {site.again}), or take them back (make cancel "
-                f"{site.again})."
+                f"{len(others)} jobs of {owner} are queued with other values ({theirs}; now {site.values or 'none'}); "
+                f"new jobs would overwrite their parameters. Wait (make watch {site.again}), or cancel them (make "
+                f"cancel {site.again})."
             )
-        stages = graph(make, goals)
-        jobs = {name: [job for job in there if job.name == stage.job] for name, stage in stages.items()}
+        stages = read_graph(make, goals)
+        jobs = {name: [job for job in queued if job.name == stage.job_name] for name, stage in stages.items()}
         new = {
             name: [task for task in stage.missing if task not in {job.task for job in jobs[name]}]
             for name, stage in stages.items()
@@ -69,98 +55,115 @@ def submit(site: argparse.Namespace, make: list[str], goals: list[str]) -> None:
             needs = [need for need in stage.needs if ids[need]]
             after = [f"--dependency=afterok:{':'.join(i for need in needs for i in ids[need])}"] if needs else []
             if new[name]:
-                ids[name].append(send(stage, new[name], after, site, make))
-                many = f", {len(new[name])} tasks" if len(stage.tasks) > 1 else ""
-                print(f"{ids[name][-1]:>8}  {name}{many}{', after ' + ', '.join(needs) if needs else ''}")
+                ids[name].append(_submit_stage(stage, new[name], after, site, make))
+                count = f", {len(new[name])} tasks" if len(stage.tasks) > 1 else ""
+                print(f"{ids[name][-1]:>8}  {name}{count}{', after ' + ', '.join(needs) if needs else ''}")
             for job in jobs[name]:
-                if job.state == "PENDING" and any(new[need] for need in needs):  # sent before what it needs
-                    command("scontrol", "update", f"JobId={job.id}", after[0].removeprefix("--").capitalize())
-                print(f"{job.id:>8}  {name}: is there already, {job.state.lower()}")
+                if job.state == "PENDING" and any(new[need] for need in needs):  # queued before what it needs
+                    run_command("scontrol", "update", f"JobId={job.id}", after[0].removeprefix("--").capitalize())
+                print(f"{job.id:>8}  {name}: already {job.state.lower()}")
     if any(stage.missing for stage in stages.values()):
         print(f"Next: make watch {site.again} (or status, cancel). Logs: {site.run}/*.log")
     else:
-        print("Everything is made.")
+        print("Everything is done.")
 
 
-def changed(job: Job, run: str, values: str) -> bool:
-    """Tell whether new jobs would change a job under its hands: one of this run, or of sums over other shards."""
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Let only one shell submit at a time."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".submit.lock").open("w")
+    except OSError as error:
+        raise SlurmError(f"Cannot write to {folder} ({error.strerror}). Nothing was submitted.") from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _conflicts(job: Job, run: str, values: str) -> bool:
+    """Return whether a queued job has other variables: a job of this run, or of the data set with another SHARDS."""
     if job.name.startswith(f"{run}:"):
         return job.values != values
     shards, theirs = ([w for w in shlex.split(of) if w.startswith("SHARDS=")] for of in (values, job.values))
-    of_sums = {f"{Path(run).parent}:{stage}" for stage in ("01_sums", "01_merge")}
-    return job.name in of_sums and bool(shards) and shards != theirs
+    stages_of_sums = {f"{Path(run).parent}:{stage}" for stage in ("01_sums", "01_merge")}
+    return job.name in stages_of_sums and bool(shards) and shards != theirs
 
 
-def send(stage: Stage, tasks: list[int], after: list[str], site: argparse.Namespace, make: list[str]) -> str:
-    """Send some tasks of a stage; gives the number of the job."""
-    asked = options(stage.name, site)
+def _submit_stage(stage: Stage, tasks: list[int], after: list[str], site: argparse.Namespace, make: list[str]) -> str:
+    """Submit some tasks of a stage and return the number of the job."""
+    options = sbatch_options(stage.name, site)
     stage.folder.mkdir(parents=True, exist_ok=True)
-    array = [f"--array={','.join(map(str, tasks))}%{row(stage.name)['width']}"] if len(stage.tasks) > 1 else []
-    files = [file for task in stage.tasks for file in task]  # of an array: one a task, at its number
-    return command(
-        "sbatch", "--parsable", f"--job-name={stage.job}", f"--output={stage.log('%a')}", "--open-mode=append",
-        f"--comment={site.values}", "--requeue", f"--signal=B:USR1@{WARNING}", "--kill-on-invalid-dep=yes", *asked,
+    width = resources(stage.name)["width"]
+    array = [f"--array={','.join(map(str, tasks))}%{width}"] if len(stage.tasks) > 1 else []
+    files = [file for task in stage.tasks for file in task]  # of an array: one per task, at its index
+    return run_command(
+        "sbatch", "--parsable", f"--job-name={stage.job_name}", f"--output={stage.log('%a')}", "--open-mode=append",
+        f"--comment={site.values}", "--requeue", f"--signal=B:USR1@{WARNING}", "--kill-on-invalid-dep=yes", *options,
         *array, *after, str(Path(__file__).with_name("job.sh")),
-        stage.name, " ".join(asked), site.prelude, *make, "--", *files,
+        stage.name, " ".join(options), site.prelude, *make, "--", *files,
     ).strip().partition(";")[0]  # fmt: skip
 
 
-def status(site: argparse.Namespace, make: list[str]) -> bool:
-    """Print a table; gives whether anything is on its way."""
-    stages, known = graph(make, ["all", "conditioning"], resolve=False), queue(ended=True)
+def show_status(site: argparse.Namespace, make: list[str]) -> bool:
+    """Print a table of the stages and return whether any job is active."""
+    stages, known = read_graph(make, ["all", "conditioning"], resolve=False), queue(ended=True)
     for name, stage in stages.items():
-        newest = {job.task: job for job in known if job.name == stage.job}  # squeue tells older jobs first
-        live = [job for job in newest.values() if job.live]
-        if name == ASKED_FOR and stage.missing and not live and not stage.log().exists():
+        newest = {job.task: job for job in known if job.name == stage.job_name}  # squeue lists older jobs first
+        active = [job for job in newest.values() if job.active]
+        if name == _ON_REQUEST and stage.missing and not active and not stage.log().exists():
             continue
-        if live:
-            states = [job.state.lower() for job in live]
+        if active:
+            states = [job.state.lower() for job in active]
             counts = f"{', '.join(f'{states.count(s)} {s}' for s in sorted(set(states)))} of {len(stage.tasks)}"
-            job = live[0]
+            job = active[0]
             reason = f" ({job.reason})" if job.reason not in ("None", "") else ""
             print(f"{name:20} {states[0] if len(stage.tasks) == 1 else counts}, job {job.id}{reason}")
         for task in stage.missing:
-            if not (task in newest and newest[task].live):
-                told = why(stage, task, newest.get(task), site)
-                if told or not live:
-                    print(f"{name:20} {told or 'not made'}")
-                if not told:
+            if not (task in newest and newest[task].active):
+                failure = explain_failure(stage, task, newest.get(task), site)
+                if failure or not active:
+                    print(f"{name:20} {failure or 'not done'}")
+                if not failure:
                     break
-        if not live and not stage.missing:
-            print(f"{name:20} made")
-    return any(job.live for job in known if job.name in {stage.job for stage in stages.values()})
+        if not active and not stage.missing:
+            print(f"{name:20} done")
+    return any(job.active for job in known if job.name in {stage.job_name for stage in stages.values()})
 
 
-def why(stage: Stage, task: int, job: Job | None, site: argparse.Namespace) -> str:
-    """Tell in words how a task failed, with the end of its log; '' if it did not."""
+def explain_failure(stage: Stage, task: int, job: Job | None, site: argparse.Namespace) -> str:
+    """Return why a task failed, with the end of its log, or an empty string if it did not fail."""
     log = stage.log(task)
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     start = max((i for i, line in enumerate(lines) if line.startswith("== ") and " on " in line), default=0)
     tail = lines[start:]
     if job and job.state == "CANCELLED":
-        return f"not made (job {job.id} cancelled)"
+        return f"not done (job {job.id} cancelled)"
     ended = job is not None and job.state not in ("COMPLETED", "COMPLETING")
-    if not (ended or stage.failed.exists() or any(line.startswith(f"== {stage.name} failed") for line in tail)):
+    failed = stage.failed_notebook.exists() or any(line.startswith(f"== {stage.name} failed") for line in tail)
+    if not (ended or failed):
         return ""
-    for what, pattern in _KILLED.items():
+    for limit, pattern in _KILLED.items():
         if any(pattern.search(line) for line in tail):
-            asked = dict(zip(("cpus", "memory", "time"), options(stage.name, site), strict=False))[what]
-            told = f"killed for {what}: it had asked for {asked}. Raise its {what} in slurm/{STAGES.name}"
+            options = sbatch_options(stage.name, site)
+            requested = dict(zip(("cpus", "memory", "time"), options, strict=False))[limit]
+            reason = f"out of {limit}: it requested {requested}. Raise its {limit} in slurm/{STAGES.name}"
             break
     else:
-        told = str(stage.failed if stage.failed.exists() else log if lines else f"{job.state} ({job.reason})")
-    return "\n    ".join([f"failed: {told}", *tail[-6:]])
+        notebook = stage.failed_notebook
+        reason = str(notebook if notebook.exists() else log if lines else f"{job.state} ({job.reason})")
+    return "\n    ".join([f"failed: {reason}", *tail[-6:]])
 
 
 def cancel(site: argparse.Namespace) -> None:
-    """Take back the jobs of this run; the filter's too, if no other rank waits for it."""
-    own, data, there = "/".join(site.run.parts[-2:]), site.run.parent.name, queue()
-    jobs = [job.id for job in there if job.name.startswith(f"{own}:")]
-    if not any(job.name.startswith(f"{data}/") and not job.name.startswith(f"{own}:") for job in there):
-        jobs += [job.id for job in there if job.name.startswith(f"{data}:")]
+    """Cancel the jobs of this run, and those of the data set if no other run waits for them."""
+    run, data, queued = "/".join(site.run.parts[-2:]), site.run.parent.name, queue()
+    jobs = [job.id for job in queued if job.name.startswith(f"{run}:")]
+    if not any(job.name.startswith(f"{data}/") and not job.name.startswith(f"{run}:") for job in queued):
+        jobs += [job.id for job in queued if job.name.startswith(f"{data}:")]
     if jobs:
-        command("scancel", *jobs)
-    print(f"{len(jobs)} jobs of {own} cancelled.")
+        run_command("scancel", *jobs)
+    print(f"{len(jobs)} jobs of {run} cancelled.")
 
 
 def main() -> None:
@@ -168,17 +171,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("action", choices=["submit", "status", "watch", "cancel", "lab"])
     parser.add_argument("--run", type=Path, required=True, help="folder of the run, results/<data set>/k<K>")
-    parser.add_argument("--make", required=True, help="make, with what was given to it")
-    parser.add_argument("--again", default="", help="what was given to make, to be told to the user")
-    parser.add_argument("--values", default="", help="of it what may differ between two calls of the same run")
+    parser.add_argument("--variables", nargs="*", default=[], help="NAME=value, the command line of make")
     parser.add_argument("--goals", nargs="*", default=["all"])
     for name in ("cpu-partition", "gpu-partition", "account", "gpu-type", "prelude", "sbatch"):
         parser.add_argument(f"--{name}", default="")
     parser.add_argument("--memory-share", type=int, default=1)
-    parser.add_argument("--cpus", type=int, default=0, help="at most so many a job")
+    parser.add_argument("--cpus", type=int, default=0, help="maximum number of CPUs of a job, 0 for no maximum")
     site = parser.parse_args()
-    make = shlex.split(site.make)
-    site.again, site.values = (shlex.join(shlex.split(given)) for given in (site.again, site.values))
+    given = {word.partition("=")[0]: word.replace("$", "$$") for word in sorted(site.variables)}  # $$: $ for make
+    given.pop("EXECUTOR", None)
+    make = ["make", "EXECUTOR=local", *given.values()]
+    site.again = shlex.join(given.values())
+    site.values = shlex.join(word for name, word in given.items() if name not in ("DATASET", "K", "PYTHON"))
     for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"):  # of the make that called this
         os.environ.pop(name, None)
     try:
@@ -187,9 +191,9 @@ def main() -> None:
         elif site.action == "cancel":
             cancel(site)
         elif site.action == "lab":
-            lab(site, make)
+            start_lab(site, make)
         else:
-            while status(site, make) and site.action == "watch":
+            while show_status(site, make) and site.action == "watch":
                 time.sleep(5)
                 print()
     except SlurmError as error:

@@ -1,13 +1,13 @@
-"""Settings of `make lab`: notebooks run in the root of the repository, as with `make`, so that paths mean the same."""
+"""Settings of `make lab`: notebooks run in the root of the repository, as with `make`, so that the same paths work."""
 
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 
 
 class RootKernelManager(AsyncMappingKernelManager):
-    """Starts every kernel in the folder that the server was started in, not beside the notebook."""
+    """Start every kernel in the folder where the server was started, not in the folder of the notebook."""
 
     def cwd_for_path(self, path: str, **kwargs: object) -> str:
-        """Give the working directory of a kernel, whichever notebook it is for."""
+        """Return the working directory of a kernel, the same for every notebook."""
         return self.root_dir
 
 

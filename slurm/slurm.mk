@@ -1,0 +1,30 @@
+# Targets for jobs on a Slurm cluster (slurm/README.md). slurm/cluster.mk describes the cluster.
+.PHONY: status watch cancel lab
+
+-include slurm/cluster.mk
+
+# $(call slurm,ACTION)
+slurm = exec "$(PYTHON)" slurm/submit.py $(1) --run $(RUN) --cpu-partition '$(CPU_PARTITION)' \
+    --gpu-partition '$(GPU_PARTITION)' --account '$(ACCOUNT)' --gpu-type '$(GPU_TYPE)' \
+    --memory-share $(or $(MEMORY_SHARE),1) --cpus $(or $(MOST_CPUS),0) --prelude $(call quoted,$(PRELUDE)) \
+    --sbatch=$(call quoted,$(SBATCH)) --variables $(variables)
+
+needs_slurm = $(if $(filter slurm,$(EXECUTOR)),$(call slurm,$(1)),echo "'make $(1)' needs Slurm, but 'scontrol ping' \
+    got no answer. Without Slurm, 'make -n all' lists what is still to be done." >&2; exit 1)
+
+status: | $(setup)  ## cluster: show which stages are done, queued, running or failed
+	@$(call needs_slurm,status)
+
+watch: | $(setup)  ## cluster: repeat the status until no job is left
+	@$(call needs_slurm,watch)
+
+cancel: | $(setup)  ## cluster: cancel the jobs of this run only
+	@$(call needs_slurm,cancel)
+
+lab: $(setup)  ## open the notebooks in JupyterLab; on a cluster in a job
+ifeq ($(EXECUTOR),slurm)
+	@$(call slurm,lab)
+else
+	JUPYTER_PREFER_ENV_PATH=1 JUPYTER_CONFIG_PATH="$(CURDIR)/notebooks/.jupyter" \
+	    exec "$(PYTHON)" notebooks/.jupyter/lab.py
+endif
