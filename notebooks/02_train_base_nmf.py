@@ -1,56 +1,68 @@
 # %% [markdown]
-# # 02 · Train the baseline, scikit-learn's NMF
-# **Question.** Which programs rebuild the cells best when every cell's usages are free?  **Reads** the filtered
-# cells. **Writes** a results-only file.
+# # 02 · Train the baseline: scikit-learn's NMF
+# **Question.** Which programs reconstruct the cells best if the usages of every cell are fitted?  **Reads** the
+# filtered cells. **Writes** a results file.
+#
+# NMF finds H ≥ 0 and W ≥ 0 with X ≈ H W. NMF fits the usages of every cell. AE-NMF (notebook 03) instead computes the
+# usages from X with the matrix Wᵀ.
 
 # %% tags=["parameters"]
-cells: str = "results/demo/filtered.h5ad"  # made by 01
-out: str = "results/demo/k80/base_nmf_k80.h5ad"  # results-only file
-k: int = 80  # programs
-seed: int = 42  # everything random
-tol: float = 1e-4  # scikit-learn's, on the change of a sweep
-max_iter: int = 100  # sweeps, as published
+cells_path: str = "results/demo/filtered.h5ad"  # filtered cells, written by 01
+out: str = "results/demo/k80/base_nmf_k80.h5ad"  # results file
+k: int = 80  # number of programs
+seed: int = 42  # random seed
+# rarely changed
+max_iter: int = 100  # largest number of sweeps; 100 as published
+tol: float = 1e-4  # stop when the violation of the optimality conditions falls to this share of the first sweep's
 
 # %%
 import logging
 
-from aenmf_lib import BaseNMF, data, programs, results
-from aenmf_lib.figures import training
-from aenmf_lib.models import base
+from aenmf_lib import BaseNMF, data, figures, programs, results
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-cells_ = data.load(cells)
-cells_
+cells = data.load(cells_path)
+cells
 
 # %% [markdown]
-# Coordinate descent as published. 100 sweeps seldom converge; that is the published baseline, so it stays.
+# ## Train
+# scikit-learn's coordinate descent trains the model with the published settings. Each sweep prints one line: the
+# violation of the optimality conditions, relative to the first sweep. Expect the training to stop at `max_iter`,
+# because 100 sweeps are rarely enough to converge. The published baseline has the same limit, so this notebook keeps
+# it.
 
 # %%
 model = BaseNMF(k=k, seed=seed, tol=tol, max_iter=max_iter)
-model.fit(cells_)
+model.fit(cells)
 
 # %% [markdown]
-# scikit-learn tells its objective at the end only: one point.
+# ## How well does the model reconstruct the cells?
+# The summary gives the reason for stopping and the share of ‖X‖² that the model explains. scikit-learn reports its
+# objective only at the end, so the loss curve is a single point.
 
 # %%
-training.loss_curve(model.loss_history_)
+print(model.summary())
+figures.loss_curve(model.loss_history_)
 
 # %% [markdown]
-# How it ended, and how much of ‖X‖² the model explains (penalties counted against it).
+# At its optimum, NMF explains at least as much as any model with H = X Wᵀ and the same k. Compare this share with the
+# share in notebook 03: the difference is the cost of computing H from X.
+#
+# ## Which genes define the programs?
+# The table lists the genes with the largest weights in each program.
 
 # %%
-print(base.summary(model))
-
-# %% [markdown]
-# Genes that weigh most in each program. A program is worth a name when its genes are.
-
-# %%
-genes = programs.top_genes(model.W_, cells_.var.get("feature_name", cells_.var_names), n=8)
+genes = programs.top_genes(model.W_, cells.var.get("feature_name", cells.var_names), n=8)
 genes.groupby("program")["gene"].agg(", ".join).to_frame()
 
 # %% [markdown]
-# The embedding, the programs and what made them go to the results-only file; the expression matrix does not.
+# Name a program only if its top genes form a signature that you recognize. In the demo, the gene names show which
+# program was simulated. Most programs of the cell types are found. Several other programs consist of background genes
+# (`BG…`).
+#
+# ## Write the results file
+# It contains the embedding H, the programs W and the provenance, but no expression matrix.
 
 # %%
-results.write(out, model, cells_)
-results.check(out) or "the file is as it should be"
+results.write(out, model, cells)
+results.check(out) or "The results file is valid."

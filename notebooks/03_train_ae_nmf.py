@@ -1,41 +1,46 @@
 # %% [markdown]
 # # 03 · Train AE-NMF
-# **Question.** Which programs rebuild the cells when one matrix both encodes and decodes?  **Reads** the filtered
-# cells. **Writes** a results-only file.
+# **Question.** Which programs reconstruct the cells if one matrix both encodes and decodes?  **Reads** the filtered
+# cells. **Writes** a results file.
+#
+# AE-NMF computes the usages as H = X Wᵀ and reconstructs the cells as X̂ = H W. It minimizes (1/n) ‖X − X Wᵀ W‖² + λ_W
+# ‖W‖² over W ≥ 0. Notebooks 04 and 05 extend this model. This notebook explains what all three share.
 
 # %% tags=["parameters"]
-cells: str = "results/demo/filtered.h5ad"  # made by 01
-sums: str = ""  # sums over them that make SHARDS made: the cells are then not held in memory
-out: str = "results/demo/k80/ae_nmf_k80.h5ad"  # results-only file
-k: int = 80  # programs
-seed: int = 42  # everything random
-n_starts: int = 1  # fit from so many starts, seed, seed + 1 …, and keep the best
-lambda_W: float = 1e-2  # weight of ‖W‖²
-tol: float = 5e-4  # stop at this relative decrease of the objective over 10 sweeps
-max_iter: int = 1000  # iterations at most
-row_norm: bool = False  # hold the rows of W at length 1
-init: str = "cells"  # start from random cells, improved on samples; or 'nndsvd'
-mode: str = "auto"  # how XᵀX is kept: 'implicit', 'explicit', or the cheaper
-gene_weights: str = "none"  # or 'shared': a gene counts by the variance it shares with others
-untied: bool = False  # also tell the error with usages that are not tied to W
-preset: str = ""  # 'published': the published choices, over the values here
+cells_path: str = "results/demo/filtered.h5ad"  # filtered cells, written by 01
+out: str = "results/demo/k80/ae_nmf_k80.h5ad"  # results file
+k: int = 80  # number of programs
+seed: int = 42  # random seed
+n_starts: int = 1  # number of random starts, with seeds `seed`, `seed` + 1, …; the best fit is kept
+gene_weights: str = "none"  # 'shared' weights each gene by the variance that it shares with other genes
 device: str = "cpu"  # 'cpu' or 'cuda'
+# rarely changed
+sums_path: str = ""  # file with sums over the cells, set by make with SHARDS; the cells are then read in blocks
+lambda_W: float = 1e-2  # weight of ‖W‖²
+tol: float = 5e-4  # stop when the objective decreases by less than this share in 10 iterations
+max_iter: int = 1000  # largest number of iterations
+init: str = "cells"  # starting point: 'cells' (means of random cells) or 'nndsvd' (singular vectors)
+row_norm: bool = False  # keep the rows of W at length 1
+mode: str = "auto"  # representation of XᵀX: 'implicit', 'explicit', or 'auto' for the cheaper one
+untied: bool = False  # also report the error with the best H for the same W
+preset: str = ""  # 'published' sets lambda_W, row_norm and gene_weights to the published values
 
 # %%
 import logging
 
-from aenmf_lib import AENMF, data, programs, results
-from aenmf_lib.figures import training
-from aenmf_lib.models import base
-from aenmf_lib.training import checkpoint, sharding
+from aenmf_lib import AENMF, data, figures, programs, results
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-cells_ = data.load_stream(cells) if sums else data.load(cells)
-cells_
+cells = data.load_stream(cells_path) if sums_path else data.load(cells_path)
+cells
 
 # %% [markdown]
-# The one call this notebook is about: (1/n) ‖X − X Wᵀ W‖² + λ_W ‖W‖² over W ≥ 0. It starts from random cells, improved
-# on samples of them; killed, it goes on from its last minute when run again.
+# ## Train
+# **Starting point.** AE-NMF starts from means of random cells. Short fits on samples of up to 4,096 cells refine these
+# means; the log shows the short fits first. **Convergence.** The fit then uses all cells. It stops when the objective
+# decreases by less than `tol` in 10 iterations (30 on a GPU or with `row_norm`). **Interruptions.** The state is saved
+# every minute, and an interrupted fit resumes from this state. On the CPU the result is identical to that of a fit
+# without interruption.
 
 # %%
 model = AENMF(
@@ -52,29 +57,37 @@ model = AENMF(
     gene_weights=gene_weights,
     device=device,
 )
-model.fit(
-    sharding.load_sums(sums, cells_, mode=mode, device=device) if sums else cells_,
-    checkpoint=checkpoint.checkpoint_path(out),
-)
+model.fit(cells, sums=sums_path or None, checkpoint=results.checkpoint_path(out))
 
 # %% [markdown]
-# The exact objective over all cells, at the start and after each iteration. It should fall and flatten; with `row_norm`
-# or on a GPU single steps may rise, as the line search allows.
+# ## Has the fit converged?
+# The curve shows the exact objective over all cells, at the start and after each iteration. The curve should fall and
+# then flatten. On a GPU or with `row_norm`, single iterations may increase the objective; the line search allows this.
 
 # %%
-training.loss_curve(model.loss_history_)
+figures.loss_curve(model.loss_history_)
 
 # %% [markdown]
-# How it ended, and how much of ‖X‖² the model explains (penalties counted against it).
+# A flat end means that more iterations would change little. If the summary below says that `max_iter` was reached,
+# increase `max_iter`. A short curve is normal, as in the demo: the short fits on samples have done most of the work.
+#
+# ## How well does the model reconstruct the cells?
+# The summary gives the reason for stopping and the share of ‖X‖² that the model explains. This share counts the penalty
+# λ_W ‖W‖² as error. With `untied`, a second line compares two errors for this W: with H = X Wᵀ, and with the H ≥ 0 that
+# reconstructs X best.
 
 # %%
-print(base.summary(model))
+print(model.summary())
 if untied:
-    print(base.cost_of_the_tie(model, cells_))
+    print(model.tie_cost(cells))
 
 # %% [markdown]
-# How each start ended, and the mean cosine of its programs to those kept. Below, the programs that hang most on the
-# start; with one start there is nothing to compare.
+# Expect AE-NMF to explain slightly less than Base NMF with the same k, because AE-NMF cannot choose H freely.
+#
+# ## Do the programs depend on the random start?
+# With `n_starts` above 1, the first table shows the final objective and the stop reason of each start. The column
+# `cosine` compares the programs of a start with those of the fit that was kept. The second table lists the ten programs
+# that differ most between the starts.
 
 # %%
 model.starts_
@@ -83,15 +96,26 @@ model.starts_
 model.stability_.dropna().nsmallest(10, "cosine")
 
 # %% [markdown]
-# Genes that weigh most in each program. A program is worth a name when its genes are.
+# If the cosine of a program is low, other starts did not find this program. Do not base a conclusion on it. With one
+# start there is nothing to compare, and the second table is empty.
+#
+# ## Which genes define the programs?
+# The table lists the genes with the largest weights in each program.
 
 # %%
-genes = programs.top_genes(model.W_, cells_.var.get("feature_name", cells_.var.index), n=8)
+genes = programs.top_genes(model.W_, cells.var.get("feature_name", cells.var_names), n=8)
 genes.groupby("program")["gene"].agg(", ".join).to_frame()
 
 # %% [markdown]
-# The embedding, the programs and what made them go to the results-only file; the expression matrix does not.
+# Name a program only if its top genes form a signature that you recognize. In the demo, some programs consist of
+# background genes (`BG…`). Such a program describes a single donor, not a cell type. Notebooks 04 and 05 remove these
+# programs.
+#
+# ## Write the results file
+# The results file contains the embedding H, the programs W, the tables of the starts, and the provenance (settings,
+# input file, versions, losses). It contains no expression matrix. The check compares the keys of the file with the
+# published keys.
 
 # %%
-results.write(out, model, cells_)
-results.check(out) or "the file is as it should be"
+results.write(out, model, cells)
+results.check(out) or "The results file is valid."

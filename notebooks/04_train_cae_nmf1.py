@@ -1,97 +1,101 @@
 # %% [markdown]
 # # 04 · Train conditional AE-NMF, model 1
-# **Question.** What do the programs become when a profile per donor is added?  **Reads** the filtered cells.
-# **Writes** a results-only file.
+# **Question.** How do the programs change if each donor has its own gene profile?  **Reads** the filtered cells.
+# **Writes** a results file.
+#
+# Model 1 reconstructs the cells as X̂ = H W + C U with H = X Wᵀ. C assigns each cell to its donor, and each row of U is
+# the gene profile of one donor. A penalty reduces the donor information in H. Notebook 03 explains the parameters and
+# outputs that are not explained here.
 
 # %% tags=["parameters"]
-cells: str = "results/demo/filtered.h5ad"  # made by 01
-sums: str = ""  # sums over them that make SHARDS made: the cells are then not held in memory
-out: str = "results/demo/k80/cae_nmf1_k80.h5ad"  # results-only file
-k: int = 80  # programs
-seed: int = 42  # everything random
-n_starts: int = 1  # fit from so many starts, seed, seed + 1 …, and keep the best
-lambda_W: float = 1e-2  # weight of ‖W‖²
+cells_path: str = "results/demo/filtered.h5ad"  # filtered cells, written by 01
+out: str = "results/demo/k80/cae_nmf1_k80.h5ad"  # results file
+k: int = 80  # number of programs
+seed: int = 42  # random seed
+strength: float = 0.2  # size of the penalty relative to the error of AE-NMF; 0 uses gamma, eta and invariance
+labels: str = "cell_type"  # groups in which donors are compared: 'cell_type' or 'clusters'; 'none' uses HSIC
+# rarely changed
 lambda_U: float = 1e-1  # weight of ‖U‖²
-gamma: float = 1e-3  # weight of the invariance, which uses cell_type, where strength is 0
-eta: float = 0.256  # weight of the HSIC between usages and donor, likewise
-invariance: str = "published"  # or 'centered': only what differs between donors within a type
-strength: float = 0.2  # share of the error that the penalty is at the plain AE-NMF; 0: γ, η and invariance as given
-labels: str = "cell_type"  # or 'clusters', found without labels; 'none': HSIC in place of the invariance
-tol: float = 5e-4  # stop at this relative decrease of the objective over 10 sweeps
-max_iter: int = 1000  # iterations at most
-row_norm: bool = False  # hold the rows of W at length 1
-init: str = "cells"  # start from random cells, improved on samples; or 'nndsvd'
-mode: str = "auto"  # how XᵀX is kept: 'implicit', 'explicit', or the cheaper
-gene_weights: str = "none"  # or 'shared': a gene counts by the variance it shares with others
-untied: bool = False  # also tell the error with usages that are not tied to W
-preset: str = ""  # 'published': the published choices, over the values here
-device: str = "cpu"  # 'cpu' or 'cuda'
+gamma: float = 1e-3  # weight of the invariance penalty, which uses cell_type; only if strength is 0
+eta: float = 0.256  # weight of the HSIC penalty; only if strength is 0
+invariance: str = "published"  # 'centered' penalizes only differences between donors; only if strength is 0
+preset: str = ""  # 'published' sets strength, labels, invariance, row_norm and all weights to the published values
+# explained in notebook 03
+n_starts: int = 1
+gene_weights: str = "none"
+device: str = "cpu"
+sums_path: str = ""
+lambda_W: float = 1e-2
+tol: float = 5e-4
+max_iter: int = 1000
+init: str = "cells"
+row_norm: bool = False
+mode: str = "auto"
+untied: bool = False
 
 # %%
 import logging
 
 import pandas as pd
 
-from aenmf_lib import CAENMF1, data, programs, results
-from aenmf_lib.figures import training
-from aenmf_lib.models import base
-from aenmf_lib.training import checkpoint, sharding
+from aenmf_lib import CAENMF1, data, figures, programs, results
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-cells_ = data.load_stream(cells) if sums else data.load(cells)
-cells_
+cells = data.load_stream(cells_path) if sums_path else data.load(cells_path)
+cells
 
 # %% [markdown]
-# It starts from AE-NMF on all cells, at which the `strength` of the penalty is reckoned, and adds the donor profiles U
-# and the penalty. Where `labels` is 'cell_type' the training has seen the types, and every score says so.
+# ## Train
+# **Starting point.** If `strength` is above 0, the fit starts from AE-NMF on all cells. Only this AE-NMF is fitted from
+# several starts. The tables of the starts below then describe the AE-NMF fits.
+#
+# **Penalty.** The penalty compares the mean usages of the donors within each cell type or cluster. With `labels` set to
+# 'cell_type', training uses the cell types. With 'none', the penalty is HSIC: it measures, over all cells together, how
+# much the usages depend on the donor.
+#
+# **Strength.** At the AE-NMF solution, the weight γ of the penalty (η of HSIC) is set so that the penalty is `strength`
+# times the reconstruction error. This makes strengths comparable between data sets. Donor means also differ by chance.
+# This part is subtracted from `strength`. What remains is the *effective strength*; the log and the summary report it.
 
 # %%
 model = CAENMF1(
-    k=k,
-    seed=seed,
-    n_starts=n_starts,
-    lambda_W=lambda_W,
-    lambda_U=lambda_U,
-    gamma=gamma,
-    eta=eta,
-    invariance=invariance,
-    strength=strength,
-    labels=labels,
-    row_norm=row_norm,
-    preset=preset or None,
-    tol=tol,
-    max_iter=max_iter,
-    init=init,
-    mode=mode,
-    gene_weights=gene_weights,
-    device=device,
-)
-model.fit(
-    sharding.load_sums(sums, cells_, mode=mode, device=device) if sums else cells_,
-    checkpoint=checkpoint.checkpoint_path(out),
-)
+    strength=strength, labels=labels, lambda_U=lambda_U, gamma=gamma, eta=eta, invariance=invariance,
+    # as in notebook 03
+    k=k, seed=seed, n_starts=n_starts, lambda_W=lambda_W, row_norm=row_norm, preset=preset or None, tol=tol,
+    max_iter=max_iter, init=init, mode=mode, gene_weights=gene_weights, device=device,
+)  # fmt: skip
+model.fit(cells, sums=sums_path or None, checkpoint=results.checkpoint_path(out))
 
 # %% [markdown]
-# The exact objective over all cells, at the start and after each iteration. It should fall and flatten; with `row_norm`
-# or on a GPU single steps may rise, as the line search allows. A short line is a finding: little was left to gain
-# over AE-NMF.
+# ## Has the fit converged?
+# If `strength` is above 0, the first point is the objective for the W of AE-NMF and the best U for this W.
 
 # %%
-training.loss_curve(model.loss_history_)
+figures.loss_curve(model.loss_history_)
 
 # %% [markdown]
-# How it ended, and how much of ‖X‖² the model explains (penalties counted against it). And how large each donor's
-# profile is.
+# A curve with very few iterations is not an error. It means that the donors differ so little that the model can gain
+# almost nothing over AE-NMF.
+#
+# ## How much does the model add per donor?
+# If `strength` is above 0, the summary ends with the effective strength. The table shows the length of each donor's
+# profile.
 
 # %%
-print(base.summary(model))
+print(model.summary())
 if untied:
-    print(base.cost_of_the_tie(model, cells_))
+    print(model.tie_cost(cells))
 pd.Series((model.U_**2).sum(axis=1) ** 0.5, index=model.donors_, name="‖U‖ of the donor").to_frame()
 
 # %% [markdown]
-# How each start ended, and the mean cosine of its programs to those kept. Below, the programs that hang most on the
-# start; with one start there is nothing to compare. With a strength these are starts of the AE-NMF that it goes from.
+# An effective strength near 0 means that the donors differ by no more than chance. The model is then almost AE-NMF. In
+# the demo, the effective strength is almost as large as `strength`.
+#
+# Each profile also contains expression that all donors share. Compare profiles between donors instead of reading a
+# single profile. Donors with few cells have shorter profiles.
+#
+# ## Do the programs depend on the random start?
+# Notebook 03 explains both tables.
 
 # %%
 model.starts_
@@ -100,15 +104,21 @@ model.starts_
 model.stability_.dropna().nsmallest(10, "cosine")
 
 # %% [markdown]
-# Genes that weigh most in each program. A program is worth a name when its genes are.
+# ## Which genes define the programs?
+# Compare the table with the table in notebook 03.
 
 # %%
-genes = programs.top_genes(model.W_, cells_.var.get("feature_name", cells_.var.index), n=8)
+genes = programs.top_genes(model.W_, cells.var.get("feature_name", cells.var_names), n=8)
 genes.groupby("program")["gene"].agg(", ".join).to_frame()
 
 # %% [markdown]
-# The embedding, the programs and what made them go to the results-only file; the expression matrix does not.
+# In the demo, programs of cell types that AE-NMF missed have replaced the programs of background genes (`BG…`).
+# Notebook 06 measures whether the embedding has improved as well.
+#
+# ## Write the results file
+# The file also contains U and the donor part of the embedding, C U Wᵀ. It records whether training used `cell_type`;
+# tables and figures mark such a model.
 
 # %%
-results.write(out, model, cells_)
-results.check(out) or "the file is as it should be"
+results.write(out, model, cells)
+results.check(out) or "The results file is valid."

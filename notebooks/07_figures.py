@@ -1,113 +1,105 @@
-# ---
-# jupyter:
-#   jupytext:
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#   kernelspec:
-#     display_name: Python 3
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # 07 · Figures
-# **Question.** What do the numbers of a run look like?  **Reads** the tables, the maps and the results-only files of
-# one run. **Writes** each figure as pdf, png and the csv of what it draws.  Nothing is trained or scored here: a new
-# color costs seconds.
+# **Question.** What do the results of a run look like?  **Reads** the tables, the UMAP coordinates and the results
+# files of one run.  **Writes** each figure as pdf, png and csv; the csv contains the data that the figure shows.  This
+# notebook trains no model and computes no score.
 
 # %% tags=["parameters"]
-tables: str = "results/demo/k12"  # folder of a run: what 02 to 06 wrote
-out_dir: str = "results/demo/k12/figures"  # where the figures go
+tables_dir: str = "results/demo/k12"  # folder with the output of 02 to 06
+out_dir: str = "results/demo/k12/figures"  # folder for the figures
 
 # %%
-from aenmf_lib import data, programs, results
-from aenmf_lib.figures import embeddings as maps
-from aenmf_lib.figures import layout, scores, training
-from aenmf_lib.figures import tables as drawn
+from aenmf_lib import data, figures, programs, results
 
-files = drawn.model_files(tables)
+files = figures.model_files(tables_dir)
 embeddings = results.read_embeddings(files)
 embeddings.obs.groupby("cell_type", observed=True)["donor_id"].agg(cells="size", donors="nunique")
 
 # %% [markdown]
 # ## Clustering agreement
-# Leiden clusters of each embedding against the cell types (upper row, high is good) and against the donors (lower
-# row, low is good). A point is one Leiden seed: a difference between models counts when it is wider than the points
-# of either.
+# The figure compares Leiden clusters with the cell types (higher is better) and with the donors (lower is better). Each
+# point is one Leiden seed.
 
 # %%
-clustering = drawn.read_table(f"{tables}/clustering_long.csv")
-fig = scores.clustering(clustering, k=embeddings.k)
-layout.save(fig, f"{out_dir}/clustering", drawn.clustering(clustering))
+fig = figures.clustering(figures.read_table(f"{tables_dir}/clustering_long.csv"), run=embeddings.run)
+figures.save(fig, out_dir)
 fig
 
 # %% [markdown]
+# Trust a difference between two models only if it is larger than the spread of the points of each model.
+#
 # ## Resolution
-# The same agreement at other resolutions of Leiden; the published one is 0.8. A model that is ahead at every
-# resolution is ahead; where lines cross, the order is one of the resolution.
+# The figure shows the same agreement at other Leiden resolutions. The published resolution is 0.8.
 
 # %%
-curve = drawn.read_table(f"{tables}/clustering_resolution.csv")
-fig = scores.resolution(curve, k=embeddings.k)
-layout.save(fig, f"{out_dir}/resolution", drawn.resolution(curve))
+fig = figures.resolution(figures.read_table(f"{tables_dir}/clustering_resolution.csv"), run=embeddings.run)
+figures.save(fig, out_dir)
 fig
 
 # %% [markdown]
+# If the lines of two models cross, their ranking depends on the resolution.
+#
 # ## Classification
-# How well three classifiers read the cell type and the donor from an embedding. Look at each classifier by itself: a
-# linear one can be misled where neighbors are not. The upright line is the mean over all fits, the number in the
-# published table.
+# The figure shows the scores of three classifiers that predict the cell type or the donor. The vertical line of a model
+# is the mean over all its fits. This mean is the number in the published table.
 
 # %%
-classification = drawn.read_table(f"{tables}/classification_long.csv")
-fig = scores.classification(classification, k=embeddings.k)
-layout.save(fig, f"{out_dir}/classification", drawn.classification(classification))
+fig = figures.classification(figures.read_table(f"{tables_dir}/classification_long.csv"), run=embeddings.run)
+figures.save(fig, out_dir)
 fig
 
 # %% [markdown]
+# Look at each classifier separately. kNN depends on neighborhoods, while a linear classifier can use a single direction
+# of the embedding.
+#
 # ## Classes
-# Which cell types are read well, and what the others are taken for. Dark fields off the diagonal are pairs of types
-# that an embedding does not keep apart; look whether they are neighbors in biology.
+# The left panel shows how well each cell type is predicted. The other panels show, for each type (row), the types that
+# were predicted (columns).
 
 # %%
-by_class = drawn.read_table(f"{tables}/classification_by_class.csv")
-confusion = drawn.read_table(f"{tables}/classification_confusion.csv")
-trained = {"used_cell_type": embeddings.used_cell_type, "groups": embeddings.groups}
-fig = scores.classes(by_class, confusion, k=embeddings.k, **trained)
-layout.save(fig, f"{out_dir}/classes", drawn.classes(by_class, confusion))
+per_class = figures.read_table(f"{tables_dir}/classification_by_class.csv")
+confusion = figures.read_table(f"{tables_dir}/classification_confusion.csv")
+fig = figures.classes(per_class, confusion, run=embeddings.run)
+figures.save(fig, out_dir)
 fig
 
 # %% [markdown]
+# A dark square off the diagonal is a pair of types that the embedding does not separate. Such pairs are often closely
+# related types.
+#
 # ## UMAP
-# The four embeddings, by cell type and by donor, a color a label in all panels. Islands of one type with all donors
-# mixed are what one hopes for. A map shows neighbors, not distances: the numbers above decide.
+# The figure shows the four embeddings, colored by cell type and by donor. A label has the same color in all panels.
 
 # %%
-coords = data.read_h5ad(f"{tables}/umap.h5ad")
-fig = maps.umap(coords, k=embeddings.k, **trained)
-layout.save(fig, f"{out_dir}/umap", drawn.umap(coords))
+fig = figures.umap(data.read_h5ad(f"{tables_dir}/umap.h5ad"), run=embeddings.run)
+figures.save(fig, out_dir)
 fig
 
 # %% [markdown]
+# In a good embedding, each cell type is one island, in which the donors are mixed. UMAP preserves neighborhoods but not
+# distances: base conclusions on the scores, not on this figure.
+#
 # ## Programs
-# Which types use which programs: mean usage, as z-score over the types. A clean diagonal means programs that belong
-# to one type; a column with several warm fields is a program that types share.
+# Each column is a program, and each row is a cell type. The color is the mean usage, as z-score over the types.
 
 # %%
 usage = programs.usage_by_type(embeddings.H, embeddings.obs["cell_type"])
-fig = maps.programs(usage, **trained)
-layout.save(fig, f"{out_dir}/programs", drawn.programs(usage))
+fig = figures.programs(usage, run=embeddings.run)
+figures.save(fig, out_dir)
 fig
 
 # %% [markdown]
+# A column with one red square is a program of one cell type. A column with several red squares is a program that these
+# types share.
+#
 # ## Training
-# The loss of each model over the mean squared norm of a cell, so that data sets compare. Each line should fall and
-# flatten. The objectives differ in their penalties, and Base NMF codes its cells freely where the others are tied:
-# read the lines, not the ranking.
+# The figure shows the loss of each model, divided by the mean squared norm of a cell so that data sets can be compared.
 
 # %%
-history = results.history(files)
-fig = training.training(history, k=embeddings.k, n_cells=len(embeddings.obs), groups=embeddings.groups)
-layout.save(fig, f"{out_dir}/training", drawn.training(history))
+fig = figures.training(results.history(files), run=embeddings.run)
+figures.save(fig, out_dir)
 fig
+
+# %% [markdown]
+# Each line should fall and then flatten. Do not rank the models by their loss: their objectives contain different
+# penalties, and Base NMF is free to choose H.

@@ -1,61 +1,51 @@
-# ---
-# jupyter:
-#   jupytext:
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#   kernelspec:
-#     display_name: Python 3
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # 08 · Conditioning
-# **Question.** What does conditioning keep and remove, at what price, and is that more than the chance of a start?
-# **Reads** the filtered cells. **Writes** a table with a row a start, one with their means, and a figure.  Not part of
-# the published benchmark, and not of `make all`.
+# **Question.** What does conditioning keep, what does it remove, and at what cost? Are these effects larger than the
+# differences between random starts?  **Reads** the filtered cells. **Writes** a table with one row per model and start,
+# a table of the means over the starts, and a figure.  This notebook is not part of the published benchmark or of
+# `make all`.
 #
-# Every model is trained from several starts, each time on all cells and again without a third of the donors. Where a
-# penalty reads `cell_type`, scores against it on the cells of the fit prove nothing; those on the donors held out do.
+# Every model is trained from several starts. From each start it is trained twice: on all cells, and without the cells
+# of a third of the donors. If a penalty uses `cell_type`, the scores of the training cells against `cell_type` are not
+# independent evidence. Scores on the donors that were excluded from training are independent evidence.
 
 # %% tags=["parameters"]
-cells: str = "results/demo/filtered.h5ad"  # made by 01
-out_dir: str = "results/demo/k12"  # where the tables go, and figures/
-k: int = 80  # programs
-on: list[str] = ["donor_id"]  # columns to condition on, a study each; 'donor_id+condition' is both
-starts: int = 5  # starts of each model, and choices of the donors held out
-strengths: list[float] = [0.05, 0.2, 1.0]  # of the penalties, beside the published weights
-labels_tried: list[str] = ["cell_type", "clusters", "none"]  # what the penalties read; the first at all strengths
-weights_tried: list[str] = ["none", "shared"]  # of the genes; other rules than "none" at one strength
-tried_at: float = 0.2  # that strength
-yardsticks: list[str] = ["Types", "PCA", "Harmony", "Base_NMF"]  # LinearSCVI takes hours, and scvi-tools
-scored_cells: int = 4000  # cells clustered and classified, at random; 0 takes all
+cells_path: str = "results/demo/filtered.h5ad"  # filtered cells, written by 01
+out_dir: str = "results/demo/k12"  # folder for the tables, and for figures/
+k: int = 80  # number of programs
+on: list[str] = ["donor_id"]  # obs columns to condition on, one study per entry; 'donor_id+condition' combines two
+starts: int = 5  # number of starts of each model; each start excludes its own random third of the donors
+strengths: list[float] = [0.05, 0.2, 1.0]  # penalty strengths; the published weights are always included
+# rarely changed
+tried_at: float = 0.2  # strength for the other values of `labels` and `gene_weights`
+labels_tried: list[str] = ["cell_type", "clusters", "none"]  # `labels`: first at all strengths, others at `tried_at`
+weights_tried: list[str] = ["none", "shared"]  # values of `gene_weights` to compare; 'shared' only at `tried_at`
+baselines: list[str] = ["Types", "PCA", "Harmony", "Base_NMF"]  # also 'LinearSCVI' (takes hours; extra 'baselines')
+scored_cells: int = 4000  # number of random cells that are clustered and classified; 0 uses all cells
 
 # %%
-from aenmf_lib import data, results
+from aenmf_lib import data, figures, results
 from aenmf_lib.conditioning import study, variants
-from aenmf_lib.figures import conditioning, layout
 
-cells_ = data.load(cells)
-plan = variants.plan(strengths, at=tried_at, labels=labels_tried, gene_weights=weights_tried, yardsticks=yardsticks)
-print(f"{len(plan)} models, conditioned on {' and on '.join(on)}, from {starts} starts:")
+cells = data.load(cells_path)
+plan = variants.plan(strengths, at=tried_at, labels=labels_tried, gene_weights=weights_tried, baselines=baselines)
+print(f"{len(plan)} models, conditioned on {' and on '.join(on)}, {starts} starts each:")
 print(*map(variants.label, plan), sep="\n")
 
 # %% [markdown]
 # ## Fit and score
-# A bar counts fits. Each row is kept as soon as it is made: a study that was killed goes on, and one that is enlarged
-# makes only what is new.
+# Each row is saved as soon as it is computed. After an interruption, or if you add models or starts, only the missing
+# rows are computed.
 
 # %%
 long = study.run(
-    cells_,
+    cells,
     plan,
     on=on,
     k=k,
     seeds=range(starts),
     max_cells=scored_cells,
-    store=f"{out_dir}/conditioning_scores.csv",
+    cache=f"{out_dir}/conditioning_scores.csv",
 )
 results.write_table(long, f"{out_dir}/conditioning_long.csv")
 table = study.summarize(long)
@@ -63,38 +53,53 @@ results.write_table(table, f"{out_dir}/conditioning.csv")
 long.groupby("on", sort=False).size().to_frame("fits")
 
 # %% [markdown]
-# ## What it costs
-# The error of reconstruction with all that a model adds for a donor, the variance of the usages that lies between
-# donors within a cell type, and both on donors that were held out. `strength_left` is what chance leaves of the
-# strength: where donors do not differ, nothing is asked. These numbers, and no score against a label, are what a
-# strength may be chosen by.
+# ## What does it cost?
+# `error` is the relative reconstruction error, including the donor part of the model. `scatter` is the share of the
+# usage variance that lies between donors within a cell type. `unseen_error` and `unseen_scatter` are the same measures
+# on the excluded donors, but `unseen_error` cannot include a donor part. `unseen_scatter` is empty if only one donor
+# was excluded. `strength_left` is the effective strength: `strength` without the part that chance explains (notebook
+# 04).
 
 # %%
 study.format_table(table, ["strength_left", "error", "scatter", "unseen_error", "unseen_scatter", "seconds"])
 
 # %% [markdown]
-# ## What it keeps and removes
-# Against the type high is good, against what was conditioned on low is good. Look at neighbors (kNN, NMI) before the
-# linear classifier, which alone is easily misled. `Types` is an embedding that tells the type and nothing else: donors
-# whose shares of the types differ are told apart by it too, and no model can fall below without losing types.
+# Choose a strength from these columns, not from scores against a label. Take the smallest strength that lowers
+# `scatter` enough at an error you can accept. If donors do not differ, `strength_left` is near 0 and conditioning costs
+# nothing. If `scatter` stays high at every strength, there may be too many donors for the number of programs.
+#
+# ## What does it keep and remove?
+# Scores against the type should be high. Scores against the column conditioned on should be low. `Types` is an
+# embedding that contains only the cell type. Donors differ in composition, so even `Types` predicts the donor a little.
+# A model scores lower than `Types` against the donor only if it loses cell-type information.
 
 # %%
 study.format_table(table, study.SEEN)
 
 # %% [markdown]
-# The same on donors that no fit and no classifier has seen. Nothing stands where a label is not shared by the donors
-# held out and the others, as the donor itself.
+# Read the scores of neighbors and clusters (kNN, NMI) first. The linear classifier also detects a small effect in a
+# single direction of the embedding. Expect the NMI of the donor to fall to the value of `Types`. The kNN score of the
+# donor often stays above the value of `Types`.
+#
+# The next table shows the same scores on donors that neither the model nor the classifier has seen. An F1 is empty if
+# training and excluded donors have no class of this label in common; this is always so for `donor_id`.
 
 # %%
 study.format_table(table, study.UNSEEN)
 
 # %% [markdown]
-# ## The trade
-# Up is more of the type, left is less of what was conditioned on. A line joins the strengths of a model, from the
-# published weights on; bars are deviations over the starts. A model is better where its line lies above and to the left
-# of another's, by more than the bars. The dotted line is what the types alone tell.
+# If a model removes the effect in the table above but not in this table, it has learned only the differences between
+# the training donors. This happens if new donors differ in other ways than the training donors.
+#
+# ## The trade-off
+# Vertical: score against the cell type, higher is better. Horizontal: score against the column conditioned on, lower is
+# better. A line connects the strengths of a model, starting from the published weights. Bars are standard deviations
+# over the starts. The dotted line is the value of `Types`.
 
 # %%
-fig = conditioning.conditioning(table, k=k)
-layout.save(fig, f"{out_dir}/figures/conditioning", conditioning.drawn(table))
+fig = figures.conditioning(table, run=results.RunInfo(k=k))
+figures.save(fig, f"{out_dir}/figures")
 fig
+
+# %% [markdown]
+# One model is better than another if its line lies above and to the left of the other line, by more than the bars.
