@@ -1,11 +1,11 @@
-"""How fast is AE-NMF beside other ways to factorize the same cells, and how good is what they reach?
+"""Compare run time, memory and error of AE-NMF and other solvers on the same cells.
 
     python benchmarks/peers.py results/kang2018/filtered.h5ad --k 80
     python benchmarks/peers.py results/kang2018/filtered.h5ad --k 20 --genes 2000
 
-Each to its own stop, at its own defaults unless said here. Time is that of the fit from cells in memory, start
-included; compiled code is loaded before. A solver whose package is not installed is an error: leave it out with
---solvers.
+Every solver runs to its own stop, with its own defaults unless stated here. The time is that of the fit from cells in
+memory, including the initialization; compiled code is loaded before. Leave out a solver whose package is not installed
+with --solvers.
 """
 
 import argparse
@@ -18,31 +18,32 @@ from pathlib import Path
 import numpy as np
 import torch
 from anndata import AnnData
-from measure import in_turn, measured
+from measure import measured, run_in_turn
 from scipy.sparse import csr_matrix
 from sklearn.decomposition import MiniBatchNMF, non_negative_factorization
 
 from aenmf_lib import AENMF, CAENMF1, CAENMF2, BaseNMF, data
-from aenmf_lib.models import aenmf, base, initialization
+from aenmf_lib.models import initialization
+from aenmf_lib.models.base import relative_error
 from aenmf_lib.models.objectives import AENMFObjective
 from aenmf_lib.training.moments import Moments
-from aenmf_lib.training.second_moment import IMPLICIT
+from aenmf_lib.training.second_moment import IMPLICIT, to_torch
 
-Result = tuple[np.ndarray, np.ndarray, int, str]  # H, W, iterations, why it stopped
+Result = tuple[np.ndarray, np.ndarray, int, str]  # H, W, iterations, stop reason
 ADAM_BATCH, ADAM_EPOCHS, ADAM_TOL = 512, 100, AENMF.tol
 
 
 def ours(model: type[AENMF], cells: AnnData, k: int, seed: int, device: str = "cpu") -> Result:
-    """Fit one of our models, the conditional ones with the published weights."""
+    """Fit a model of this project, the conditional ones with the published weights."""
     settings = {"k": k, "seed": seed, "device": device} | ({"strength": 0} if model.conditional else {})
     fitted = model(**settings).fit(cells)
-    return fitted.transform(cells), fitted.W_, fitted.n_iter_, fitted.stop_
+    return fitted.transform(cells), fitted.W_, fitted.n_iter_, fitted.stop_reason_
 
 
 def base_nmf(cells: AnnData, k: int, seed: int) -> Result:
     """Fit scikit-learn's NMF as published: coordinate descent, nndsvda, at most 100 iterations."""
     fitted = BaseNMF(k=k, seed=seed).fit(cells)
-    return fitted.H_, fitted.W_, fitted.n_iter_, fitted.stop_
+    return fitted.H_, fitted.W_, fitted.n_iter_, fitted.stop_reason_
 
 
 def minibatch(cells: AnnData, k: int, seed: int) -> Result:
@@ -67,7 +68,7 @@ def nmf_torch(cells: AnnData, k: int, seed: int) -> Result:
 
 
 def torchnmf(cells: AnnData, k: int, seed: int) -> Result:
-    """Fit by the multiplicative updates of torchnmf for β = 2, which takes dense cells."""
+    """Fit the multiplicative updates of torchnmf for β = 2, which takes dense cells."""
     torch.manual_seed(seed)  # it takes no generator
     X = torch.from_numpy(cells.X.toarray())
     net = importlib.import_module("torchnmf.nmf").NMF(X.shape, rank=k)
@@ -76,10 +77,7 @@ def torchnmf(cells: AnnData, k: int, seed: int) -> Result:
 
 
 def adam(cells: AnnData, k: int, seed: int, *, rate: float) -> Result:
-    """Minimize the AE-NMF objective by minibatches of 512 cells, Adam and clamping, from mean cells as ours does.
-
-    It stops as ours does: when the loss fell by less than tol over 10 epochs.
-    """
+    """Minimize the AE-NMF objective by Adam on minibatches of 512 cells, with the initialization and stop of AE-NMF."""
     rng, X, penalty = np.random.default_rng(seed), cells.X, AENMF.lambda_W
     some = Moments.from_cells(AnnData(X[:4096]), donor=False, cell_type=False, mode=IMPLICIT)
     W = initialization.rescale_rows(
@@ -110,7 +108,8 @@ def adam(cells: AnnData, k: int, seed: int, *, rate: float) -> Result:
 
 
 def _both(X: csr_matrix) -> tuple[torch.Tensor, torch.Tensor, int]:
-    return aenmf.to_torch(X), aenmf.to_torch(X.T.tocsr()), X.shape[0]
+    """Return X and Xᵀ as tensors, and the number of cells."""
+    return to_torch(X), to_torch(X.T.tocsr()), X.shape[0]
 
 
 SOLVERS: dict[str, Callable[[AnnData, int, int], Result]] = {
@@ -118,9 +117,9 @@ SOLVERS: dict[str, Callable[[AnnData, int, int], Result]] = {
     "scikit-learn NMF": base_nmf,
     "model 1": partial(ours, CAENMF1),
     "model 2": partial(ours, CAENMF2),
-    "AE-NMF, card": partial(ours, AENMF, device="cuda"),
-    "model 1, card": partial(ours, CAENMF1, device="cuda"),
-    "model 2, card": partial(ours, CAENMF2, device="cuda"),
+    "AE-NMF, GPU": partial(ours, AENMF, device="cuda"),
+    "model 1, GPU": partial(ours, CAENMF1, device="cuda"),
+    "model 2, GPU": partial(ours, CAENMF2, device="cuda"),
     "MiniBatchNMF": minibatch,
     "nmf-torch": nmf_torch,
     "torchnmf": torchnmf,
@@ -132,8 +131,8 @@ OURS = [name for name, solver in SOLVERS.items() if getattr(solver, "func", None
 TIED = (*OURS, "Adam, 1e-3", "Adam, 1e-4")  # H = X Wᵀ
 
 
-def select(cells: AnnData, genes: int) -> AnnData:
-    """Keep the most variable genes, as scanpy finds them; all where 0."""
+def select_genes(cells: AnnData, genes: int) -> AnnData:
+    """Return the cells with their most variable genes according to scanpy, or with all genes if `genes` is 0."""
     if not genes:
         return cells
     import scanpy
@@ -143,49 +142,48 @@ def select(cells: AnnData, genes: int) -> AnnData:
 
 
 def task(cells: str, genes: int, k: int, seed: int, solver: str) -> dict:
-    """Fit once."""
-    loaded = select(data.load(cells), genes)
-    if solver in OURS:  # compiled once a machine; loaded here, as a card is
-        (warm,), device = SOLVERS[solver].args, SOLVERS[solver].keywords.get("device", "cpu")
-        warm(k=4, max_iter=2, tol=0, device=device).fit(_few(loaded))
+    """Fit once; return time, memory and errors."""
+    loaded = select_genes(data.load(cells), genes)
+    if solver in OURS:  # load compiled code, and start the GPU
+        (model,), device = SOLVERS[solver].args, SOLVERS[solver].keywords.get("device", "cpu")
+        model(k=4, max_iter=2, tol=0, device=device).fit(_few(loaded))
     with measured() as found:
         H, W, n_iter, stop = SOLVERS[solver](loaded, k, seed)
-    error = base.relative_error(loaded, H, W)
-    found |= {"iterations": n_iter, "stop": stop, "relative_error": error}
-    if solver in TIED:  # what the tie costs: the same W, usages by least squares
-        freed = AENMF(k=k)
-        freed.W_, freed.genes_ = W, loaded.var_names
-        found["relative_error_untied"] = base.relative_error(loaded, freed.refit(loaded), W)
+    found |= {"iterations": n_iter, "stop": stop, "relative_error": relative_error(loaded, H, W)}
+    if solver in TIED:  # cost of the tie: usages by least squares for the same W
+        untied = AENMF(k=k)
+        untied.W_, untied.genes_ = W, loaded.var_names
+        found["relative_error_untied"] = relative_error(loaded, untied.refit(loaded), W)
     return found
 
 
 def _few(cells: AnnData) -> AnnData:
-    """Give some cells of every donor."""
+    """Return up to 50 cells of every donor, with 300 genes."""
     rows = np.concatenate([np.flatnonzero(cells.obs["donor_id"] == d)[:50] for d in cells.obs["donor_id"].unique()])
     return cells[np.sort(rows), :300].copy()
 
 
 def main() -> None:
-    """Run what the command line says."""
+    """Read the command line, run all solvers and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("cells", type=Path, help="as notebook 01 writes them")
-    parser.add_argument("--name", help="of the table; by default that of the folder of the cells")
+    parser.add_argument("cells", type=Path, help="filtered cells from notebook 01")
+    parser.add_argument("--name", help="name of the table (default: folder of the cells)")
     parser.add_argument("--k", type=int, default=80)
-    parser.add_argument("--genes", type=int, default=0, help="the most variable ones; 0: all")
+    parser.add_argument("--genes", type=int, default=0, help="number of most variable genes; 0: all")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--limit", type=float, default=900, help="seconds after which a fit is killed")
     parser.add_argument(
-        "--solvers", nargs="+", choices=SOLVERS, default=[name for name in SOLVERS if "card" not in name]
+        "--solvers", nargs="+", choices=SOLVERS, default=[name for name in SOLVERS if "GPU" not in name]
     )
-    parser.add_argument("--keep", action="store_true", help="add to the table instead of starting it anew")
-    o = parser.parse_args()
-    row = {"cells": str(o.cells), "genes": o.genes, "k": o.k, "seed": o.seed}
-    rows = [row | {"solver": solver} for solver in o.solvers]
-    name = f"peers_{o.name or o.cells.resolve().parent.name}_{o.genes or 'all'}_k{o.k}"
-    device = "cuda" if any("card" in solver for solver in o.solvers) else "cpu"
+    parser.add_argument("--keep", action="store_true", help="keep the existing rows")
+    args = parser.parse_args()
+    row = {"cells": str(args.cells), "genes": args.genes, "k": args.k, "seed": args.seed}
+    rows = [row | {"solver": solver} for solver in args.solvers]
+    name = f"peers_{args.name or args.cells.resolve().parent.name}_{args.genes or 'all'}_k{args.k}"
+    device = "cuda" if any("GPU" in solver for solver in args.solvers) else "cpu"
     name += "_cuda" * (device == "cuda")
-    table = in_turn(name, task, rows, runs=o.runs, limit=o.limit, keep=o.keep, device=device)
+    table = run_in_turn(name, task, rows, runs=args.runs, limit=args.limit, keep=args.keep, device=device)
     print(table.groupby("solver", sort=False)[["seconds", "cpu_seconds", "peak_mib", "relative_error"]].median())
 
 

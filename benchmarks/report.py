@@ -1,8 +1,8 @@
-"""What was found? Fills the tables of README.md, and draws the front page's figure, from results/*.csv.
+"""Fill the tables of README.md and draw two figures of the front page from results/*.csv.
 
     python benchmarks/report.py
 
-Every number between two ``<!-- table -->`` marks is written here.
+Everything between a ``<!-- table: NAME -->`` mark and its ``<!-- end -->`` is overwritten.
 """
 
 import re
@@ -13,257 +13,243 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from measure import RESULTS
 
+from aenmf_lib import figures
 from aenmf_lib.conditioning import study
-from aenmf_lib.figures.conditioning import conditioning as conditioning_figure
+from aenmf_lib.results import RunInfo
 
 HERE = Path(__file__).parent
-FIGURE = HERE.parent / "figures" / "speed.png"
-TRADEOFF = HERE.parent / "figures" / "kang2018_conditioning.png"
+FIGURES = HERE.parent / "figures"
 STYLE = HERE.parent / "aenmf_lib" / "figures" / "aenmf.mplstyle"
-OURS = "AE-NMF"
-OWN = (OURS, "model 1", "model 2")
-UNTOLD = ("model 2",)  # rebuilds a cell with the U of its donor, of which ‖X − H W‖ does not know
+OWN = ("AE-NMF", "model 1", "model 2")
+NO_ERROR = ("model 2",)  # reconstructs a cell with the U of its donor, which ‖X − H W‖ does not include
 
-# what the extrapolation is about
+# sizes of the extrapolated data sets
 TABULA = {"cells": 592_317, "genes": 60_606, "nonzeros": 2500}
 ATLAS = {"cells": 60_000_000, "nonzeros": 2000}
-CORES = 16  # of the job that scores, as published
+CORES = 16  # of the published scoring job
 
 
 def read(name: str) -> pd.DataFrame:
-    """Give a table of results."""
+    """Return a table of results."""
     return pd.read_csv(RESULTS / f"{name}.csv")
 
 
-def provenance(table: pd.DataFrame) -> str:
-    """Say on what a table was measured, and when."""
-    told = table[["machine", "date"]].drop_duplicates()
-    return "; ".join(f"{row.machine}, {row.date}" for row in told.itertuples())
+def markdown(head: list[str], rows: list[list[str]], sources: pd.DataFrame | None = None) -> str:
+    """Return a Markdown table, followed by the machines and dates of the tables it was made from."""
+    lines = [head, ["---"] * len(head), *rows]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    if sources is None:
+        return text
+    machines = sources[["machine", "date"]].drop_duplicates()
+    return text + "\n\n" + "; ".join(f"{row.machine}, {row.date}" for row in machines.itertuples()) + "."
 
 
 def peers(name: str) -> str:
-    """Give medians over the runs; the ratio is the median of those within a round, or to the median of ours.
+    """Return the medians over the runs of each solver.
 
-    The latter for solvers that were timed once, after the rounds.
+    The ratio is the median over the rounds. A solver that ran once is compared with the median of AE-NMF.
     """
     table = read(name)
-    ours = table[table["solver"] == OURS].set_index("run")["seconds"]
+    ours = table[table["solver"] == "AE-NMF"].set_index("run")["seconds"]
     in_turn = table.groupby("solver")["run"].transform("count") == len(ours)
     ratio = table["seconds"] / table["run"].map(ours).where(in_turn, ours.median())
-    shown = table.assign(ratio=ratio).groupby("solver", sort=False).agg(
-        runs=("run", "count"), ratio=("ratio", "median"), seconds=("seconds", "median"), cpu=("cpu_seconds", "median"),
-        peak=("peak_mib", "median"), error=("relative_error", "median"), free=("relative_error_untied", "median"),
-        iterations=("iterations", "median"), stop=("stop", "first"),
-    )  # fmt: skip
+    columns = ["ratio", "seconds", "cpu_seconds", "peak_mib", "relative_error", "relative_error_untied"]
+    groups = table.assign(ratio=ratio).groupby("solver", sort=False)
+    medians = groups[columns].median().assign(runs=groups.size(), stop=groups["stop"].first())
     rows = [
-        [
-            solver,
-            f"**{r.ratio:.1f}**" if pd.notna(r.ratio) else r.stop,
-            f"{r.seconds:.1f}", f"{r.cpu:.1f}", f"{max(r.peak, 0):.0f}", f"{r.error:.4f}",
-            f"{r.free:.4f}" if pd.notna(r.free) else "", str(int(r.runs)),
-        ]
-        for solver, r in shown.iterrows()
+        [solver, f"**{row.ratio:.1f}**", f"{row.seconds:.1f}", f"{row.cpu_seconds:.1f}", f"{max(row.peak_mib, 0):.0f}",
+         f"{row.relative_error:.4f}", f"{row.relative_error_untied:.4f}".replace("nan", ""), str(row.runs)]
+        if pd.notna(row.ratio)
+        else [solver, row.stop, "", "", "", "", "", str(row.runs)]
+        for solver, row in medians.iterrows()
     ]  # fmt: skip
-    head = ["", "time / AE-NMF's", "s", "CPU s", "peak MiB", "‖X − H W‖ / ‖X‖", "with H freed", "runs"]
-    return _table(head, rows) + f"\n\n{provenance(table)}."
+    head = ["", "time relative to AE-NMF", "s", "CPU s", "peak MiB", "‖X − H W‖ / ‖X‖", "error with free H", "runs"]
+    return markdown(head, rows, table)
 
 
 def passes() -> str:
-    """Tell what a pass over cells on disk costs."""
+    """Return the cost of a pass over cells on disk."""
     table = read("streaming_pass")
     rows = [
-        [f"{cells:,}", f"{some.us_per_cell.median():.0f}", f"{some.peak_mib.median():.0f}", str(len(some))]
-        for cells, some in table.groupby("cells")
+        [f"{cells:,}", f"{runs.us_per_cell.median():.0f}", f"{runs.peak_mib.median():.0f}", str(len(runs))]
+        for cells, runs in table.groupby("cells")
     ]
-    return _table(["cells", "µs a cell", "peak MiB", "runs"], rows) + f"\n\n{provenance(table)}."
+    return markdown(["cells", "µs per cell", "peak MiB", "runs"], rows, table)
 
 
 def training() -> str:
-    """Tell what training from sums costs, against the number of cells, here and on a card."""
+    """Return the cost of training from sums for several numbers of cells, on the CPU and on a GPU."""
     table = pd.concat([read("streaming_train"), read("streaming_train_cuda")])
     rows = [
-        [f"{r.cells:,}", r.machine.split(";")[0].split(",")[0], f"{r.sums_seconds:.3g}", f"{r.training_seconds:.0f}",
-         str(r.iterations), f"{r.seconds:.0f}", f"{r.peak_mib:.0f}", f"{r.explained:.1%}"]
-        for r in table.itertuples()
+        [f"{row.cells:,}", row.machine.split(";")[0].split(",")[0], f"{row.sums_seconds:.3g}",
+         f"{row.training_seconds:.0f}", str(row.iterations), f"{row.seconds:.0f}", f"{row.peak_mib:.0f}",
+         f"{row.explained:.1%}"]
+        for row in table.itertuples()
     ]  # fmt: skip
-    head = ["cells", "on", "sums, s", "training, s", "iterations", "in all, s", "peak MiB", "of ‖X‖² explained"]
-    return _table(head, rows) + f"\n\n{provenance(table)}."
+    head = ["cells", "device", "sums, s", "training, s", "iterations", "total, s", "peak MiB", "‖X‖² explained"]
+    return markdown(head, rows, table)
 
 
 def roofline(*names: str) -> str:
-    """Tell shares of the peaks."""
+    """Return the speed of the inner loops as a share of the measured peak."""
     table = pd.concat([read(f"roofline_{name}") for name in names])
     rows = [
-        [f"{r.genes:,}", r.what, str(r.k) if r.k else "", f"{r.seconds:.3g}", f"{r.gflops:,.0f}",
-         f"{r.sgemm_gflops:,.0f}", f"{r.share_of_sgemm:.0%}"]
-        for r in table.itertuples()
+        [f"{row.genes:,}", row.what, str(row.k) if row.k else "", f"{row.seconds:.3g}", f"{row.gflops:,.0f}",
+         f"{row.sgemm_gflops:,.0f}", f"{row.share_of_sgemm:.0%}"]
+        for row in table.itertuples()
     ]  # fmt: skip
-    return _table(["genes", "", "k", "s", "GF/s", "peak GF/s", "share"], rows) + f"\n\n{provenance(table)}."
+    return markdown(["genes", "step", "k", "s", "GF/s", "peak GF/s", "share"], rows, table)
 
 
 def seeds() -> str:
-    """Compare ten seeds at their own stop with the best of them ten times as long."""
-    table = read("seeds")
-    rows = []
-    for (genes, k), some in table.groupby(["genes", "k"], sort=False):
-        best, own = some["error_long"].min(), some.loc[some["seed"] == 42, "error"].iloc[0]
-        reached = [own, some["error"].median(), best]
-        short = [error / best - 1 for error in (*reached[:2], some["error"].max())]
-        rows.append(
-            [
-                str(genes),
-                str(k),
-                str(len(some)),
-                *(f"{error:.5f}" for error in reached),
-                *(f"{share:.2%}" for share in short),
-            ]
-        )
-    head = ["genes", "k", "seeds", "seed 42", "median seed", "best, ten times as long", "seed 42", "median", "worst"]
-    return _table(head, rows) + f"\n\n{provenance(table)}."
+    """Return the errors of ten seeds at the default stop, relative to the best of them after ten times as long."""
+    table, rows = read("seeds"), []
+    for (genes, k), runs in table.groupby(["genes", "k"], sort=False):
+        best, default = runs["error_long"].min(), runs.loc[runs["seed"] == 42, "error"].iloc[0]
+        errors = [default, runs["error"].median(), best]
+        excess = [error / best - 1 for error in (default, runs["error"].median(), runs["error"].max())]
+        rows.append([genes, str(k), str(len(runs)), *(f"{e:.5f}" for e in errors), *(f"{e:.2%}" for e in excess)])
+    head = ["genes", "k", "seeds", "error: seed 42", "median", "best, ten times as long",
+            "above the best: seed 42", "median", "worst"]  # fmt: skip
+    return markdown(head, rows, table)
 
 
 def extrapolation() -> str:
-    """Work out arithmetic, bytes and memory of sizes that were not run, from rates that were measured on a card."""
-    read_ = read("streaming_pass")
-    us = float(read_.loc[read_["cells"] == read_["cells"].max(), "us_per_cell"].median())
+    """Return operations, bytes and memory of sizes that were not run, from measured rates."""
+    table = read("streaming_pass")
+    us = float(table.loc[table["cells"] == table["cells"].max(), "us_per_cell"].median())
     rows = []
-    for name, n, p, near, k, z in (
+    for name, n, p, measured, k, nonzeros in (
         ("Tabula Sapiens Immune", TABULA["cells"], TABULA["genes"], 60_000, 80, TABULA["nonzeros"]),
         ("60 million cells", ATLAS["cells"], 20_000, 20_000, 256, ATLAS["nonzeros"]),
         ("60 million cells", ATLAS["cells"], 60_000, 60_000, 256, ATLAS["nonzeros"]),
     ):
-        card = read(f"roofline_cuda_{near}")
-        rate = float(card.loc[card["what"] == "form S", "gflops"].iloc[0]) * 1e9
-        form = n * p**2
-        rows.append([f"{name} × {p:,}, k {k}", f"{form:.1e}", f"{form / rate / 60:.2g}", f"{8 * n * z / 2**40:.2g}",
-                     f"{n * us / 3.6e9:.2g}", f"{12 * p**2 / 2**30:.3g}", f"{16 * n * z / 2**40:.2g}"])  # fmt: skip
-    head = ["", "flop to form S", "card-minutes for S", "TiB to read", "hours of 2 cores to read", "GiB for S",
+        gpu, flop = read(f"roofline_cuda_{measured}"), n * p**2
+        rate = float(gpu.loc[gpu["what"] == "form S", "gflops"].iloc[0]) * 1e9
+        rows.append([f"{name} × {p:,}, k {k}", f"{flop:.1e}", f"{flop / rate / 60:.2g}",
+                     f"{8 * n * nonzeros / 2**40:.2g}", f"{n * us / 3.6e9:.2g}", f"{12 * p**2 / 2**30:.3g}",
+                     f"{16 * n * nonzeros / 2**40:.2g}"])  # fmt: skip
+    head = ["", "operations to form S", "GPU-minutes for S", "TiB to read", "hours of 2 cores to read", "GiB for S",
             "TiB if implicit"]  # fmt: skip
-    return _table(head, rows)
+    return markdown(head, rows)
 
 
 def scoring() -> str:
-    """Compare the two benchmarks with plain scikit-learn and scanpy calls, part by part and for the stage as published.
+    """Compare the two published benchmarks with direct scanpy and scikit-learn calls, by part and in total.
 
-    The stage: of four embeddings and two labels 40 clusterings and 200 fits of each classifier, from the time of a fit.
+    The total is for four embeddings and two labels: 40 clusterings and 200 fits of each classifier.
     """
     table = read("scoring").groupby(["files", "max_cells", "part", "n_seeds", "way"], sort=False)
     table = table.mean(numeric_only=True).reset_index()
-    rows, stage = [], {"plain": 0.0, "here": 0.0, "here, other forest": 0.0}
-    for (files, max_cells, part, n_seeds), some in table.groupby(["files", "max_cells", "part", "n_seeds"], sort=False):
-        against = "random_forest" if part.startswith("random_forest") else part
-        same = (table[["files", "max_cells", "n_seeds", "part"]] == [files, max_cells, n_seeds, against]).all(axis=1)
-        plain, ours = table[same & (table["way"] == "plain")].iloc[0], some[some["way"] == "ours"].iloc[0]
+    rows, total = [], {"direct": 0.0, "published forest": 0.0, "forest of scikit-learn-intelex": 0.0}
+    for (files, max_cells, part, n_seeds), runs in table.groupby(["files", "max_cells", "part", "n_seeds"], sort=False):
+        reference = "random_forest" if part.startswith("random_forest") else part
+        same = (table[["files", "max_cells", "n_seeds", "part"]] == [files, max_cells, n_seeds, reference]).all(axis=1)
+        direct, ours = table[same & (table["way"] == "plain")].iloc[0], runs[runs["way"] == "ours"].iloc[0]
         scores = [name for name in table if " " in name and pd.notna(ours[name])]
         n_models, clustering = len(files.split()), part.startswith("neighbors")
         fits = n_models * (n_seeds if clustering else 2 * 5 * min(n_seeds, 5))
         rows.append(
-            [
-                part.replace("_", " "), f"{max_cells:,}" if max_cells and not clustering else "all", str(n_models),
-                str(fits), f"{plain['seconds']:.1f}", f"{ours['seconds']:.1f}",
-                f"**{plain['seconds'] / ours['seconds']:.1f}**", f"{ours['cores_busy']:.0%}",
-                f"{(ours[scores] - plain[scores]).abs().max():.1g}",
-            ]
+            [part.replace("_", " "), f"{max_cells:,}" if max_cells and not clustering else "all", str(n_models),
+             str(fits), f"{direct['seconds']:.1f}", f"{ours['seconds']:.1f}",
+             f"**{direct['seconds'] / ours['seconds']:.1f}**", f"{ours['cores_busy']:.0%}",
+             f"{(ours[scores] - direct[scores]).abs().max():.1g}"]
         )  # fmt: skip
         if n_models == 4:
-            whole = (40 if clustering else 200) / fits
-            if part == against:
-                stage["plain"] += whole * plain["seconds"]
-            if part != "random_forest_intelex":
-                stage["here"] += whole * ours["seconds"]
-            if part != "random_forest":
-                stage["here, other forest"] += whole * ours["seconds"]
-    for name, way in (
-        ("here", "with the published forest"),
-        ("here, other forest", "with that of scikit-learn-intelex"),
-    ):
-        ratio = f"**{stage['plain'] / stage[name]:.1f}**"
-        rows.append([f"stage, {way}", "", "4", "640", f"{stage['plain']:.0f}", f"{stage[name]:.0f}", ratio, "", ""])
-    head = ["", "cells", "embeddings", "fits", "plain, s", "here, s", "ratio", "cores busy", "largest difference"]
-    return _table(head, rows) + f"\n\n{provenance(read('scoring'))}."
+            factor = (40 if clustering else 200) / fits
+            total["direct"] += factor * direct["seconds"] * (part == reference)
+            total["published forest"] += factor * ours["seconds"] * (part != "random_forest_intelex")
+            total["forest of scikit-learn-intelex"] += factor * ours["seconds"] * (part != "random_forest")
+    direct = total.pop("direct")
+    for forest, seconds in total.items():
+        ratio = f"**{direct / seconds:.1f}**"
+        rows.append([f"total, {forest}", "", "4", "640", f"{direct:.0f}", f"{seconds:.0f}", ratio, "", ""])
+    head = ["", "cells", "embeddings", "fits", "direct calls, s", "this project, s", "ratio", "cores busy",
+            "largest difference"]  # fmt: skip
+    return markdown(head, rows, read("scoring"))
 
 
 STAGE = {"neighbor graph": 4, "one Leiden seed": 40, "knn": 8, "logistic_regression": 200, "random_forest": 200}
 
 
 def atlas() -> str:
-    """Extrapolate what the stage takes, by the power law through two sizes; in CPU time, which noise moves least."""
+    """Extrapolate the CPU time of scoring an atlas, by the power law through two measured sizes."""
     table = read("scoring_atlas")
     low, high = sorted(table["cells"].unique())[-2:]
     rows, total = [], 0.0
     for part, n in STAGE.items():
-        of = table[table["part"] == part].set_index("cells")
-        power = np.log(of.loc[high, "cpu_seconds"] / of.loc[low, "cpu_seconds"]) / np.log(high / low)
-        there = of.loc[high, "cpu_seconds"] * (TABULA["cells"] / high) ** power
-        hours = n * there / CORES / 3600
+        runs = table[table["part"] == part].set_index("cells")
+        power = np.log(runs.loc[high, "cpu_seconds"] / runs.loc[low, "cpu_seconds"]) / np.log(high / low)
+        seconds = runs.loc[high, "cpu_seconds"] * (TABULA["cells"] / high) ** power
+        hours = n * seconds / CORES / 3600
         total += hours
         rows.append(
-            [part.replace("_", " "), f"{of.loc[low, 'cpu_seconds']:.0f}", f"{of.loc[high, 'cpu_seconds']:.0f}",
-             f"{of.loc[high, 'peak_mib']:,.0f}", f"{power:.2f}", f"{there / 60:.0f}", str(n), f"{hours:.1f}"]
+            [part.replace("_", " "), f"{runs.loc[low, 'cpu_seconds']:.0f}", f"{runs.loc[high, 'cpu_seconds']:.0f}",
+             f"{runs.loc[high, 'peak_mib']:,.0f}", f"{power:.2f}", f"{seconds / 60:.0f}", str(n), f"{hours:.1f}"]
         )  # fmt: skip
-    rows.append(["in all", "", "", "", "", "", "", f"**{total:.1f}**"])
+    rows.append(["total", "", "", "", "", "", "", f"**{total:.1f}**"])
     head = ["part", f"{low:,} cells, CPU s", f"{high:,} cells, CPU s", f"peak MiB at {high:,}", "power of n",
-            f"{TABULA['cells']:,} cells, CPU min", "times in the stage", f"hours of {CORES} cores"]  # fmt: skip
-    return _table(head, rows) + f"\n\n{provenance(table)}."
+            f"{TABULA['cells']:,} cells, CPU min", "runs in the stage", f"hours of {CORES} cores"]  # fmt: skip
+    return markdown(head, rows, table)
 
 
-STUDIED = {
-    "error": "‖X − X̂‖ / ‖X‖", "scatter": "between donors", "logistic_regression_type": "type: logistic",
-    "knn_type": "type: kNN", "NMI_type": "NMI", "logistic_regression_on": "donor: logistic", "knn_on": "donor: kNN",
-    "NMI_on": "NMI",
-    "unseen_scatter": "donors held out: between donors", "unseen_knn_type": "type, kNN", "unseen_NMI_type": "NMI",
-    "unseen_knn_on": "donor, kNN",
-    "unseen_NMI_on": "NMI",
+STUDY_HEADS = {
+    "error": "‖X − X̂‖ / ‖X‖", "scatter": "between donors",
+    "logistic_regression_type": "type: logistic", "knn_type": "type: kNN", "NMI_type": "type: NMI",
+    "logistic_regression_on": "donor: logistic", "knn_on": "donor: kNN", "NMI_on": "donor: NMI",
+    "unseen_scatter": "held-out, between donors", "unseen_knn_type": "held-out, type: kNN",
+    "unseen_NMI_type": "held-out, type: NMI", "unseen_knn_on": "held-out, donor: kNN",
+    "unseen_NMI_on": "held-out, donor: NMI",
 }  # fmt: skip
-PLANTED = {
-    "demo_none": "nothing", "demo_weak": "a quarter", "demo": "the demo's effects",
-    "demo_confounded": "the same, unlike shares of types",
+SIMULATED = {
+    "demo_none": "none", "demo_weak": "a quarter of demo", "demo": "demo",
+    "demo_confounded": "demo, different composition",
 }  # fmt: skip
-_OURS = "CAE_NMF1, published", "CAE_NMF1, 0.2", "CAE_NMF1, 0.2, no labels", "CAE_NMF2, 0.2"
-SHOWN = ("Types", "Harmony", "AE_NMF", *_OURS)
+SIMULATED_ROWS = ("Types", "Harmony", "AE_NMF", "CAE_NMF1, published", "CAE_NMF1, 0.2", "CAE_NMF1, 0.2, no labels",
+                  "CAE_NMF2, 0.2")  # fmt: skip
 
 
 def conditioning(cells: str, on: str) -> str:
-    """Tell what each model keeps and removes: means over the starts, with the deviation where there are several."""
+    """Return the means over the starts of one study, with the deviation where there are several starts."""
     long = read(f"conditioning_{cells}").query("on == @on")
-    heads, rows = _studied(long, [name for name in STUDIED if long[name].notna().any()])
-    heads = [head.replace("donor:", f"{on}:").replace("donor,", f"{on},") for head in heads]
-    return _table(["", *heads, "starts"], rows) + f"\n\n{', '.join(sorted(set(long['date'])))}."
+    names = [name for name in STUDY_HEADS if long[name].notna().any()]
+    heads = [head.replace("donor:", f"{on}:") for head in (STUDY_HEADS[name] for name in names)]
+    return markdown(["", *heads, "starts"], _study_rows(long, names)) + f"\n\n{', '.join(sorted(set(long['date'])))}."
 
 
-def planted() -> str:
-    """Tell the same of simulated cells, of a few models."""
-    table, dates = [], set()
-    for cells, what in PLANTED.items():
+def simulated() -> str:
+    """Return the means over the starts for the simulated data sets, for a few models."""
+    names = ["error", "scatter", "knn_type", "NMI_type", "knn_on", "NMI_on", "unseen_scatter", "unseen_knn_type"]
+    rows, dates = [], set()
+    for cells, effect in SIMULATED.items():
         long = read(f"conditioning_{cells}")
-        heads, rows = _studied(
-            long, ["error", "scatter", "knn_type", "NMI_type", "knn_on", "NMI_on", "unseen_scatter", "unseen_knn_type"]
-        )
-        table += [[what, *row] for row in rows if row[0] in SHOWN]
+        rows += [[effect, *row] for row in _study_rows(long, names) if row[0] in SIMULATED_ROWS]
         dates |= set(long["date"])
-    return _table(["planted", "", *heads, "starts"], table) + f"\n\n{', '.join(sorted(dates))}."
+    heads = [STUDY_HEADS[name] for name in names]
+    return markdown(["donor effect", "", *heads, "starts"], rows) + f"\n\n{', '.join(sorted(dates))}."
 
 
-def _studied(long: pd.DataFrame, names: list[str]) -> tuple[list[str], list[list[str]]]:
-    """Give the heads of some columns of a study, and a row a model: its name, the columns, its starts."""
+def _study_rows(long: pd.DataFrame, names: list[str]) -> list[list[str]]:
+    """Return one row per model of a study: its label, some columns, and the number of starts."""
     table = study.summarize(long)
-    shown = study.format_table(table, names)
-    rows = zip(shown.index.get_level_values("model"), shown.to_numpy().tolist(), table["n_starts"], strict=True)
-    return [STUDIED[name] for name in names], [[name, *values, str(n)] for name, values, n in rows]
+    texts = study.format_table(table, names)
+    labels = texts.index.get_level_values("model")
+    return [[label, *row, str(n)] for label, row, n in zip(labels, texts.to_numpy(), table["n_starts"], strict=True)]
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "peers, all genes, k 80": lambda: peers("peers_kang2018_all_k80"),
-    "peers, 2000 genes, k 20": lambda: peers("peers_kang2018_2000_k20"),
+    "peers, all genes, k 80": partial(peers, "peers_kang2018_all_k80"),
+    "peers, 2000 genes, k 20": partial(peers, "peers_kang2018_2000_k20"),
     "seeds": seeds,
     "passes": passes,
     "training": training,
     "roofline": partial(roofline, "cpu_5000"),
-    "roofline, card": partial(roofline, "cuda_20000", "cuda_60000"),
-    "peers, card": lambda: peers("peers_kang2018_all_k80_cuda"),
+    "roofline, GPU": partial(roofline, "cuda_20000", "cuda_60000"),
+    "peers, GPU": partial(peers, "peers_kang2018_all_k80_cuda"),
     "extrapolation": extrapolation,
     "scoring": scoring,
     "scoring atlas": atlas,
@@ -273,42 +259,42 @@ TABLES: dict[str, Callable[[], str]] = {
         for on in ("condition", "donor_id", "donor_id+condition")
     },
     "conditioning, kang2018_third_k80, donor_id": partial(conditioning, "kang2018_third_k80", "donor_id"),
-    "planted": planted,
+    "simulated": simulated,
 }
 
 
-def filled(text: str) -> str:
-    """Put each table between its marks."""
+def fill(text: str) -> str:
+    """Return the text of the README with each table between its marks."""
     for name, make in TABLES.items():
         pattern = re.compile(f"(<!-- table: {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if len(pattern.findall(text)) != 1:
-            raise ValueError(f"README.md has no place, or several, for the table {name!r}.")
+        if (n := len(pattern.findall(text))) != 1:
+            raise ValueError(f"README.md contains {n} marks '<!-- table: {name} -->'. Expected exactly one.")
         before, after = pattern.search(text).groups()
         text = pattern.sub(lambda _, new=f"{before}{make()}\n{after}": new, text)  # noqa: B008
     return text
 
 
-def draw() -> plt.Figure:
-    """Draw the time of each solver, a line a solver, with the error it reached; both sets of genes."""
+def draw_speed() -> Figure:
+    """Draw the run time of each solver, one line per solver, with its error; one panel per set of genes."""
     plt.style.use(STYLE)
     figure, axes = plt.subplots(1, 2, figsize=(183 / 25.4, 68 / 25.4), layout="constrained")
     for axis, name, title in zip(
         axes,
         ("peers_kang2018_all_k80", "peers_kang2018_2000_k20"),
-        ("14 044 genes, 80 programs", "2000 genes, 20 programs"),
+        ("14,044 genes, 80 programs", "2,000 genes, 20 programs"),
         strict=True,
     ):
         table = read(name).dropna(subset=["seconds"]).groupby("solver")[["seconds", "relative_error"]]
-        middle, low, high = table.median().sort_values("seconds", ascending=False), table.min(), table.max()
-        for line, (solver, row) in enumerate(middle.iterrows()):
+        median, low, high = table.median().sort_values("seconds", ascending=False), table.min(), table.max()
+        for line, (solver, row) in enumerate(median.iterrows()):
             color = "#0072B2" if solver in OWN else "#595959"
             axis.plot([low.seconds[solver], high.seconds[solver]], [line, line], color=color, lw=1.5)
             axis.plot(row.seconds, line, "o", color=color, ms=4)
-            error = "–" if solver in UNTOLD else f"{row.relative_error:.3f}"
+            error = "–" if solver in NO_ERROR else f"{row.relative_error:.3f}"
             axis.annotate(error, (1.02, line), xycoords=("axes fraction", "data"), va="center", color=color)
-        axis.set_yticks(range(len(middle)), middle.index)
+        axis.set_yticks(range(len(median)), median.index)
         axis.annotate("error", (1.02, 1), xycoords="axes fraction", color="#595959")
-        axis.set(xscale="log", xlabel="seconds to its own stop", ylim=(-0.6, len(middle) - 0.4))
+        axis.set(xscale="log", xlabel="seconds to the solver's own stop", ylim=(-0.6, len(median) - 0.4))
         axis.set_title(title, loc="left", pad=10)
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
@@ -317,19 +303,14 @@ def draw() -> plt.Figure:
     return figure
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def main() -> None:
-    """Write both."""
+    """Write the tables and the figures."""
     readme = HERE / "README.md"
-    readme.write_text(filled(readme.read_text()))
-    draw().savefig(FIGURE)
-    plain = "on != 'donor_id+condition' and gene_weights == 'none' and (labels == 'cell_type' or strength == 0)"
-    shown = read("conditioning_kang2018_k20").query(plain)
-    conditioning_figure(study.summarize(shown), k=20).savefig(TRADEOFF)
+    readme.write_text(fill(readme.read_text()))
+    draw_speed().savefig(FIGURES / "speed.png")
+    main_rows = "on != 'donor_id+condition' and gene_weights == 'none' and (labels == 'cell_type' or strength == 0)"
+    table = study.summarize(read("conditioning_kang2018_k20").query(main_rows))
+    figures.conditioning(table, run=RunInfo(k=20)).savefig(FIGURES / "kang2018_conditioning.png")
 
 
 if __name__ == "__main__":

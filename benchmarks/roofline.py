@@ -1,10 +1,10 @@
-"""How close do the inner loops come to what the machine can do, measured in the same run?
+"""Measure the speed of the inner loops of training as a share of the peak of the machine.
 
     python benchmarks/roofline.py
-    python benchmarks/roofline.py --device cuda --genes 20000 --cells 600000    # on a card: S by blocks, k 80 and 256
+    python benchmarks/roofline.py --device cuda --genes 20000 --cells 600000    # on a GPU
 
-Peaks are those of a square float32 product and of a copy; each row is the best of a few repeats taken in turn with
-them. On a card the cells are made block by block, so that only S has to fit.
+The peaks are those of a square float32 product and of a copy. Each row is the median of a few repeats, measured in turn
+with the peaks. The cells are simulated block by block, so that only S has to fit into memory.
 """
 
 import argparse
@@ -22,19 +22,19 @@ from tqdm import tqdm
 from aenmf_lib import data
 from aenmf_lib.models import initialization
 from aenmf_lib.models.objectives import AENMFObjective
-from aenmf_lib.training import coordinate_descent, second_moment
-from aenmf_lib.training.group_sums import CellSample, GroupSums
-from aenmf_lib.training.moments import Moments
+from aenmf_lib.training import products, second_moment
+from aenmf_lib.training.coordinate_descent import CoordinateDescent
+from aenmf_lib.training.moments import CellSample, GroupSums, Moments
 from aenmf_lib.training.projected_gradient import ProjectedGradient
 from aenmf_lib.training.second_moment import SecondMomentAccumulator
 
 REPEATS = 5
-BLOCK = 8192  # cells made at once
-IMPLICIT = 20_000  # cells of the implicit rows at most
+BLOCK = 8192  # cells per block
+IMPLICIT = 20_000  # largest number of cells in the implicit rows
 
 
 def simulated(n_cells: int, n_genes: int, share: float, seed: int) -> csr_matrix:
-    """Give cells of random log-normalized counts."""
+    """Return cells with random log-normalized counts, of which a share is not 0."""
     rng, blocks = np.random.default_rng(seed), []
     for n in np.diff([*range(0, n_cells, 1024), n_cells]):
         X = csr_matrix(rng.random((n, n_genes), dtype=np.float32) < share, dtype=np.float32)
@@ -44,7 +44,7 @@ def simulated(n_cells: int, n_genes: int, share: float, seed: int) -> csr_matrix
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
-    """Time one call, to its end also on a card."""
+    """Return the time of one call, including the work on the GPU."""
     begin = time.perf_counter()
     work()
     if device != "cpu":
@@ -52,36 +52,33 @@ def seconds(work: Callable[[], object], device: str) -> float:
     return time.perf_counter() - begin
 
 
-def moments_of(cells: int, genes: int, share: float, device: str) -> tuple[Moments, dict]:
-    """Form S block by block; gives it and the seconds that forming took, making cells not counted."""
-    S, sums, sample, spent = SecondMomentAccumulator(genes, torch.float32, device), GroupSums(), None, 0.0
-    X = simulated(BLOCK, genes, share, 0)  # the same block again and again: what is timed is forming
+def form_moments(cells: int, genes: int, share: float, device: str) -> tuple[Moments, dict]:
+    """Form S block by block; return the moments and the time of forming S, without the simulation."""
+    S, sums, spent = SecondMomentAccumulator(genes, torch.float32, device), GroupSums(), 0.0
+    X = simulated(BLOCK, genes, share, 0)  # the same block is added many times
     label, names = np.full(BLOCK, ""), pd.RangeIndex(BLOCK).astype(str)
     S.add(X)
-    blocks = cells // BLOCK
-    for _ in tqdm(range(blocks), desc=f"S, {genes} genes"):
+    n_blocks = cells // BLOCK
+    for _ in tqdm(range(n_blocks), desc=f"S, {genes} genes"):
         spent += seconds(lambda: S.add(X), device)
         sums += GroupSums.from_cells(X, label, label, label)
-        sample = sample or CellSample.from_cells(X, names)
     spent += seconds(S.finish, device)
-    told = {"mode": "explicit", "reason": "", "dtype": torch.float32, "device": device}
-    return Moments(names[:0].append(pd.RangeIndex(genes).astype(str)), sums, {"": S.S}, sample, **told), {
-        "seconds": spent,
-        "cells": blocks * BLOCK,
-        "tf32": S.tf32,
-    }
+    second = products.second_moment("explicit", {"": S.S}, torch.float32, device)
+    gene_names = pd.RangeIndex(genes).astype(str)
+    moments = Moments(gene_names, sums, second, CellSample.from_cells(X, names), "benchmark")
+    return moments, {"seconds": spent, "cells": n_blocks * BLOCK, "tf32": S.tf32}
 
 
 def main() -> None:
-    """Measure, write the table."""
+    """Read the command line, measure all rows and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--genes", type=int, default=5000)
     parser.add_argument("--cells", type=int, default=40_000)
-    parser.add_argument("--share", type=float, default=0.12, help="of entries that are not 0")
+    parser.add_argument("--share", type=float, default=0.12, help="share of nonzeros")
     parser.add_argument("--k", type=int, nargs="+", default=[80, 256])
-    o = parser.parse_args()
-    device, p = o.device, o.genes
+    args = parser.parse_args()
+    device, p = args.device, args.genes
     size = 4096 if device == "cpu" else 16384
     A, B = (torch.rand(size, size, device=device) for _ in range(2))
     big = torch.rand(2**27, device=device)
@@ -105,14 +102,14 @@ def main() -> None:
                      "share_of_copy": bytes_ / took / 1e9 / bandwidth, **machine(device)})  # fmt: skip
         print(rows[-1])
 
-    moments, formed = moments_of(o.cells, p, o.share, device)
+    moments, formed = form_moments(args.cells, p, args.share, device)
     gemm = peak(formed["tf32"])  # in the same precision
-    flop = float(formed["cells"]) * p**2  # half of S is enough: that of one triangle
+    flop = float(formed["cells"]) * p**2  # one triangle of S
     rows.append({"what": "form S", "genes": p, "k": 0, "seconds": formed["seconds"],
                  "us_per_cell": 1e6 * formed["seconds"] / formed["cells"], "gflops": flop / formed["seconds"] / 1e9,
                  "tf32": formed["tf32"], "sgemm_gflops": gemm, "share_of_sgemm": flop / formed["seconds"] / 1e9 / gemm,
                  **machine(device)})  # fmt: skip
-    for k in o.k:
+    for k in args.k:
         W = initialization.mean_cells(moments.sample, k, seed=0).to(device)
         objective = AENMFObjective(moments, lambda_W=1e-2)
         W = initialization.rescale_rows(objective, W)
@@ -120,11 +117,11 @@ def main() -> None:
         gradient = ProjectedGradient(objective, W, row_norm=False)
         row("explicit gradient step", k, 2.0 * k * p**2 + 12.0 * k**2 * p, gradient.step, 4.0 * p**2)
         if device == "cpu":
-            sweep = coordinate_descent.CoordinateDescent(objective, W)
+            sweep = CoordinateDescent(objective, W)
             row("explicit coordinate sweep", k, 2.0 * k * p**2, sweep.step, 4.0 * p**2)
-    cells = AnnData(X := simulated(min(o.cells, IMPLICIT), p, o.share, 0))
+    cells = AnnData(X := simulated(min(args.cells, IMPLICIT), p, args.share, 0))
     implicit = Moments.from_cells(cells, donor=False, cell_type=False, mode="implicit", device=device)
-    for k in o.k:
+    for k in args.k:
         W = initialization.mean_cells(implicit.sample, k, seed=0).to(device)
         row("implicit product W S", k, 4.0 * X.nnz * k, lambda W=W: implicit.product(W), 16.0 * X.nnz)
     RESULTS.mkdir(exist_ok=True)

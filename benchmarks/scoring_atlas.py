@@ -1,17 +1,17 @@
-"""What would the two benchmarks take on an atlas? Each kind of work once, on simulated embeddings of growing size.
+"""Measure each part of the two published benchmarks on simulated embeddings of increasing size.
 
     python benchmarks/scoring_atlas.py --cells 50000 200000
 
-Usages of k programs by cells of 40 types and 20 donors are drawn; types differ in size by a factor of hundreds. Each
-part runs in a process of its own: peak memory is that of one worker, over the interpreter with everything imported.
+The embeddings contain 40 types and 20 donors; the sizes of the types differ by a factor of hundreds. Each part runs in
+its own process: peak memory is that of one worker, above the interpreter with all imports.
 """
 
 import argparse
 
 import numpy as np
-from measure import in_turn, measured
+from measure import measured, run_in_turn
 
-from aenmf_lib.metrics import classifiers, clustering, knn, neighbors, splits
+from aenmf_lib.metrics import classifiers, knn, neighbors, splits
 from aenmf_lib.metrics.classification import SEEDS
 
 N_TYPES, N_DONORS = 40, 20
@@ -20,7 +20,7 @@ PARTS = (NEIGHBORS, LEIDEN, "knn", "logistic_regression", "random_forest")
 
 
 def simulate(n_cells: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw usages (n_cells, k) float32 and the type of each cell."""
+    """Return usages (n_cells, k) float32 and the type of each cell (n_cells,)."""
     rng = np.random.default_rng(0)
     types = rng.choice(N_TYPES, n_cells, p=rng.dirichlet(np.full(N_TYPES, 0.5) + 0.01))
     donors = rng.choice(N_DONORS, n_cells)
@@ -30,43 +30,41 @@ def simulate(n_cells: int, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def task(cells: int, k: int, part: str) -> dict:
-    """Do one part once: of kNN the 25 folds of an embedding and label, of the others one fit or one graph."""
+    """Measure one part: 25 folds of one embedding and label for kNN, else one graph, clustering or fit."""
     H, types = simulate(cells, k)
     names, y, sizes = np.unique(types.astype(str), return_inverse=True, return_counts=True)
     large = np.flatnonzero(sizes[y] >= 10)
     y = np.unique(y[large], return_inverse=True)[1]
     names = names[sizes >= 10]
-    fold_of = splits.assign_folds(y, SEEDS, n_splits=5)
-    clustering.neighbors(H[:200])  # compiled code is loaded before
-    graph = clustering.neighbors(H).obsp["connectivities"] if part == LEIDEN else None
+    fold_of = dict(zip(SEEDS, splits.assign_folds(y, SEEDS, n_splits=5), strict=True))
+    neighbors.neighbor_graph(H[:200])  # load compiled code
+    graph = neighbors.neighbor_graph(H) if part == LEIDEN else None
     with measured() as found:
         if part == NEIGHBORS:
-            clustering.neighbors(H)
+            neighbors.neighbor_graph(H)
         elif part == LEIDEN:
-            neighbors.leiden(neighbors.unweighted_graph(graph.indptr, graph.indices), 0)
+            links = graph.connectivities
+            neighbors.leiden(neighbors.igraph_graph(links.indptr, links.indices), 0)
         elif part == "knn":
-            wanted = [(division, fold) for division in range(len(SEEDS)) for fold in range(5)]
-            make = classifiers.CLASSIFIERS[classifiers.KNN]
-            for (division, fold), learnt, probability in knn.probabilities(
-                make, H[large], y, fold_of, wanted, n_neighbors=classifiers.N_NEIGHBORS
-            ):
-                scores = classifiers.score_fold(y, fold_of[division] == fold, learnt, probability, names)
+            wanted = [(seed, fold) for seed in SEEDS for fold in range(5)]
+            for (seed, fold), classes, probability in knn.probabilities(H[large], y, fold_of, wanted):
+                scores = classifiers.score_fold(y[fold_of[seed] == fold], classes, probability, names)
         else:
-            scores = classifiers.fit_fold(classifiers.CLASSIFIERS[part], H, large, names, y, fold_of[0], SEEDS[0], 0)
-    told = {"F1": scores["F1"]} if part in classifiers.CLASSIFIERS else {}
-    return {"classes": len(names), **found, **told}
+            test = fold_of[SEEDS[0]] == 0
+            scores = classifiers.fit_fold(classifiers.CLASSIFIERS[part], SEEDS[0], H, large, y, test, names)
+    return {"classes": len(names), **found, **({"F1": scores["F1"]} if part in classifiers.CLASSIFIERS else {})}
 
 
 def main() -> None:
-    """Run what the command line says."""
+    """Read the command line, run all parts and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", type=int, nargs="+", default=[50_000, 200_000])
     parser.add_argument("--k", type=int, default=80)
     parser.add_argument("--parts", nargs="+", default=PARTS)
-    parser.add_argument("--keep", action="store_true", help="keep the rows that are there")
-    o = parser.parse_args()
-    rows = [{"cells": cells, "k": o.k, "part": part} for cells in o.cells for part in o.parts]
-    in_turn("scoring_atlas", task, rows, runs=1, keep=o.keep)
+    parser.add_argument("--keep", action="store_true", help="keep the existing rows")
+    args = parser.parse_args()
+    rows = [{"cells": cells, "k": args.k, "part": part} for cells in args.cells for part in args.parts]
+    run_in_turn("scoring_atlas", task, rows, runs=1, keep=args.keep)
 
 
 if __name__ == "__main__":

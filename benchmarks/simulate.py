@@ -1,9 +1,9 @@
-"""What does a data set of any size look like to the reader and the solver?
+"""Simulate raw counts of any size for benchmarks of reading and training.
 
-Writes simulated raw counts straight to an ``.h5ad``, block by block: memory does not grow with the cells. Types mix
-sparse gene programs, cells of a type differ in how much of each they use, donors add a program of their own, and a
-background falls on all genes. The number of genes that a cell expresses is drawn first, so that the file has its final
-size before a count is made and can be contiguous. For benchmarks only: `aenmf_lib.synthetic` plants a known truth.
+The counts are written to an ``.h5ad`` block by block, so that memory does not grow with the cells. Cell types mix
+sparse gene programs, cells of a type differ in their usages, each donor adds its own program, and a background covers
+all genes. The number of genes per cell is drawn first, so that the arrays of the file have their final size and can be
+contiguous. For a simulation with known programs and donor effects use `aenmf_lib.data.simulate`.
 
     python benchmarks/simulate.py --cells 200000 --genes 20000 --nonzeros 2460 --out cells.h5ad
 """
@@ -19,12 +19,12 @@ import pandas as pd
 from anndata.io import write_elem
 from numba import njit
 
-BACKGROUND = 0.4  # share of a cell's counts that no program makes
-DONOR = 0.05  # share that its donor's own program makes
-SLOTS = 1 << 12  # a program is a table of this many genes, as often as their share: a draw is one look
+BACKGROUND = 0.4  # share of a cell's counts from the background
+DONOR = 0.05  # share from the program of its donor
+SLOTS = 1 << 12  # a program is a table of this many genes, repeated by their share, so that a draw is one look-up
 BACKGROUND_SLOTS = 1 << 17
 PICKS = 1 << 10  # a cell's usages are rounded to shares of 1 / PICKS
-BLOCK_VALUES = 1 << 22  # nonzeros made and written at once
+BLOCK_VALUES = 1 << 22  # nonzeros per block
 EMPTY = ("layers", "obsm", "obsp", "uns", "varm", "varp")
 
 
@@ -45,27 +45,27 @@ def simulate(
     Parameters
     ----------
     path
-        Where to write; what is there is overwritten.
+        Where to write; an existing file is overwritten.
     cells, genes, donors, types, programs
-        How many; a program has a twentieth of the genes.
+        Their numbers; a program has a twentieth of the genes.
     nonzeros
         Mean number of genes that a cell expresses; lognormal from cell to cell.
     seed
-        Everything random. The same seed and sizes give the same counts.
+        The same seed and sizes give the same counts.
     compression
         ``"gzip"``, ``"lzf"`` or None, which leaves the arrays contiguous.
 
     Raises
     ------
     ValueError
-        More nonzeros than there are genes to draw.
+        `nonzeros` is too large for the number of genes.
     """
     rng = np.random.default_rng(seed)
     background = _table(rng, np.arange(genes), BACKGROUND_SLOTS, spread=1.8)
     reach = len(np.unique(background))
     n_nonzero = (nonzeros * rng.lognormal(-(0.3**2) / 2, 0.3, cells)).astype(np.int64).clip(1, int(0.8 * reach))
     if nonzeros > reach // 2:
-        raise ValueError(f"nonzeros = {nonzeros}: {genes} genes allow {reach // 2} at most.")
+        raise ValueError(f"nonzeros={nonzeros} is too large for {genes} genes. Choose at most {reach // 2}.")
     members = [rng.choice(genes, max(genes // 20, 1), replace=False) for _ in range(programs + donors)]
     tables = np.stack([_table(rng, some, SLOTS, spread=1.0) for some in members])
     usages = rng.dirichlet(np.full(programs, 3 / programs), types)  # a type uses a few programs
@@ -98,31 +98,21 @@ def simulate(
 
 
 def _table(rng: np.random.Generator, genes: np.ndarray, slots: int, *, spread: float) -> np.ndarray:
-    """Fill the slots with genes of lognormal shares."""
+    """Return a table (slots,) of genes, repeated by their lognormal shares."""
     share = rng.lognormal(0, spread, len(genes))
     return rng.choice(genes, slots, p=share / share.sum()).astype(np.int32)
 
 
 def _blocks(indptr: np.ndarray) -> list[tuple[int, int]]:
-    """Cut the cells into blocks of about BLOCK_VALUES nonzeros."""
+    """Return the bounds of blocks of about BLOCK_VALUES nonzeros."""
     edges = [*np.searchsorted(indptr, np.arange(0, indptr[-1], BLOCK_VALUES)), len(indptr) - 1]
     return [(lo, hi) for lo, hi in pairwise(edges) if hi > lo]
 
 
 def _picks(rng: np.random.Generator, usages: np.ndarray, own: np.ndarray, *, background_at: int) -> np.ndarray:
-    """Round each cell's usages to a table of PICKS programs; its donor's `own` and the background have fixed shares.
+    """Return a table of programs per cell, (n_cells, PICKS), repeated by the usages (n_cells, programs).
 
-    Parameters
-    ----------
-    usages : (n_cells, programs)
-    own : (n_cells,) int
-        The program of each cell's donor.
-    background_at
-        The number that stands for the background.
-
-    Returns
-    -------
-    (n_cells, PICKS), int16
+    The program `own` (n_cells,) of the donor and the background, number `background_at`, have fixed shares.
     """
     n_own, n_background = int(DONOR * PICKS), int(BACKGROUND * PICKS)
     at = usages.cumsum(axis=1)
@@ -150,7 +140,7 @@ def _draw(seeds, n_nonzero, picks, tables, background, n_genes):
     indices = np.empty(n_nonzero.sum(), dtype=np.int32)
     counts = np.empty(len(indices), dtype=np.float32)
     count = np.zeros(n_genes, dtype=np.int32)
-    seen = np.zeros(n_genes // 64 + 1, dtype=np.uint64)  # a bit a gene: gives the genes back in their order
+    seen = np.zeros(n_genes // 64 + 1, dtype=np.uint64)  # one bit per gene, to return the genes in order
     put = 0
     for i in range(len(seeds)):
         state, missing = seeds[i], n_nonzero[i]
@@ -185,7 +175,7 @@ def _draw(seeds, n_nonzero, picks, tables, background, n_genes):
 
 
 def main() -> None:
-    """Write one file, as the command line says."""
+    """Read the command line and write one file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", type=int, required=True)
     for name, default in (("genes", 20_000), ("nonzeros", 2460), ("donors", 8), ("types", 12), ("programs", 40)):
@@ -197,7 +187,7 @@ def main() -> None:
     path, start = options.pop("out"), time.perf_counter()
     simulate(path, **options)
     seconds = time.perf_counter() - start
-    print(f"{path}: {options['cells']} cells, {path.stat().st_size / 2**30:.2f} GiB in {seconds:.1f} s")
+    print(f"{path}: {options['cells']:,} cells, {path.stat().st_size / 2**30:.2f} GiB in {seconds:.1f} s")
 
 
 if __name__ == "__main__":

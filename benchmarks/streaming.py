@@ -1,21 +1,21 @@
-"""What does a pass over cells on disk cost, and what does training cost once it is done?
+"""Measure a pass over cells on disk, and training from the sums of that pass.
 
-    python benchmarks/streaming.py pass     # the sums, 2000 of 20 000 genes, 20 000 to 200 000 cells
-    python benchmarks/streaming.py train    # 5000 genes, rank 256, 100 000 and 1 000 000 cells: some minutes
-    python benchmarks/streaming.py train --device cuda    # on a card
+    python benchmarks/streaming.py pass     # sums of 2,000 of 20,000 genes, 20,000 to 200,000 cells
+    python benchmarks/streaming.py train    # 5,000 genes, rank 256, 100,000 and 1,000,000 cells: some minutes
+    python benchmarks/streaming.py train --device cuda    # on a GPU
 
-Cells are simulated (simulate.py) into --scratch: 4 GB for the first, 6 GB for the second. A file is read right after it
-was written: it comes from the page cache where memory holds it, from the disk where not.
+simulate.py writes the cells to --scratch: 4 GB for `pass`, 6 GB for `train`. Each file is read right after it was
+written, so it comes from the page cache if it fits into memory, and otherwise from the disk.
 """
 
 import argparse
 from pathlib import Path
 
-from measure import in_turn, measured
+from measure import measured, run_in_turn
 from simulate import simulate
 
 from aenmf_lib import AENMF
-from aenmf_lib.data.streaming import CellStream
+from aenmf_lib.data import CellStream
 from aenmf_lib.training.moments import Moments
 
 KEPT = 2000  # genes
@@ -25,56 +25,56 @@ RANK = 256
 
 
 def one_pass(cells: int, path: str, compression: str, device: str) -> dict:
-    """Sum over counts on disk: normalize, S and the sums of every type and donor."""
+    """Measure one pass over counts on disk: normalization, S and the sums of every type and donor."""
     names = [f"gene{g}" for g in range(0, GENES["pass"], GENES["pass"] // KEPT)]
-    told = {"mode": "explicit", "device": device}
-    Moments.from_cells(
-        CellStream(path, counts=True, genes=names, rows=slice(0, 2048)), **told
-    )  # loads what is compiled
+    options = {"mode": "explicit", "device": device}
+    few = CellStream(path, counts=True, genes=names, rows=slice(0, 2048))
+    Moments.from_cells(few, **options)  # load compiled code
     with measured() as found:
-        Moments.from_cells(CellStream(path, counts=True, genes=names), **told)
+        Moments.from_cells(CellStream(path, counts=True, genes=names), **options)
     return found | {"us_per_cell": 1e6 * found["seconds"] / cells}
 
 
 def train(cells: int, path: str, compression: str, device: str) -> dict:
-    """Sum, then train from the sums alone."""
+    """Measure a pass and the training from its sums."""
     AENMF(k=4, max_iter=2, device=device).fit(CellStream(path, counts=True, rows=slice(0, 1500)))
     with measured() as found:
         with measured() as summed:
-            told = {"donor": False, "cell_type": False, "mode": "explicit", "k": RANK, "device": device}
-            moments = Moments.from_cells(CellStream(path, counts=True), **told)
+            options = {"donor": False, "cell_type": False, "mode": "explicit", "k": RANK, "device": device}
+            moments = Moments.from_cells(CellStream(path, counts=True), **options)
         with measured() as trained:
             model = AENMF(k=RANK, device=device).fit(moments)
     return found | {
         "sums_seconds": summed["seconds"],
         "training_seconds": trained["seconds"],
         "iterations": model.n_iter_,
-        "stop": model.stop_,
+        "stop": model.stop_reason_,
         "explained": 1 - model.loss_history_[-1] * moments.n_cells / moments.sq_norm,
     }
 
 
 def main() -> None:
-    """Run what the command line says."""
+    """Read the command line, simulate missing files, run and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=SIZES)
     parser.add_argument("--scratch", type=Path, default=Path("data/scratch"))
     parser.add_argument("--runs", type=int, default=0, help="0: 5 passes, or 1 training")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--cells", type=int, nargs="+", help="instead of those above")
+    parser.add_argument("--cells", type=int, nargs="+", help="other sizes")
     parser.add_argument("--compression", choices=("gzip", "lzf"), default="", nargs="?")
-    o = parser.parse_args()
-    o.scratch.mkdir(parents=True, exist_ok=True)
+    args = parser.parse_args()
+    args.scratch.mkdir(parents=True, exist_ok=True)
     rows = []
-    for cells in o.cells or SIZES[o.what]:
-        path = o.scratch / f"{o.what}_{cells}_{o.compression or 'plain'}.h5ad"
+    for cells in args.cells or SIZES[args.what]:
+        path = args.scratch / f"{args.what}_{cells}_{args.compression or 'plain'}.h5ad"
         if not path.exists():
-            sizes = {"cells": cells, "genes": GENES[o.what], "nonzeros": NONZEROS[o.what]}
-            simulate(path, **sizes, compression=o.compression or None)
-        rows.append({"cells": cells, "path": str(path), "compression": o.compression, "device": o.device})
-    task, runs = (one_pass, 5) if o.what == "pass" else (train, 1)
-    name = "_".join(filter(None, ["streaming", o.what, o.compression, o.device.removeprefix("cpu").partition(":")[0]]))
-    table = in_turn(name, task, rows, runs=o.runs or runs, device=o.device)
+            sizes = {"cells": cells, "genes": GENES[args.what], "nonzeros": NONZEROS[args.what]}
+            simulate(path, **sizes, compression=args.compression or None)
+        rows.append({"cells": cells, "path": str(path), "compression": args.compression, "device": args.device})
+    task, runs = (one_pass, 5) if args.what == "pass" else (train, 1)
+    device = args.device.removeprefix("cpu").partition(":")[0]
+    name = "_".join(filter(None, ["streaming", args.what, args.compression, device]))
+    table = run_in_turn(name, task, rows, runs=args.runs or runs, device=args.device)
     print(table.groupby("cells").median(numeric_only=True))
 
 
