@@ -1,4 +1,4 @@
-"""Fill the tables of README.md and draw two figures of the front page from results/*.csv.
+"""Fill the tables of README.md and draw two figures from results/*.csv.
 
     python benchmarks/report.py
 

@@ -13,7 +13,7 @@ k: int = 80  # number of programs
 seed: int = 42  # random seed
 # rarely changed
 max_iter: int = 100  # largest number of sweeps; 100 as published
-tol: float = 1e-4  # stop when the violation of the optimality conditions falls to this share of the first sweep's
+tol: float = 1e-4  # stop when the violation of optimality is at most this share of that of the first sweep
 
 # %%
 import logging

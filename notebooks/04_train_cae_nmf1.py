@@ -46,16 +46,17 @@ cells
 
 # %% [markdown]
 # ## Train
-# **Starting point.** If `strength` is above 0, the fit starts from AE-NMF on all cells. Only this AE-NMF is fitted from
-# several starts. The tables of the starts below then describe the AE-NMF fits.
+# **Starting point.** If `strength` is above 0, the fit starts from AE-NMF on all cells. `n_starts` then
+# counts the AE-NMF fits; model 1 is fitted once, from the best of them. The tables of starts below describe AE-NMF.
 #
 # **Penalty.** The penalty compares the mean usages of the donors within each cell type or cluster. With `labels` set to
 # 'cell_type', training uses the cell types. With 'none', the penalty is HSIC: it measures, over all cells together, how
 # much the usages depend on the donor.
 #
 # **Strength.** At the AE-NMF solution, the weight γ of the penalty (η of HSIC) is set so that the penalty is `strength`
-# times the reconstruction error. This makes strengths comparable between data sets. Donor means also differ by chance.
-# This part is subtracted from `strength`. What remains is the *effective strength*; the log and the summary report it.
+# times the reconstruction error. The size of the penalty is then comparable between data sets. Donor means also differ
+# by chance. If chance explains a share s of the penalty, the *effective strength* is `strength` × (1 − s). The log and
+# the summary report it.
 
 # %%
 model = CAENMF1(
@@ -78,8 +79,8 @@ figures.loss_curve(model.loss_history_)
 # almost nothing over AE-NMF.
 #
 # ## How much does the model add per donor?
-# If `strength` is above 0, the summary ends with the effective strength. The table shows the length of each donor's
-# profile.
+# If `strength` is above 0, the summary ends with the effective strength. The table shows the norm ‖U‖ of each
+# donor's profile.
 
 # %%
 print(model.summary())
@@ -92,7 +93,8 @@ pd.Series((model.U_**2).sum(axis=1) ** 0.5, index=model.donors_, name="‖U‖ o
 # the demo, the effective strength is almost as large as `strength`.
 #
 # Each profile also contains expression that all donors share. Compare profiles between donors instead of reading a
-# single profile. Donors with few cells have shorter profiles.
+# single profile. Profiles of donors with few cells have
+# smaller norms, because the weight λ_U shrinks them more.
 #
 # ## Do the programs depend on the random start?
 # Notebook 03 explains both tables.

@@ -66,7 +66,7 @@ figures.loss_curve(model.loss_history_)
 
 # %% [markdown]
 # ## How much do the donors change the programs?
-# The table shows the length of U_d for each donor.
+# The table shows the norm ‖U_d‖ of each donor.
 
 # %%
 print(model.summary())
@@ -75,9 +75,9 @@ if untied:
 pd.Series((model.U_**2).sum(axis=(1, 2)) ** 0.5, index=model.donors_, name="‖U‖ of the donor").to_frame()
 
 # %% [markdown]
-# If the model explains more than AE-NMF, this is no evidence of a donor effect. U also frees the decoder W + U_d from
-# the encoder Wᵀ, and this improves the fit even if donors do not differ. Look at the effective strength in the summary
-# instead: a value near 0 means that the donors differ by no more than chance.
+# If the model explains more than AE-NMF, this is no evidence of a donor effect. With U, the decoder W + U_d may differ
+# from the encoder Wᵀ, and this improves the fit even if donors do not differ. Look at the effective strength in the
+# summary instead: a value near 0 means that the donors differ by no more than chance.
 #
 # ## Do the programs depend on the random start?
 # Notebook 03 explains both tables.

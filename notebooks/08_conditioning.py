@@ -18,7 +18,7 @@ starts: int = 5  # number of starts of each model; each start excludes its own r
 strengths: list[float] = [0.05, 0.2, 1.0]  # penalty strengths; the published weights are always included
 # rarely changed
 tried_at: float = 0.2  # strength for the other values of `labels` and `gene_weights`
-labels_tried: list[str] = ["cell_type", "clusters", "none"]  # `labels`: first at all strengths, others at `tried_at`
+labels_tried: list[str] = ["cell_type", "clusters", "none"]  # the first at every strength, the others at `tried_at`
 weights_tried: list[str] = ["none", "shared"]  # values of `gene_weights` to compare; 'shared' only at `tried_at`
 baselines: list[str] = ["Types", "PCA", "Harmony", "Base_NMF"]  # also 'LinearSCVI' (takes hours; extra 'baselines')
 scored_cells: int = 4000  # number of random cells that are clustered and classified; 0 uses all cells
@@ -82,7 +82,7 @@ study.format_table(table, study.SEEN)
 # donor often stays above the value of `Types`.
 #
 # The next table shows the same scores on donors that neither the model nor the classifier has seen. An F1 is empty if
-# training and excluded donors have no class of this label in common; this is always so for `donor_id`.
+# training and excluded donors have no class of this label in common. F1 against `donor_id` is therefore always empty.
 
 # %%
 study.format_table(table, study.UNSEEN)

@@ -21,14 +21,16 @@ class BaseNMF(Model):
     """Base NMF, the published baseline: ``X ≈ H W`` with free usages H.
 
     Minimizes ``‖X − H W‖²`` over H, W ≥ 0 by scikit-learn's coordinate descent [1]_. The defaults are the published
-    settings; 100 sweeps often end before convergence. scikit-learn calls H `W`, and W `components_`.
+    settings; 100 sweeps often end before convergence. In scikit-learn, our H is named `W`, and our
+    W is named `components_`.
 
     Parameters
     ----------
     k, seed
         Number of programs, and seed of the initialization (scikit-learn's `random_state`).
     tol, max_iter
-        Stop when the changes of a sweep, relative to those of the first, are below `tol`, or after `max_iter` sweeps.
+        Stop when the violation of the optimality conditions is at most `tol` times that of the first sweep, or after
+        `max_iter` sweeps.
 
     Attributes
     ----------

@@ -49,7 +49,7 @@ class _Conditional(AENMF):
     penalty_ : PenaltyWeights
         Weights γ and η of the penalties.
     strength_ : float
-        Effective strength: `strength` minus the share that chance explains.
+        Effective strength: `strength` × (1 − the share of the penalty that chance explains).
     """
 
     strength: float = penalties.STRENGTH
@@ -165,21 +165,21 @@ class CAENMF1(_Conditional):
 
     Minimizes ``(1/n) ‖X − X̂‖² + λ_W ‖W‖² + λ_U ‖U‖² + γ I(H) + η HSIC(H, C)`` over W, U ≥ 0, with C the one-hot
     donors. ``I = (1/n) Σ n_td ‖h̄_td‖²`` shrinks the mean usages of every group of type t and donor d; centered, it
-    shrinks their distance from the mean of the type. HSIC is linear [1]_. A `strength` sets the weight of one of the
-    two penalties (module `penalties`).
+    shrinks their distance from the mean of the type. HSIC is linear [1]_. With a `strength`, only one
+    penalty is used: I_c, or HSIC if ``labels='none'``; the strength sets its weight (module `penalties`).
 
-    On five real data sets, strength 0.2 removed 91, 91, 83, 75 and 39 % of the between-donor variance within types;
-    this is not a guarantee. `CAENMF2` removes more, and classifiers of the cell type lose less, at three to five times
-    the time: prefer it where time allows.
+    In five runs on four real data sets, strength 0.2 removed 91, 91, 83, 75 and 39 % of the between-donor variance
+    within types; this is not a guarantee. `CAENMF2` usually removes more, and classifiers of the cell type lose less.
+    On a CPU it takes three to five times as long: prefer it where time allows.
 
     Parameters
     ----------
     lambda_U
         λ_U, the weight of ‖U‖².
     gamma, eta
-        γ, the weight of the invariance, which reads ``cell_type``, and η, that of HSIC. Only if strength=0.
+        Only used if strength=0: the weights γ of the invariance I, which reads ``cell_type``, and η of HSIC.
     invariance
-        'published', or 'centered' as with a strength: only differences between donors within a type.
+        Only used if strength=0. 'published': I as above. 'centered': I_c, the penalty that a strength uses.
 
     Attributes
     ----------
@@ -240,10 +240,11 @@ class CAENMF1(_Conditional):
 class CAENMF2(_Conditional):
     """Conditional AE-NMF, model 2: programs that differ by donor, ``x̂ = h (W + U_d)``.
 
-    Minimizes ``(1/n) ‖X − X̂‖² + λ_W ‖W‖² + λ_U ‖U‖²`` over W, U ≥ 0, and with a `strength` also the penalty of model 1,
-    which the published code accepts for model 2 but does not apply. Model 2 removes more of the donor information than
-    model 1 and preserves the cell types better, at three to five times the time. On donors that were not in the fit,
-    the donor information is only partly removed unless the fit contained a similar effect.
+    Minimizes ``(1/n) ‖X − X̂‖² + λ_W ‖W‖² + λ_U ‖U‖²`` over W, U ≥ 0, and with a `strength` also the penalty of model 1
+    [1]_. (The published code has options for this penalty in model 2 but ignores them.) Model 2 usually removes more of
+    the donor information than model 1 and preserves the cell types better; on a CPU it takes three to five times as
+    long. On donors that were not in the fit, the donor information is only partly removed unless the fit contained a
+    similar effect.
 
     Parameters
     ----------
