@@ -42,10 +42,17 @@ def read_counts(path: str | Path, *, layer: str = "", fractional: bool = False) 
         CSR counts with their ``obs`` and ``var``, and the name of the matrix: ``layers['…']``, ``raw.X`` or ``X``.
     """
     with files.open_h5ad(path) as file:
-        X, where, _, obs, var = open_matrix(
-            file, lambda matrix: csr_matrix(read_elem(matrix)), layer=layer, fractional=fractional
-        )
+        X, where, _, obs, var = open_matrix(file, _read_matrix, layer=layer, fractional=fractional)
     return AnnData(X, obs=obs, var=var), where
+
+
+def _read_matrix(matrix: h5py.Group | h5py.Dataset) -> csr_matrix:
+    """Read a whole matrix as CSR. Raise ValueError if its parts do not fit together."""
+    try:
+        return csr_matrix(read_elem(matrix))
+    except ValueError as error:  # such as index pointers that do not fit the shape
+        found = f"{matrix.file.filename}: {matrix.name[1:]} cannot be read: {error}"
+        raise ValueError(f"{found}. Write the file again with anndata.") from error
 
 
 def open_matrix(
@@ -90,7 +97,12 @@ def open_matrix(
 
 def matrix_shape(matrix: h5py.Group | h5py.Dataset) -> tuple[int, int]:
     """Return the shape of a dense or sparse matrix in a file."""
-    return matrix.shape if isinstance(matrix, h5py.Dataset) else tuple(int(n) for n in matrix.attrs["shape"])
+    if isinstance(matrix, h5py.Dataset):
+        return matrix.shape
+    shape = matrix.attrs.get("shape", matrix.attrs.get("h5sparse_shape"))  # the second in files of anndata < 0.7
+    if shape is None:
+        raise ValueError(f"{matrix.file.filename}: {matrix.name[1:]} has no shape. Write the file again with anndata.")
+    return tuple(int(n) for n in shape)
 
 
 def describe_non_counts(values: np.ndarray, *, fractional: bool = False) -> str | None:

@@ -172,7 +172,9 @@ def _record_input(cells: AnnData | CellStream, path: str | Path) -> AnnData | Ce
 def _read(matrix: h5py.Group | h5py.Dataset, lo: int, hi: int) -> csr_matrix:
     """Read the cells `lo` to before `hi`, or to the last cell, of a dense or CSR matrix."""
     path, name, dense = matrix.file.filename, matrix.name[1:].replace("/", "."), isinstance(matrix, h5py.Dataset)
-    if not dense and (stored := matrix.attrs.get("encoding-type", "of unknown format")) != "csr_matrix":
+    attributes = matrix.attrs
+    stored = attributes.get("encoding-type", attributes.get("h5sparse_format", "of unknown format"))  # anndata < 0.7
+    if not dense and stored not in ("csr_matrix", "csr"):
         convert = "cells = anndata.io.read_h5ad(…); cells.X = cells.X.tocsr(); cells.write_h5ad(…)"
         found = f"{path}: {name} is {stored}, which is not stored by cells"
         raise ValueError(f"{found}. Expected csr_matrix or array. Convert it once: {convert}.")

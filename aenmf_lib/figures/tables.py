@@ -54,3 +54,6 @@ def check_table(
         if column in columns and (unknown := sorted(set(table[column].astype(str)) - set(values))):
             expected = ", ".join(values)
             raise ValueError(f"{source} contains the {column.lower()} {unknown[0]!r}. Expected one of {expected}.")
+    flag = "cell_type_in_training"
+    if flag in columns and table[flag].dtype != bool:  # the text "False" counts as true
+        raise ValueError(f"{source}: {flag!r} is of type {table[flag].dtype}. Expected True or False. {again}")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 from sklearn.decomposition import non_negative_factorization
@@ -38,9 +37,7 @@ class Model:
     # Values of fitted attributes that only some models set.
     U_ = gene_weights_ = groups_ = penalty_ = None
     strength_, second_moment_ = 0.0, ""
-    donors_ = np.array([], dtype=str)
-    starts_ = stability_ = pd.DataFrame()
-    checkpoint_files_ = ()
+    donors_ = starts_ = stability_ = checkpoint_files_ = ()
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -73,6 +73,8 @@ def load_sums(sums: str | Path, cells: CellStream, *, mode: str = "auto", device
     ValueError, MemoryError
         The sums are from other cells; the mode is not explicit; the sums do not fit in memory (checked before reading).
     """
+    if not isinstance(cells, CellStream) or "input" not in cells.uns:
+        raise TypeError(f"sums={str(sums)!r} needs the cells from data.load_stream, not a {type(cells).__name__}.")
     if mode not in ("auto", EXPLICIT):
         raise ValueError(f"mode={mode!r}, but {sums} contains explicit sums. Set mode='auto', or leave out SHARDS.")
     _check_source(sums, _source(cells), cells.path)

@@ -159,8 +159,8 @@ def read_yaml(file: Path) -> dict[str, Any]:
             loader = yaml.SafeLoader(stream)
             node = loader.get_single_node()
             _require_unique_names(node, file)
-            values = loader.construct_document(node) if node else {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            values = (loader.construct_document(node) if node else None) or {}
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise ParameterError(f"Cannot read the parameters file {file}: {error}") from None
     if not isinstance(values, dict):
         raise ParameterError(f"{file}: expected lines of 'name: value', found {type(values).__name__}.")

@@ -3,11 +3,12 @@
 import re
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import tiny_cells
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, vstack
 
 from aenmf_lib import data
 
@@ -270,3 +271,22 @@ def test_load_reads_filtered_cells_and_rejects_other_files(tmp_path, counts):
     ad.AnnData(cells.X).write_h5ad(tmp_path / "bare.h5ad")
     with pytest.raises(ValueError, match="has no obs column donor_id and cell_type"):
         data.load(tmp_path / "bare.h5ad")
+
+
+def test_sparse_matrix_of_old_anndata_is_read(h5ad):
+    expected = data.read_counts(h5ad)[0]
+    with h5py.File(h5ad, "a") as file:
+        attributes = file["X"].attrs
+        attributes["h5sparse_format"], attributes["h5sparse_shape"] = "csr", attributes["shape"]
+        for name in ("encoding-type", "encoding-version", "shape"):
+            del attributes[name]
+    streamed = vstack([X for X, _ in data.CellStream(h5ad, counts=True)])
+    assert (data.read_counts(h5ad)[0].X != expected.X).nnz == 0
+    assert (streamed != data.normalize(expected.X)).nnz == 0
+
+
+def test_matrix_whose_shape_does_not_fit_its_pointers_is_an_error_with_the_file_name(h5ad):
+    with h5py.File(h5ad, "a") as file:
+        file["X"].attrs["shape"] = [61, 40]
+    with pytest.raises(ValueError, match=rf"{h5ad}: X cannot be read: .*Write the file again with anndata"):
+        data.read_counts(h5ad)

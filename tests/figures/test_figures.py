@@ -639,6 +639,8 @@ def test_invalid_tables_raise(small, tmp_path):
         figures.clustering(small["clustering"].assign(label="tissue"))
     with pytest.raises(ValueError, match=r"contains the cell_type_in_training 'no'\. Expected one of True, False"):
         figures.clustering(small["clustering"].assign(cell_type_in_training="no"))
+    with pytest.raises(ValueError, match=r"'cell_type_in_training' is of type .*\. Expected True or False"):
+        figures.clustering(small["clustering"].assign(cell_type_in_training="False"))
     with pytest.raises(ValueError, match=r"has 383 rows. Expected 384"):
         figures.programs(small["programs"].iloc[1:])
     for history, match in (

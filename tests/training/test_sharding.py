@@ -126,6 +126,8 @@ def test_invalid_sums_raise_before_reading(path, monkeypatch):
         sharding.sum_shard(path, 0, 201, path.parent / "none.npz")
     with pytest.raises(ValueError, match=r"mode='implicit', but .* contains explicit sums"):
         sharding.load_sums(sums, cells, mode="implicit")
+    with pytest.raises(TypeError, match=r"needs the cells from data.load_stream, not a AnnData"):
+        AENMF(k=5).fit(data.load(cells.path), sums=sums)
     # 40 × 40 genes × 3 donors at 12 bytes per pair to fit, at 16 to merge, and blocks of 1024 cells
     monkeypatch.setattr(second_moment, "available_memory", lambda device: 12 * 3 * 1600 + 8 * 1024 * 40)
     sharding.load_sums(sums, cells)

@@ -218,3 +218,17 @@ def test_the_name_on_is_not_read_as_a_truth_value(notebooks):
 @pytest.mark.parametrize("file", sorted((ROOT / "notebooks" / "params").glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_settings_file_of_the_repository_is_valid(file):
     assert resolve(sorted((ROOT / "notebooks").glob("[0-9]*.py")), file)
+
+
+@pytest.mark.parametrize("text", ["---", "~", "---\n# nothing"])
+def test_file_without_values_sets_nothing(tmp_path, text):
+    file = tmp_path / "p.yaml"
+    file.write_text(text)
+    assert resolve([ROOT / "notebooks/01_filter.py"], file) == {"01_filter": {}}
+
+
+def test_file_that_contains_itself_is_an_error(tmp_path):
+    file = tmp_path / "p.yaml"
+    file.write_text("a: &a\n  b: *a\n")
+    with pytest.raises(ParameterError, match="Cannot read the parameters file"):
+        resolve([ROOT / "notebooks/01_filter.py"], file)
