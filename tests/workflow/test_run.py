@@ -119,21 +119,22 @@ def test_a_run_that_exits_or_dies_has_failed(folder):
         assert [path.name for path in Path(then).iterdir()] == ["02_train.failed.ipynb"]
 
 
-def test_a_stopped_run_leaves_no_report_and_no_kernel(folder):
-    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
-    runs = {number: start("wait", number.name) for number in signals}
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_run_leaves_no_report_and_no_kernel(folder, number):
+    runner, output = start("wait", number.name), ""
     try:
-        for number, runner in runs.items():
-            kernel = next(psutil.Process(int(line.split()[1])) for line in runner.stderr if line.startswith("waiting"))
-            runner.send_signal(number)
-            assert runner.wait(60) == (-number if number == signal.SIGKILL else 128 + number)
-            psutil.wait_procs([kernel], timeout=60)
-            assert not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE
-            assert [path.name for path in Path(number.name).iterdir()] == ["02_train.failed.ipynb"]
+        while not (line := runner.stderr.readline()).startswith("waiting"):
+            output += line
+            assert line, output  # the run ended before it waited
+        kernel = psutil.Process(int(line.split()[1]))
+        runner.send_signal(number)
+        assert runner.wait(60) == (-number if number == signal.SIGKILL else 128 + number)
+        psutil.wait_procs([kernel], timeout=60)
+        assert not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE
+        assert [path.name for path in Path(number.name).iterdir()] == ["02_train.failed.ipynb"]
     finally:
-        for runner in runs.values():
-            runner.kill()
-            runner.stderr.close()
+        runner.kill()
+        runner.stderr.close()
 
 
 @pytest.mark.parametrize(
