@@ -1,7 +1,8 @@
 """Cells: reading raw counts, filtering, normalizing, streaming from disk and simulating."""
 
+from aenmf_lib.data.counts import read_counts
 from aenmf_lib.data.files import file_info, read_h5ad
-from aenmf_lib.data.preprocessing import CELL_TYPE, DONOR, LABELS, filter_cells, is_missing, normalize, read_counts
+from aenmf_lib.data.preprocessing import CELL_TYPE, DONOR, LABELS, filter_cells, is_missing, normalize
 from aenmf_lib.data.simulation import simulate
 from aenmf_lib.data.streaming import CellStream, load, load_stream
 

@@ -18,6 +18,7 @@ from anndata.io import read_elem
 from scipy.sparse import csr_matrix
 
 from aenmf_lib.data import files, preprocessing
+from aenmf_lib.data.counts import describe_non_counts, matrix_shape, open_matrix
 
 _AHEAD = 2  # blocks that the background thread reads in advance
 _FIRST = 1024  # cells read to recognize counts and to estimate `nnz`. All others are checked when they are read.
@@ -73,7 +74,7 @@ class CellStream:
             raise ValueError(f"block={block} is too small. Set the number of cells to read at a time to 1 or more.")
         self.path, self.counts, self.fractional, self.block = Path(path), counts, fractional, block
         with files.open_h5ad(path) as file:
-            first, self.where, self._key, obs, var = preprocessing.open_matrix(
+            first, self.where, self._key, obs, var = open_matrix(
                 file, partial(_read, lo=0, hi=_FIRST), counts=counts, layer=layer, fractional=fractional
             )
             self.uns = {"provenance": read_elem(file["uns/provenance"])} if "uns/provenance" in file else {}
@@ -129,7 +130,7 @@ class CellStream:
         if X.shape[0] > rows.stop - rows.start:
             X = X[self._kept[rows] - lo]
         # normalized values must be finite and not negative, as fractional counts must
-        describe = partial(preprocessing.describe_non_counts, fractional=self.fractional or not self.counts)
+        describe = partial(describe_non_counts, fractional=self.fractional or not self.counts)
         if fault := describe(X.data):
             first = next(i for i, values in enumerate(np.split(X.data, X.indptr[1:-1])) if describe(values))
             cell = f"cell {self._kept[rows][first]}, {self.obs.index[rows][first]!r}"
@@ -178,7 +179,7 @@ def _read(matrix: h5py.Group | h5py.Dataset, lo: int, hi: int) -> csr_matrix:
         convert = "cells = anndata.io.read_h5ad(…); cells.X = cells.X.tocsr(); cells.write_h5ad(…)"
         found = f"{path}: {name} is {stored}, which is not stored by cells"
         raise ValueError(f"{found}. Expected csr_matrix or array. Convert it once: {convert}.")
-    n_cells, n_genes = preprocessing.matrix_shape(matrix)
+    n_cells, n_genes = matrix_shape(matrix)
     hi = min(hi, n_cells)
     try:
         if dense:
