@@ -1,5 +1,7 @@
 """Run the command line: ``python -m aenmf_lib --help``."""
 
-from aenmf_lib.workflow.cli import main
+from aenmf_lib.workflow import cli, environment
 
-main()
+environment.clean_this_process()
+environment.stop_with_make()
+cli.main()

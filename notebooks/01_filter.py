@@ -1,21 +1,27 @@
 # %% [markdown]
 # # 01 · Filter the cells
-# **Question.** Which cells enter the analysis, and in which units?  **Reads** an `.h5ad` file of single cells.
-# **Writes** one file of filtered, normalized cells. All four models are trained on this file.
+# **Question.** Which cells enter the analysis, and in which units?  **Reads** a file of single cells, `.h5ad` or
+# `.zarr`.  **Writes** one file of filtered, normalized cells. All models are trained on this file.
 
 # %% tags=["parameters"]
 data: str = "data/demo.h5ad"  # input file: cells × genes, with raw counts in a layer, raw.X or X
 out: str = "results/demo/filtered.h5ad"  # output file
-min_cells: int = 5000  # keep donors with at least this many cells
+min_cells: int = 0  # keep donors with at least this many cells; 0: 5,000, or fewer if the donors are small
 donor_key: str = "donor_id"  # obs column with the donor
 cell_type_key: str = "cell_type"  # obs column with the cell type
-layer: str = ""  # layer with the raw counts; '' searches raw.X and X
+gene_name_key: str = ""  # var column with the gene symbols; '' searches the usual names
+layer: str = ""  # matrix with the raw counts: a layer, X or raw.X; '' searches all
 # rarely changed
-keep_obs: list[str] = []  # further obs columns to keep
+keep_obs: list[str] = []  # further obs columns to keep; all if empty
 keep_unlabeled: bool = False  # keep cells without a type; scores against cell_type exclude these cells
 drop_missing: bool = False  # drop cells without donor or type; if False, such cells are an error
 drop_empty: bool = False  # drop cells without counts; if False, such cells are an error
+drop_labels: list[str] = []  # donors and types whose cells are dropped, such as unknown or doublet
+merge_labels: bool = False  # merge labels that differ only in case or spaces
+primary_only: bool = False  # drop cells that CELLxGENE does not mark as primary data
 fractional: bool = False  # accept counts that are not integers, as in a layer of corrected counts
+sample_cells: int = 0  # keep at most this many random cells; 0 keeps all
+seed: int = 42  # of the random sample
 
 # %%
 import logging
@@ -37,8 +43,11 @@ print(f"{counts.n_obs:,} cells × {counts.n_vars:,} genes, raw counts from {wher
 # %% [markdown]
 # ## Keep the donors with enough cells, and normalize
 # Each cell is scaled to 10,000 counts, then log1p is applied. This is the only normalization in the whole pipeline.
-# Genes without a count in the remaining cells are dropped. The table below has one row per donor. The column `kept`
-# shows whether the cells of this donor stay.
+# Genes without a count in the remaining cells are dropped. All columns of `obs` and `var` are kept.
+#
+# Read the messages of this cell. They report labels such as `unknown` or `doublet`, labels that differ only in case or
+# spaces, and how many types have cells of several donors. Nothing is dropped or merged unless a parameter says so.
+# The table below has one row per donor. The column `kept` shows whether the cells of this donor stay.
 
 # %%
 cells, donors = filter_cells(
@@ -46,22 +55,29 @@ cells, donors = filter_cells(
     min_cells=min_cells,
     donor_key=donor_key,
     cell_type_key=cell_type_key,
+    gene_name_key=gene_name_key,
     keep_obs=keep_obs,
     drop_missing=drop_missing,
     keep_unlabeled=keep_unlabeled,
     drop_empty=drop_empty,
+    drop_labels=drop_labels,
+    merge_labels=merge_labels,
+    primary_only=primary_only,
+    fractional=fractional,
+    sample=sample_cells,
+    seed=seed,
 )
 donors
 
 # %% [markdown]
-# The figure shows the same table. Each bar is a donor, and the vertical line is `min_cells`.
+# The figure shows the same table. Each bar is a donor, and the vertical line is the minimum number of cells.
 
 # %%
-figures.donors(donors, min_cells=min_cells)
+figures.donors(donors, min_cells=cells.uns["provenance"]["min_cells"], column=donor_key)
 
 # %% [markdown]
 # Donors whose bar does not reach the line are excluded. If you need such a donor, run the notebook with a smaller
-# `min_cells`.
+# `min_cells`. If `sample_cells` is set, the sample is drawn from the donors that stay, and each donor keeps its share.
 #
 # ## Check that donors share their cell types
 # The table counts the remaining cells by type and donor. Look for rows in which only one donor has cells.
@@ -74,16 +90,10 @@ cells.obs.groupby(["cell_type", "donor_id"], observed=True).size().unstack(fill_
 # type say little about conditioning. In the demo, every type occurs in every donor.
 #
 # ## Write the filtered cells
-# The output file also records the source of its cells: the input file with its hash, the donors, and the package
-# versions.
+# The output file also records the source of its cells: the input file with its hash, the columns, the donors, and the
+# package versions. In Python, `data.prepare(path, min_cells=…)` does all of this in one call.
 
 # %%
-cells.uns["provenance"] = {
-    "input": file_info(data),
-    "counts_from": where,
-    "min_cells": min_cells,
-    "donors": donors,
-    **results.run_info(),
-}
+cells.uns["provenance"] |= {"input": file_info(data), "counts_from": where, **results.run_info()}
 results.write_h5ad(cells, out)
 cells

@@ -1,56 +1,50 @@
-"""Reading and checking ``.h5ad`` files, and writing files atomically: an interrupted write leaves no partial file."""
+"""Reading and writing whole files. Writing is atomic: an interrupted write leaves no partial file."""
 
 import contextlib
 import hashlib
+import io
 import os
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pandas as pd
+import psutil
 from anndata import AnnData
-from anndata.io import read_elem
+from anndata.io import write_elem
+from scipy.sparse import issparse
+
+from aenmf_lib.data.frames import plain_frame
+from aenmf_lib.data.reading import IN_MEMORY, Fault, guard, open_cells, read_element, short
 
 
 def read_h5ad(path: str | Path) -> AnnData:
-    """Read a whole ``.h5ad`` file into memory. Raises the errors of `open_h5ad`."""
-    with open_h5ad(path) as file:
-        cells = read_elem(file["/"])
+    """Read a whole ``.h5ad`` or ``.zarr`` into memory. Raises OSError, ValueError or MemoryError with the remedy."""
+    with open_cells(path) as file:
+        cells = read_element(file, "", path)
     if not isinstance(cells, AnnData):
         raise ValueError(f"{path} was written by an old anndata version. Write it again with anndata 0.7 to 0.10.")
+    with guard(path, "X"):
+        if issparse(cells.X):
+            cells.X.check_format(full_check=True)  # compiled code does not check the indices
+    cells.obs, cells.var = plain_frame(cells.obs, "obs", path), plain_frame(cells.var, "var", path)
     return cells
-
-
-def open_h5ad(path: str | Path) -> h5py.File:
-    """Open an ``.h5ad`` file for reading. Raises FileNotFoundError, OSError or ValueError if that is not possible."""
-    path = Path(path)
-    if path.is_dir():
-        raise OSError(f"{path} is a folder. Pass the path of an .h5ad file.")
-    if not path.is_file():
-        nearby = sorted(path.parent.glob("*.h5ad")) if path.parent.is_dir() else []
-        contains = f" {path.parent}/ contains {', '.join(p.name for p in nearby[:5])}." if nearby else ""
-        example = nearby[0] if nearby else "data/cells.h5ad"
-        raise FileNotFoundError(f"File not found: {path}.{contains} Pass an existing file: make all DATA={example}.")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        truncated = "truncated" in str(error) or path.open("rb").read(4) == b"\x89HDF"
-        problem = "is truncated (was a copy or download interrupted?)" if truncated else "is not an HDF5 file"
-        found = f"{path} ({path.stat().st_size:,} bytes) {problem}: {error}"
-        raise OSError(f"{found}. Expected an .h5ad file. Download or write it again.") from error
-    if missing := [part for part in ("obs", "var") if part not in file]:
-        found = f"{path} contains {', '.join(file) or 'nothing'}, but no {' and no '.join(missing)}"
-        file.close()
-        raise ValueError(f"{found}. Expected a file written by AnnData.write_h5ad.")
-    return file
 
 
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path next to `path`. It is renamed to `path` if the block succeeds, and removed otherwise."""
+    """Yield a temporary path next to `path`. It is renamed to `path` if the block succeeds, and removed otherwise.
+
+    Temporary files of processes that were killed are removed.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.iterdir():
+        process, _, name = left.name.removeprefix(".").partition(".")
+        if name == path.name and process.isdecimal() and not psutil.pid_exists(int(process)):
+            left.unlink(missing_ok=True)
     partial = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield partial
@@ -59,16 +53,51 @@ def atomic(path: str | Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def write_table(table: pd.DataFrame, path: str | Path) -> None:
-    """Write a table as CSV atomically, without its index."""
-    with atomic(path) as partial:
-        table.to_csv(partial, index=False)
-
-
 def write_h5ad(cells: AnnData, path: str | Path) -> None:
-    """Write an ``.h5ad`` file atomically."""
-    with atomic(path) as partial:
-        cells.write_h5ad(partial)
+    """Write an ``.h5ad`` file atomically. Columns that not all versions of anndata can write become text."""
+    obs, var = plain_frame(cells.obs, "obs", IN_MEMORY), plain_frame(cells.var, "var", IN_MEMORY)
+    parts = {part: dict(getattr(cells, part)) for part in ("uns", "obsm", "varm", "layers", "obsp", "varp")}
+    if cells.raw is not None:
+        raw_var = plain_frame(cells.raw.var, "raw/var", IN_MEMORY)
+        parts["raw"] = {"X": cells.raw.X, "var": raw_var, "varm": dict(cells.raw.varm)}
+    plain = AnnData(cells.X, obs=obs, var=var, **parts)
+    plain.strings_to_categoricals()
+    if plain.raw is not None:
+        plain.strings_to_categoricals(plain.raw.var)
+    with atomic(path) as partial, partial.open("w+b", buffering=0) as target:
+        _reserve(target, _size_of(plain), path)
+        target.truncate(0)  # HDF5 starts with an empty file, and cuts off what it does not need at the end
+        with h5py.File(target, "w") as file:
+            _reserve(target, _size_of(plain), path)
+            write_elem(file, "/", plain)
+
+
+def _reserve(target: io.FileIO, size: int, path: str | Path) -> None:
+    """Reserve bytes on the disk, because HDF5 crashes at the end of the program if a write fails."""
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
+    try:
+        os.posix_fallocate(target.fileno(), 0, size)
+    except OSError as error:
+        free = shutil.disk_usage(Path(path).parent).free
+        found = f"{path} cannot be written: it needs up to {size / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free"
+        raise OSError(error.errno, f"{found} ({error.strerror}). Free space and run the command again") from None
+
+
+def _size_of(value: object) -> int:
+    """Return the largest size in bytes that a part of an AnnData can have in a file."""
+    if isinstance(value, AnnData):
+        names = ("X", "obs", "var", "obsm", "varm", "obsp", "varp", "layers", "uns")
+        parts = [getattr(value, name) for name in names] + ([value.raw.X, value.raw.var] if value.raw else [])
+        return 2**16 + sum(map(_size_of, parts))
+    if isinstance(value, Mapping):
+        return sum(2**12 + _size_of(part) for part in value.values())
+    if isinstance(value, pd.DataFrame):
+        return int(value.memory_usage(deep=True).sum()) + 2**13 * (1 + value.shape[1])
+    if issparse(value):
+        return value.data.nbytes + value.indices.nbytes + value.indptr.nbytes + 2**14
+    array = np.asarray(value) if value is not None else np.zeros(0)
+    return 2**12 + (array.nbytes if array.dtype.kind != "O" else sum(64 + 4 * len(str(item)) for item in array.flat))
 
 
 def write_npz(path: str | Path, version: int, **arrays: np.ndarray) -> None:
@@ -79,20 +108,33 @@ def write_npz(path: str | Path, version: int, **arrays: np.ndarray) -> None:
 
 def read_npz(path: str | Path, version: int, what: str, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """Read all arrays of an ``.npz`` file, or only those in `names`. `what` describes the contents in errors."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist. Expected {what}. Compute it again.")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with guard(path), np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in (file.files if names is None else ["format", *names])}
-        found = int(arrays["format"])
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # zipfile, NumPy and zlib raise different errors for damaged files
-        raise ValueError(f"{path} does not contain {what}, or is truncated ({error}). Compute it again.") from error
+            found = int(arrays["format"])
+            if other := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+                raise Fault(f"contains {short(other[0])}, which is not an array")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{error} Expected {what}: delete the file and compute it again.") from error
     if found != version:
         raise ValueError(f"{path} contains {what} of format {found}, not {version}. Compute it again.")
     return arrays
 
 
 def file_info(path: str | Path) -> dict[str, str]:
-    """Return the path and the SHA-256 hash of a file."""
-    with Path(path).open("rb") as file:
-        return {"path": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    """Return the path and the SHA-256 hash of a file; of a zarr folder, the hash of the names and contents of all."""
+    path = Path(path)
+    if not path.is_dir():
+        return {"path": str(path), "sha256": _hash_file(path)}
+    total = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        total.update(f"{file.relative_to(path).as_posix()}\0{_hash_file(file)}\n".encode())
+    return {"path": str(path), "sha256": total.hexdigest()}
+
+
+def _hash_file(path: Path) -> str:
+    """Return the SHA-256 hash of a file, which is read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

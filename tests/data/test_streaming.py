@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix, vstack
 
 from aenmf_lib import data
-from aenmf_lib.data import streaming
+from aenmf_lib.data import counts as counts_module
+from aenmf_lib.data import matrices, streaming
 from aenmf_lib.data.streaming import CellStream
 
 GENES = [f"gene{i}" for i in (31, 2, 5, 17, 39, 0)]  # not in the order of the file
@@ -108,11 +109,12 @@ def test_blocks_of_a_dense_matrix_equal_the_normalized_matrix(path, options):
     )
 
 
-def test_nnz_is_estimated_from_the_first_cells(path, monkeypatch):
+def test_nnz_is_estimated_from_cells_spread_over_the_file(path, monkeypatch):
     keep, columns = np.arange(60) % 2 == 0, [31, 2, 5, 17, 39, 0]
     assert CellStream(path, genes=GENES).nnz == counts().X[:, columns].nnz
-    monkeypatch.setattr(streaming, "_FIRST", 10)
-    assert CellStream(path, genes=GENES, keep=keep).nnz == 3 * counts().X[:10, columns].nnz
+    monkeypatch.setattr(counts_module, "SAMPLE", 12)
+    sample = [i + j for i in (0, 19, 38, 57) for j in range(3)]
+    assert CellStream(path, genes=GENES, keep=keep).nnz == round(counts().X[sample][:, columns].nnz / 12 * 30)
 
 
 def test_fractional_counts_are_normalized_to_the_same_bits(path):
@@ -137,7 +139,9 @@ def test_stream_finds_the_same_counts_as_read_counts(path):
     cells.X = data.normalize(cells.X)
     cells = cells[:, 5:].copy()
     cells.write_h5ad(path)
-    raw, doubled = CellStream(path, counts=True), CellStream(path, counts=True, layer="doubled")
+    with pytest.raises(ValueError, match=r"2 matrices of different counts: raw.X: 60 cells × 40 genes, .*LAYER=raw.X"):
+        CellStream(path, counts=True)
+    raw, doubled = (CellStream(path, counts=True, layer=name) for name in ("raw.X", "doubled"))
     assert (raw.where, raw.n_vars, doubled.where, doubled.n_vars) == ("raw.X", 40, "layers['doubled']", 35)
     assert_same_bits(join_blocks(raw), data.normalize(counts().X))
     assert_same_bits(join_blocks(doubled), data.normalize(counts().X[:, 5:]))
@@ -231,7 +235,7 @@ def test_reader_ends_if_the_caller_stops_early(path, stop):
 
 @pytest.mark.parametrize("value", [-1, np.nan, np.inf, 1.5])
 def test_invalid_value_raises_with_its_cell(path, monkeypatch, value):
-    monkeypatch.setattr(streaming, "_FIRST", 8)
+    monkeypatch.setattr(counts_module, "SAMPLE", 8)
     cells = counts()
     cells.X.data[cells.X.indptr[44]] = value
     cells.write_h5ad(path)
@@ -268,7 +272,7 @@ def test_truncated_file_raises(path):
 
 
 def test_damaged_chunk_raises(path, monkeypatch):
-    monkeypatch.setattr(streaming, "_FIRST", 8)
+    monkeypatch.setattr(counts_module, "SAMPLE", 8)
     rewrite(path, chunks=(50,), compression="gzip")
     with h5py.File(path) as file:
         chunks = file["X/data"].id
@@ -276,20 +280,36 @@ def test_damaged_chunk_raises(path, monkeypatch):
     raw = bytearray(path.read_bytes())
     raw[last.byte_offset : last.byte_offset + last.size] = bytes(last.size)
     path.write_bytes(raw)
-    with pytest.raises(OSError, match=r"cells.h5ad is damaged: X cannot be read at cells 45 to 59"):
+    with pytest.raises(OSError, match=r"cells.h5ad: X cannot be read \(.*Copy or download the file again"):
         join_blocks(CellStream(path, block=15))
     assert reader_has_ended(path)
 
 
-@pytest.mark.parametrize(("part", "value"), [("indices", 40), ("indices", -1), ("indptr", 10**6), ("indptr", -3)])
-def test_indices_out_of_range_raise(path, monkeypatch, part, value):
-    monkeypatch.setattr(streaming, "_FIRST", 8)
+@pytest.mark.parametrize("value", [40, -1])
+def test_indices_out_of_range_raise(path, monkeypatch, value):
+    monkeypatch.setattr(counts_module, "SAMPLE", 8)
     with h5py.File(path, "r+") as file:
-        at = 50 if part == "indptr" else len(file["X/indices"]) - 1
-        file[f"X/{part}"][at] = value
-    with pytest.raises(OSError, match=r"is damaged: X cannot be read at cells 40 to 59"):
+        file["X/indices"][int(file["X/indptr"][50])] = value
+    with pytest.raises(ValueError, match=rf"cells.h5ad: X has the index {value}, but there are 40 genes"):
         join_blocks(CellStream(path, genes=GENES, block=20))
     assert reader_has_ended(path)
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "message"),
+    [
+        (50, 10**6, "run backwards"), (50, -3, "index pointers from 0 to"), (50, 3, "run backwards"),
+        (-1, 5, "index pointers from 0 to 5, but there are"), (0, 1, "index pointers from 1 to"),
+    ],
+)  # fmt: skip
+def test_index_pointers_out_of_order_raise(path, at, value, message):
+    with h5py.File(path, "r+") as file:
+        pointers = file["X/indptr"][:]
+        pointers[at] = value
+        file["X/indptr"][:] = pointers
+    for read in (lambda: data.read_counts(path), lambda: CellStream(path, counts=True), lambda: CellStream(path)):
+        with pytest.raises(ValueError, match=f"cells.h5ad: X has .*{message}"):
+            read()
 
 
 def test_file_deleted_before_iteration_raises(path):
@@ -299,20 +319,28 @@ def test_file_deleted_before_iteration_raises(path):
         next(iter(cells))
 
 
-@pytest.mark.parametrize("options", [{}, {"counts": True}])
-def test_csc_matrix_raises(path, options):
+@pytest.mark.parametrize("budget", [10**9, 600], ids=["one scan", "many scans"])
+def test_blocks_of_a_csc_matrix_equal_those_of_the_csr_matrix(path, monkeypatch, caplog, budget):
     cells = counts()
+    expected = data.normalize(cells.X)
     cells.X = cells.X.tocsc()
     cells.write_h5ad(path)
-    with pytest.raises(ValueError, match=r"X is csc_matrix, which is not stored by cells\..* cells\.X\.tocsr\(\)"):
-        CellStream(path, **options)
+    monkeypatch.setattr(matrices, "_ENTRIES", 100)  # many pieces per scan
+    monkeypatch.setattr(matrices, "available_memory", lambda: budget * 20)
+    stream = CellStream(path, counts=True, block=7)
+    n = 1 if budget > 10**6 else -(-60 // int(60 * budget * 10 / (matrices._ENTRY_BYTES * cells.X.nnz)))
+    assert f"reads the whole file {'once' if n == 1 else f'{n} times'}" in caplog.text
+    assert "cells.X = cells.X.tocsr()" in caplog.text
+    assert_same_bits(join_blocks(stream), expected)
+    assert_same_bits(data.normalize(data.read_counts(path)[0].X), expected)
 
 
 def test_matrix_without_indices_raises(path):
     with h5py.File(path, "r+") as file:
         del file["X/indices"]
-    with pytest.raises(OSError, match=r"is damaged: X cannot be read at cells 0 to 59: .*indices"):
-        CellStream(path, counts=True)
+    for read in (CellStream, data.load, data.read_counts):
+        with pytest.raises(ValueError, match=r"cells.h5ad: X has no indices"):
+            read(path)
 
 
 def test_repeated_cell_names_raise(path):
@@ -325,7 +353,7 @@ def test_repeated_cell_names_raise(path):
 def test_matrix_shape_that_differs_from_obs_raises(path):
     with h5py.File(path, "r+") as file:
         file["X"].attrs["shape"] = [59, 40]
-    with pytest.raises(ValueError, match="X is 59 × 40, but there are 60 cells in obs and 40 genes in var"):
+    with pytest.raises(ValueError, match=r"X has 61 index pointers, .* do not fit its shape of 59 × 40"):
         CellStream(path)
 
 
@@ -347,6 +375,8 @@ def test_file_without_x_raises(path):
         ({"keep": np.arange(60)}, "keep is int64 of shape .60,.. Pass a bool for each of the 60 cells"),
         ({"keep": np.ones(59, dtype=bool)}, "a bool for each of the 60 cells"),
         ({"rows": slice(0, 60, 2)}, "is not a contiguous range of cells"),
+        ({"rows": (0, 60)}, "is not a contiguous range of cells"),
+        ({"rows": slice(0, 9.5)}, "is not a contiguous range of cells"),
         ({"block": 0}, "block=0 is too small"),
         ({"counts": False, "layer": "raw"}, "layer='raw' .* Set counts=True"),
     ],
@@ -354,3 +384,20 @@ def test_file_without_x_raises(path):
 def test_invalid_argument_raises(path, options, message):
     with pytest.raises(ValueError, match=message):
         CellStream(path, **{"counts": True} | options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"genes": "gene1"}, "Pass a list of names"), ({"block": 2.5}, "block=2.5")]
+)
+def test_argument_of_another_type_raises(path, options, message):
+    with pytest.raises(TypeError, match=message):
+        CellStream(path, **options)
+
+
+def test_genes_match_without_their_ensembl_version(path):
+    cells = counts()
+    cells.var_names = [f"ENSG{i:011d}.{i % 7 + 1}" for i in range(40)]
+    cells.write_h5ad(path)
+    stream = CellStream(path, counts=True, genes=["ENSG00000000031", "ENSG00000000002.9", "ENSG00000000005.6"])
+    assert list(stream.var_names) == ["ENSG00000000031.4", "ENSG00000000002.3", "ENSG00000000005.6"]
+    assert_same_bits(join_blocks(stream), data.normalize(counts().X)[:, [31, 2, 5]])
