@@ -26,10 +26,9 @@ cells
 
 # %% [markdown]
 # ## Train
-# scikit-learn's coordinate descent trains the model with the published settings. Each sweep prints one line: the
-# violation of the optimality conditions, relative to the first sweep. Expect the training to stop at `max_iter`,
-# because 100 sweeps are rarely enough to converge. The published baseline has the same limit, so this notebook keeps
-# it.
+# scikit-learn's coordinate descent trains the model with the published settings. The progress bar shows the violation
+# of the optimality conditions, relative to the first sweep. Expect the training to stop at `max_iter`, because 100
+# sweeps are rarely enough to converge. The published baseline has the same limit, so this notebook keeps it.
 
 # %%
 model = BaseNMF(k=k, seed=seed, tol=tol, max_iter=max_iter)

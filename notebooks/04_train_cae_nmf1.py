@@ -45,6 +45,14 @@ cells = data.load_stream(cells_path) if sums_path else data.load(cells_path)
 cells
 
 # %% [markdown]
+# ## Check that there are donors to compare
+# The model needs cells of at least two donors. With one donor, the notebook ends here: the results file then only
+# records the reason, and tables and figures leave the model out.
+
+# %%
+results.require_donors(cells, out, CAENMF1)
+
+# %% [markdown]
 # ## Train
 # **Starting point.** If `strength` is above 0, the fit starts from AE-NMF on all cells. `n_starts` then
 # counts the AE-NMF fits; model 1 is fitted once, from the best of them. The tables of starts below describe AE-NMF.
@@ -56,7 +64,8 @@ cells
 # **Strength.** At the AE-NMF solution, the weight γ of the penalty (η of HSIC) is set so that the penalty is `strength`
 # times the reconstruction error. The size of the penalty is then comparable between data sets. Donor means also differ
 # by chance. If chance explains a share s of the penalty, the *effective strength* is `strength` × (1 − s). The log and
-# the summary report it.
+# the summary report it. If donors cannot be compared, because no type or cluster has cells of two donors, there is no
+# penalty, and the log and the summary say so.
 
 # %%
 model = CAENMF1(
@@ -89,8 +98,9 @@ if untied:
 pd.Series((model.U_**2).sum(axis=1) ** 0.5, index=model.donors_, name="‖U‖ of the donor").to_frame()
 
 # %% [markdown]
-# An effective strength near 0 means that the donors differ by no more than chance. The model is then almost AE-NMF. In
-# the demo, the effective strength is almost as large as `strength`.
+# An effective strength near 0 means that the donors differ by no more than chance, unless the summary says that donors
+# could not be compared. The model is then almost AE-NMF. In the demo, the effective strength is almost as large as
+# `strength`.
 #
 # Each profile also contains expression that all donors share. Compare profiles between donors instead of reading a
 # single profile. Profiles of donors with few cells have

@@ -44,6 +44,14 @@ cells = data.load_stream(cells_path) if sums_path else data.load(cells_path)
 cells
 
 # %% [markdown]
+# ## Check that there are donors to compare
+# The model needs cells of at least two donors. With one donor, the notebook ends here: the results file then only
+# records the reason, and tables and figures leave the model out.
+
+# %%
+results.require_donors(cells, out, CAENMF2)
+
+# %% [markdown]
 # ## Train
 # The starting point, the penalty and the strength are those of notebook 04. Model 2 is slower than model 1, because
 # every donor has its own second moment (XᵀX of the cells of this donor).
@@ -77,7 +85,8 @@ pd.Series((model.U_**2).sum(axis=(1, 2)) ** 0.5, index=model.donors_, name="‖U
 # %% [markdown]
 # If the model explains more than AE-NMF, this is no evidence of a donor effect. With U, the decoder W + U_d may differ
 # from the encoder Wᵀ, and this improves the fit even if donors do not differ. Look at the effective strength in the
-# summary instead: a value near 0 means that the donors differ by no more than chance.
+# summary instead: a value near 0 means that the donors differ by no more than chance, unless the summary says that
+# donors could not be compared.
 #
 # ## Do the programs depend on the random start?
 # Notebook 03 explains both tables.

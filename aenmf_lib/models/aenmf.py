@@ -11,20 +11,18 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import pandas as pd
 import torch
-from anndata import AnnData
-from scipy.sparse import csr_matrix
 
-from aenmf_lib.data.preprocessing import CELL_TYPE, DONOR
-from aenmf_lib.data.streaming import CellStream
-from aenmf_lib.models import base, initialization, programs
+from aenmf_lib.data.labels import CELL_TYPE, DONOR
+from aenmf_lib.models import base, initialization
 from aenmf_lib.models.gene_weights import RULES, shared_variance_weights
 from aenmf_lib.models.objectives import AENMFObjective
+from aenmf_lib.models.starts import check_start, compare_starts
 from aenmf_lib.training import sharding, solver
 from aenmf_lib.training.checkpoint import Checkpoint, checkpoint_files, role_path
+from aenmf_lib.training.inputs import Cells, as_cells, iter_matrices
 from aenmf_lib.training.moments import Moments
-from aenmf_lib.training.second_moment import to_torch
+from aenmf_lib.training.second_moment import MODES, to_torch
 
 __all__ = ["AENMF"]
 
@@ -86,6 +84,8 @@ class AENMF(base.Model):
         Cosine of each program to its partner in the other starts (`programs.stability`).
     checkpoint_files_ : list of Path
         State files that the fit may have left.
+    donor_key_, cell_type_key_ : str
+        Columns of obs with the donors and the cell types.
     U_, donors_, groups_, penalty_, strength_
         Empty, zero or None: these belong to the conditional models.
 
@@ -120,7 +120,9 @@ class AENMF(base.Model):
     conditional: ClassVar[bool] = False
     by_donor: ClassVar[bool] = False  # whether the model needs one second moment per donor
     published: ClassVar[dict] = {"lambda_W": 1e-2, "row_norm": False, "gene_weights": "none"}
-    choices: ClassVar[dict] = {"preset": (None, "published"), "init": initialization.INITS, "gene_weights": RULES}
+    choices: ClassVar[dict] = {
+        "preset": (None, "published"), "init": initialization.INITS, "gene_weights": RULES, "mode": MODES
+    }  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,20 +137,22 @@ class AENMF(base.Model):
 
     def fit(
         self,
-        cells: AnnData | CellStream | Moments,
+        cells: Cells | Moments,
         *,
         sums: str | Path | None = None,
         checkpoint: str | Path | None = None,
         aenmf: "AENMF | None" = None,
         start: np.ndarray | None = None,
+        donor_key: str = DONOR,
+        cell_type_key: str = CELL_TYPE,
     ) -> "AENMF":
-        """Fit the model to all cells and return it.
+        """Fit the model to all cells and return it. The cells are not changed.
 
         Parameters
         ----------
         cells : n_cells × n_genes
-            ``X`` is CSR, log1p of counts per 10,000; in memory, on disk, or as moments, which serve many fits.
-            Conditional models read ``obs['donor_id']``, and ``obs['cell_type']`` if a penalty uses it.
+            log1p of counts per 10,000: an AnnData or a matrix, dense or sparse, of any numeric type; a `CellStream`; or
+            moments, which serve many fits. Conditional models need obs, and so an AnnData, a stream or moments.
         sums
             File of merged shard sums of these cells.
         checkpoint
@@ -158,29 +162,53 @@ class AENMF(base.Model):
             Fitted AE-NMF of the same cells and rank, for conditional models with a strength. If None, it is fitted.
         start : (k, n_genes), ≥ 0
             W to start from. If None, `init` decides, or with a strength the AE-NMF solution.
+        donor_key, cell_type_key
+            Columns of obs with the donor, which conditional models read, and with the cell type, which a penalty may
+            read. `objective`, `embeddings` and `cond_latent` use them for other cells too.
 
         Raises
         ------
         TypeError, ValueError, MemoryError
-            The cells, sums or checkpoint are not valid for this model, or the second moment exceeds the memory.
+            The cells (raw counts, for example), sums or checkpoint are not valid for this model, or the second moment
+            exceeds the memory.
         """
         begin = time.perf_counter()
+        self.donor_key_, self.cell_type_key_ = donor_key, cell_type_key
         moments = self._weight_genes(self._load_moments(cells, sums), aenmf)
         self._fit(moments, self._to_tensor(start, moments), checkpoint)
         self.seconds_ = time.perf_counter() - begin
         return self
 
-    def transform(self, X: AnnData | csr_matrix | CellStream) -> np.ndarray:
-        """Return the usages ``H = X Eᵀ``, (n_cells, k), of cells with the genes of the fit, in the precision of X."""
-        cells = base.blocks(base.check_genes(self, X))
+    def transform(self, X: Cells) -> np.ndarray:
+        """Return the usages ``H = X Eᵀ`` of cells, in the precision of X.
+
+        Parameters
+        ----------
+        X : n_cells × n_genes
+            Cells as for `fit`, but not moments, with the genes of the fit in the same order. The versions of Ensembl
+            ids may differ. A matrix without names needs the number of genes of the fit.
+
+        Returns
+        -------
+        H : (n_cells, k)
+
+        Raises
+        ------
+        NotFittedError, TypeError, ValueError
+            The model is not fitted; the cells are not valid (raw counts, for example) or have other genes.
+        """
+        cells = iter_matrices(base.check_genes(self, X))
         E = torch.from_numpy(self.encoder_.T.copy()).to(self.device)
         return np.concatenate(
             [(to_torch(X, self.device) @ E.to(torch.from_numpy(X.data).dtype)).cpu().numpy() for X, _ in cells]
         )
 
-    def objective(self, cells: AnnData | CellStream) -> float:
-        """Return the exact objective of ``W_`` and ``U_`` on these cells."""
-        base.blocks(base.check_genes(self, cells))  # checks the matrix
+    def objective(self, cells: Cells) -> float:
+        """Return the exact objective of ``W_`` and ``U_`` on these cells.
+
+        Raises the errors of `transform`, and ValueError for donors that were not in the fit.
+        """
+        cells = base.check_genes(self, cells)
         if self.conditional:
             self._donor_codes(cells)  # raises for donors that were not in the fit
         moments = self._apply_weights(self._moments(cells))
@@ -191,24 +219,33 @@ class AENMF(base.Model):
         objective = self._objective(moments)
         return objective.value(objective.point(W, U))
 
-    def embeddings(self, cells: AnnData | CellStream) -> dict[str, np.ndarray]:
-        """Return the embeddings of cells by role, as the results file stores them: ``shared`` is H."""
+    def embeddings(self, cells: Cells) -> dict[str, np.ndarray]:
+        """Return the embeddings of cells by role, (n_cells, k), as the results file stores them: ``shared`` is H."""
         return {"shared": self.transform(cells)}
 
-    def _load_moments(self, cells: AnnData | CellStream | Moments, sums: str | Path | None) -> Moments:
+    def _load_moments(self, cells: Cells | Moments, sums: str | Path | None) -> Moments:
         """Return the checked moments of the cells: given, loaded from sums, or computed."""
         if sums:
+            if (keys := (self.donor_key_, self.cell_type_key_)) != (DONOR, CELL_TYPE):
+                raise ValueError(f"sums are grouped by {DONOR} and {CELL_TYPE}, not by {' and '.join(keys)}. Leave out "
+                                 "donor_key and cell_type_key, or sums.")  # fmt: skip
             moments = sharding.load_sums(sums, cells, mode=self.mode, device=self.device)
+        elif isinstance(cells, Moments):
+            moments = cells
         else:
-            moments = cells if isinstance(cells, Moments) else self._moments(base.check_cells(cells, self.k))
+            cells = as_cells(cells)
+            base.check_rank(self.k, cells.n_obs, cells.n_vars)
+            moments = self._moments(cells)
         self._check_moments(moments)
         self.sq_norm_per_cell_ = moments.sq_norm / moments.n_cells
         return moments
 
-    def _moments(self, cells: AnnData | CellStream) -> Moments:
+    def _moments(self, cells: Cells) -> Moments:
         """Compute the moments that this model needs."""
-        needs = {"donor": self.conditional, "cell_type": self.uses_cell_type, "by_donor": self.by_donor}
-        return Moments.from_cells(cells, **needs, k=self.k, mode=self.mode, device=self.device)
+        labels = {"donor": self.conditional and self.donor_key_}
+        labels["cell_type"] = self.uses_cell_type and self.cell_type_key_
+        settings = {"by_donor": self.by_donor, "k": self.k, "mode": self.mode, "device": self.device}
+        return Moments.from_cells(cells, **labels, **settings)
 
     def _check_moments(self, moments: Moments) -> None:
         """Raise ValueError if moments do not fit this model. Those computed by `_moments` fit."""
@@ -250,9 +287,7 @@ class AENMF(base.Model):
         """Return a W to start from, (k, n_genes), if given, in the units of the fit."""
         if start is None:
             return None
-        expected = self.k, moments.n_genes
-        if start.shape != expected or not (start >= 0).all():
-            raise ValueError(f"start has shape {start.shape}, minimum {start.min():g}. Expected {expected}, all ≥ 0.")
+        start = check_start(start, (self.k, moments.n_genes))
         return torch.from_numpy(self._to_fit_units(start)).to(moments.device, moments.dtype)
 
     def _fit(self, moments: Moments, W: torch.Tensor | None, checkpoint: str | Path | None) -> None:
@@ -271,7 +306,8 @@ class AENMF(base.Model):
                 state.write()
         best = min(range(len(solutions)), key=lambda i: min(solutions[i].loss_history))
         self._store(solutions[best], moments)
-        self._compare_starts(solutions, best, seeds)
+        Ws = [self._to_data_units(found.W.cpu().numpy()) for found in solutions]
+        self.starts_, self.stability_ = compare_starts(self.name, solutions, Ws, best, seeds)
 
     def _objective(self, moments: Moments) -> AENMFObjective:
         return AENMFObjective(moments, lambda_W=self.lambda_W)
@@ -286,6 +322,9 @@ class AENMF(base.Model):
         data = {"cells": moments.n_cells, "genes": _hash(moments.genes), "sq_norm": moments.sq_norm}
         data |= {"second_moment": moments.mode, "version": version("aenmf_lib")}
         groups = {} if self.groups_ is None else {"groups": _hash(self.groups_)}
+        if self.conditional:
+            sizes = zip(moments.donors, moments.donor_counts.tolist(), strict=True)
+            groups["donors"] = _hash(f"{donor} {n:.0f}" for donor, n in sizes)
         return {"model": self.name, **asdict(self), **data, **groups}
 
     def _store(self, solution: solver.Solution, moments: Moments) -> None:
@@ -299,24 +338,6 @@ class AENMF(base.Model):
         if n_empty := int((self.W_.sum(axis=1) == 0).sum()):
             log.warning("%s: %d of %d programs are empty (all weights 0). These cells may need fewer programs; try a "
                         "smaller k.", self.name, n_empty, self.k)  # fmt: skip
-
-    def _compare_starts(self, solutions: list[solver.Solution], best: int, seeds: range) -> None:
-        """Set `starts_` and `stability_`, and log how much the starts differ."""
-        others = [i for i in range(len(solutions)) if i != best]
-        Ws = [self._to_data_units(solutions[i].W.cpu().numpy()) for i in (best, *others)]
-        self.stability_ = programs.stability(Ws)
-        cosines = self.stability_.filter(like="start ").mean().to_numpy(float)
-        rows = [(min(found.loss_history), found.n_iter, found.seconds, found.reason) for found in solutions]
-        self.starts_ = pd.DataFrame(rows, columns=["objective", "iterations", "seconds", "stop"])
-        self.starts_.insert(0, "seed", seeds)
-        self.starts_["kept"] = self.starts_.index == best
-        self.starts_["cosine"] = np.insert(cosines, best, 1.0)
-        if others:
-            objective = self.starts_["objective"]
-            spread = 100 * (objective.max() / objective.min() - 1)
-            log.info("%s: %d starts; the objectives range from %.6g to %.6g (%.2g %% apart); seed %d is kept; mean "
-                     "cosine of its programs to those of other starts %.3f to %.3f", self.name, len(solutions),
-                     objective.min(), objective.max(), spread, seeds[best], min(cosines), max(cosines))  # fmt: skip
 
 
 def _hash(names: Iterable[str]) -> str:

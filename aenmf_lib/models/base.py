@@ -1,24 +1,27 @@
-"""The base class of the four models, the checks of their input, and the reconstruction error ‖X − HW‖ / ‖X‖."""
+"""The base class of the four models, the checks of their parameters, and the reconstruction error ‖X − HW‖ / ‖X‖."""
 
 import numbers
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from anndata import AnnData
-from scipy.sparse import csr_matrix
+from scipy.sparse import issparse
 from sklearn.decomposition import non_negative_factorization
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
+from aenmf_lib.data.labels import CELL_TYPE, DONOR, gene_ids
 from aenmf_lib.data.streaming import CellStream
+from aenmf_lib.training.inputs import Cells, as_cells, iter_matrices
+from aenmf_lib.training.second_moment import check_device_name
 
 __all__ = ["relative_error"]
 
 _COUNTS = ("k", "max_iter", "n_starts")
 _WEIGHTS = ("tol", "gamma", "eta", "lambda_W", "lambda_U", "strength")
-_EXPECTED = "Expected log1p of counts per 10,000, as data.load returns."
+_SWITCHES = ("row_norm",)
+_MAX_SEED = 2**32 - 1  # of scikit-learn
 
 
 @dataclass(kw_only=True)
@@ -38,28 +41,48 @@ class Model:
     U_ = gene_weights_ = groups_ = penalty_ = None
     strength_, second_moment_ = 0.0, ""
     donors_ = starts_ = stability_ = checkpoint_files_ = ()
+    donor_key_, cell_type_key_ = DONOR, CELL_TYPE
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if name in _COUNTS and not (isinstance(value, numbers.Integral) and value >= 1):
-                raise ValueError(f"{name}={value!r} is not valid. Choose a whole number of at least 1.")
-            if name in _WEIGHTS and not 0 <= value < np.inf:
-                raise ValueError(f"{name}={value!r} is not valid. Choose a finite number of at least 0.")
-            if name in self.choices and value not in self.choices[name]:
-                known = " or ".join(map(repr, self.choices[name]))
-                raise ValueError(f"{name}={value!r} is unknown. Choose {known}.")
+            _check_parameter(name, value, self.choices.get(name))
 
     @property
     def uses_cell_type(self) -> bool:
-        """Whether training reads ``cell_type``. Scores against ``cell_type`` are then not label-free."""
+        """Whether training reads the cell types. Scores against ``cell_type`` are then not label-free."""
         return False
 
-    def refit(self, cells: AnnData | CellStream) -> np.ndarray:
-        """Return the usages H ≥ 0 that fit the cells best for the fitted W, by least squares, (n_cells, k)."""
+    def fit_transform(self, cells: Cells, **fit_options) -> np.ndarray:
+        """Fit the model to all cells and return their usages H.
+
+        Parameters
+        ----------
+        cells : n_cells × n_genes
+            As for `fit`, but not moments.
+        fit_options
+            Options of `fit`.
+
+        Returns
+        -------
+        H : (n_cells, k)
+
+        Raises
+        ------
+        TypeError, ValueError, MemoryError
+            As `fit` does.
+        """
+        cells = as_cells(cells)
+        return self.fit(cells, **fit_options).transform(cells)
+
+    def refit(self, cells: Cells) -> np.ndarray:
+        """Return the usages H ≥ 0 that fit the cells best for the fitted W, by least squares, (n_cells, k).
+
+        Raises NotFittedError, TypeError or ValueError, as `transform` does.
+        """
         usages, settings = [], {"n_components": self.k, "update_H": False, "tol": 1e-3, "max_iter": 50}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            for X, _ in blocks(check_genes(self, cells)):
+            for X, _ in iter_matrices(check_genes(self, cells)):
                 W = np.ascontiguousarray(self.W_, dtype=X.dtype)
                 usages.append(non_negative_factorization(X, H=W, **settings)[0])
         return np.concatenate(usages)
@@ -72,63 +95,58 @@ class Model:
             f"{1 - loss / self.sq_norm_per_cell_:.1%} of ‖X‖² explained, penalties counted as error"
         )
 
-    def tie_cost(self, cells: AnnData | CellStream) -> str:
+    def tie_cost(self, cells: Cells) -> str:
         """Return one line with the relative error for ``H = X Wᵀ`` and for the best H ≥ 0 (`refit`)."""
         tied, free = (relative_error(cells, H, self.W_) for H in (self.transform(cells), self.refit(cells)))
         return f"{self.name}: ‖X − H W‖ / ‖X‖ = {tied:.4f} with H tied to W, {free:.4f} with H by least squares"
 
 
-def relative_error(cells: AnnData | CellStream, H: np.ndarray, W: np.ndarray) -> float:
-    """Return ``‖X − H W‖ / ‖X‖`` for usages H (n_cells, k) and programs W (k, n_genes), without forming H W."""
+def relative_error(cells: Cells, H: np.ndarray, W: np.ndarray) -> float:
+    """Return ``‖X − H W‖ / ‖X‖`` for usages H (n_cells, k) and programs W (k, n_genes), without forming H W.
+
+    Raises TypeError or ValueError if the cells are not valid or the shapes do not fit together.
+    """
     error, squares = squared_error(cells, H, W)
+    if not squares:
+        raise ValueError("All values of X are 0, so no relative error exists. Pass cells with expression.")
     return float(np.sqrt(error / squares))
 
 
-def squared_error(cells: AnnData | csr_matrix | CellStream, H: np.ndarray, W: np.ndarray) -> tuple[float, float]:
+def squared_error(cells: Cells, H: np.ndarray, W: np.ndarray) -> tuple[float, float]:
     """Return ``‖X − H W‖²`` and ``‖X‖²``."""
-    H, W, squares, cross = H.astype(np.float64), W.astype(np.float64), 0.0, 0.0
-    for X, rows in blocks(cells):
+    cells = as_cells(cells)
+    H, W, squares, cross = np.asarray(H, dtype=np.float64), np.asarray(W, dtype=np.float64), 0.0, 0.0
+    if H.ndim != 2 or W.ndim != 2 or (*H.shape, *W.shape) != (cells.n_obs, len(W), H.shape[1], cells.n_vars):
+        raise ValueError(f"H has shape {H.shape} and W {W.shape}. Expected {cells.n_obs} cells × k and k × "
+                         f"{cells.n_vars} genes.")  # fmt: skip
+    for X, rows in iter_matrices(cells):
         squares += np.square(X.data, dtype=np.float64).sum()
         cross += np.sum((X @ W.T) * H[rows])
     return squares - 2 * cross + np.sum((H.T @ H) * (W @ W.T)), squares
 
 
-def blocks(cells: AnnData | csr_matrix | CellStream) -> Iterable[tuple[csr_matrix, slice]]:
-    """Return pairs of a CSR matrix and its rows. A matrix in memory is checked and is one block."""
-    if isinstance(cells, CellStream):
-        return cells
-    return [(check_matrix(cells.X if isinstance(cells, AnnData) else cells), slice(None))]
-
-
-def check_cells(cells: AnnData | CellStream, k: int) -> AnnData | CellStream:
-    """Return the cells; raise if they are not an AnnData or stream, are not valid, or are fewer than k."""
-    if not isinstance(cells, AnnData | CellStream):
-        raise TypeError(f"fit got a {type(cells).__name__}. Pass an AnnData, as data.load returns.")
-    if isinstance(cells, AnnData):
-        check_matrix(cells.X)
-    check_rank(k, cells.n_obs, cells.n_vars)
-    return cells
-
-
 def check_rank(k: int, n_cells: int, n_genes: int) -> None:
     """Raise ValueError if there are fewer cells or genes than k programs."""
     if k > (most := min(n_cells, n_genes)):
-        raise ValueError(
-            f"k={k} is too large for {n_cells:,} cells × {n_genes:,} genes. Choose k between 1 and {most}."
-        )
+        choose = f"Choose k between 1 and {most}." if most else "Pass cells that have genes."
+        raise ValueError(f"k={k} is too large for {n_cells:,} cells × {n_genes:,} genes. {choose}")
 
 
-def check_genes(model: Model, X: AnnData | csr_matrix | CellStream) -> AnnData | csr_matrix | CellStream:
-    """Return X; raise if the model is not fitted or was fitted to other genes."""
+def check_genes(model: Model, cells: Cells) -> AnnData | CellStream:
+    """Return the checked cells; raise if the model is not fitted or was fitted to other genes.
+
+    A matrix without names needs the number of genes of the fit. The versions of Ensembl ids may differ.
+    """
     if not hasattr(model, "genes_"):
         raise NotFittedError(f"{model.name} is not fitted. Call fit first.")
-    expected, named = model.genes_, isinstance(X, AnnData | CellStream)
-    if X.var_names.equals(expected) if named else X.shape[1] == len(expected):
-        return X
-    found = f"{X.n_vars if named else X.shape[1]} genes"
+    expected, named = model.genes_, not (issparse(cells) or isinstance(cells, np.ndarray))
+    cells = as_cells(cells)
+    if (not named and cells.n_vars == len(expected)) or (named and same_genes(cells.var_names, expected)):
+        return cells
+    found = f"{cells.n_vars} genes"
     if named:
-        n_shared = len(expected.intersection(X.var_names))
-        order = ", in another order" if n_shared == X.n_vars == len(expected) else ""
+        n_shared = len(gene_ids(expected).unique().intersection(gene_ids(cells.var_names)))
+        order = ", in another order" if n_shared == cells.n_vars == len(expected) else ""
         found += f", of which {n_shared} are genes of the model{order}"
     raise ValueError(
         f"The cells have {found}. {model.name} was fitted to {len(expected)} genes and expects exactly these, in the "
@@ -136,14 +154,27 @@ def check_genes(model: Model, X: AnnData | csr_matrix | CellStream) -> AnnData |
     )
 
 
-def check_matrix(X: csr_matrix) -> csr_matrix:
-    """Return X; raise ValueError if it is not CSR, float, finite and non-negative."""
-    if getattr(X, "format", None) != "csr":
-        raise ValueError(f"X is a {type(X).__name__}. Expected a CSR matrix: use scipy.sparse.csr_matrix(X).")
-    if X.dtype not in (np.float32, np.float64):
-        raise ValueError(f"X has dtype {X.dtype}, not float32 or float64. {_EXPECTED}")
-    if n_bad := int((~np.isfinite(X.data)).sum()):
-        raise ValueError(f"X contains {n_bad} values that are NaN or infinite. {_EXPECTED}")
-    if X.nnz and X.data.min() < 0:
-        raise ValueError(f"X contains {int((X.data < 0).sum())} negative values. {_EXPECTED}")
-    return X
+def same_genes(names, expected) -> bool:
+    """Return whether names of genes are equal, in the same order, apart from the versions of Ensembl ids."""
+    return len(names) == len(expected) and (names.equals(expected) or gene_ids(names).equals(gene_ids(expected)))
+
+
+def _check_parameter(name: str, value: object, choices: tuple | None) -> None:
+    """Raise ValueError if a parameter has a wrong type, is out of range, or is not one of its choices."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    whole = number and isinstance(value, numbers.Integral)
+    expected = ""
+    if name in _COUNTS and not (whole and value >= 1):
+        expected = "a whole number of at least 1"
+    elif name in _WEIGHTS and not (number and 0 <= value < np.inf):
+        expected = "a finite number of at least 0"
+    elif name == "seed" and not (whole and 0 <= value <= _MAX_SEED):
+        expected = f"a whole number from 0 to {_MAX_SEED}"
+    elif name in _SWITCHES and not isinstance(value, bool | np.bool_):
+        expected = "True or False"
+    if expected:
+        raise ValueError(f"{name}={value!r} is not valid. Choose {expected}.")
+    if choices and (not isinstance(value, str | None) or value not in choices):
+        raise ValueError(f"{name}={value!r} is unknown. Choose {' or '.join(map(repr, choices))}.")
+    if name == "device":
+        check_device_name(value)

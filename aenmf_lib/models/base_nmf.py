@@ -1,19 +1,27 @@
 """Base NMF, the published baseline: scikit-learn's NMF by coordinate descent."""
 
+import contextlib
+import io
+import logging
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from anndata import AnnData
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, vstack
 from sklearn.decomposition import NMF
 from sklearn.exceptions import ConvergenceWarning
 
-from aenmf_lib.models.base import Model, check_cells, check_genes, check_matrix, squared_error
+from aenmf_lib.data.labels import CELL_TYPE, DONOR
+from aenmf_lib.data.progress import tqdm
+from aenmf_lib.models.base import Model, check_genes, check_rank, squared_error
+from aenmf_lib.training.inputs import Cells, as_cells, iter_matrices
 
 __all__ = ["BaseNMF"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -46,6 +54,8 @@ class BaseNMF(Model):
         ``‖X‖² / n``.
     genes_ : (n_genes,) Index
         Names of the genes.
+    donor_key_, cell_type_key_ : str
+        Columns of obs with the donors and the cell types, which `results.write` copies.
     second_moment_, starts_, stability_, gene_weights_, U_, donors_, groups_, penalty_, strength_, checkpoint_files_
         Empty, zero or None: these belong to the other models.
 
@@ -62,9 +72,7 @@ class BaseNMF(Model):
     --------
     >>> from aenmf_lib import BaseNMF, data
     >>> cells, _ = data.simulate(n_cells=200)
-    >>> BaseNMF(k=3, max_iter=5).fit(cells).H_.shape  # doctest: +ELLIPSIS
-    violation: 1.0
-    ...
+    >>> BaseNMF(k=3, max_iter=5).fit(cells).H_.shape
     (200, 3)
     """
 
@@ -73,19 +81,30 @@ class BaseNMF(Model):
 
     name: ClassVar[str] = "Base_NMF"
 
-    def fit(self, cells: AnnData) -> "BaseNMF":
-        """Fit the model to all cells and return it. scikit-learn prints one line per sweep.
+    def fit(self, cells: Cells, *, donor_key: str = DONOR, cell_type_key: str = CELL_TYPE) -> "BaseNMF":
+        """Fit the model to all cells and return it. The cells are not changed.
+
+        Parameters
+        ----------
+        cells : n_cells × n_genes
+            log1p of counts per 10,000: an AnnData or a matrix, dense or sparse, of any numeric type; or a `CellStream`,
+            which is read into memory.
+        donor_key, cell_type_key
+            Columns of obs that `results.write` stores as donor and cell type. Training reads neither.
 
         Raises
         ------
         TypeError, ValueError
-            The input is not an AnnData with a valid X, or k is larger than the number of cells or genes.
+            The cells are not valid (raw counts, for example), or k is larger than the number of cells or genes.
         """
         begin = time.perf_counter()
-        X = check_cells(cells, self.k).X
+        self.donor_key_, self.cell_type_key_ = donor_key, cell_type_key
+        cells = as_cells(cells)
+        check_rank(self.k, cells.n_obs, cells.n_vars)
+        X = _in_memory(cells)
         settings = {"init": "nndsvda", "solver": "cd", "beta_loss": "frobenius", "tol": self.tol}
         self._nmf = NMF(self.k, **settings, max_iter=self.max_iter, random_state=self.seed, verbose=1)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _progress(self.name, self.max_iter):
             warnings.simplefilter("ignore", ConvergenceWarning)  # stop_reason_ reports it
             self.H_ = self._nmf.fit_transform(X)
         self._nmf.verbose = 0
@@ -97,18 +116,74 @@ class BaseNMF(Model):
         error, squares = squared_error(X, self.H_, self.W_)
         self.sq_norm_per_cell_ = float(squares) / X.shape[0]
         self.loss_history_ = np.array([float(error) / X.shape[0]])
+        log.info("%s: loss %.6g after %d sweeps, %.1f s: %s", self.name, self.loss_history_[0], self.n_iter_,
+                 self.seconds_, self.stop_reason_)  # fmt: skip
         return self
 
-    def transform(self, X: AnnData | csr_matrix) -> np.ndarray:
-        """Return the usages of cells by non-negative least squares, (n_cells, k). `H_` has those of the fit."""
-        X = check_genes(self, X)
-        return self._nmf.transform(check_matrix(X.X if isinstance(X, AnnData) else X))
+    def fit_transform(self, cells: Cells, **fit_options) -> np.ndarray:
+        """Fit the model to all cells and return `H_`, their usages in the fit, (n_cells, k). Raises as `fit` does."""
+        return self.fit(cells, **fit_options).H_
 
-    def objective(self, cells: AnnData) -> float:
-        """Return ``(1/n) ‖X − H W‖²`` of these cells, with H from `transform`."""
-        error, _ = squared_error(cells, self.transform(cells), self.W_)
-        return float(error) / cells.shape[0]
+    def transform(self, X: Cells) -> np.ndarray:
+        """Return the usages of cells by non-negative least squares. `H_` has those of the fit.
 
-    def embeddings(self, cells: AnnData) -> dict[str, np.ndarray]:
-        """Return the embeddings of the cells of the fit by role, as the results file stores them."""
+        Parameters
+        ----------
+        X : n_cells × n_genes
+            Cells as for `fit`, with the genes of the fit in the same order. The versions of Ensembl ids may differ. A
+            matrix without names needs the number of genes of the fit.
+
+        Returns
+        -------
+        H : (n_cells, k)
+
+        Raises
+        ------
+        NotFittedError, TypeError, ValueError
+            The model is not fitted; the cells are not valid (raw counts, for example) or have other genes.
+        """
+        X = _in_memory(check_genes(self, X)).astype(self.W_.dtype, copy=False)
+        return self._nmf.transform(X)
+
+    def objective(self, cells: Cells) -> float:
+        """Return ``(1/n) ‖X − H W‖²`` of these cells, with H from `transform`, whose errors it raises."""
+        error, _ = squared_error(cells, H := self.transform(cells), self.W_)
+        return float(error) / len(H)
+
+    def embeddings(self, cells: Cells) -> dict[str, np.ndarray]:
+        """Return the embeddings of the cells of the fit by role, (n_cells, k), as the results file stores them."""
+        n_cells = cells.n_obs if hasattr(cells, "n_obs") else cells.shape[0]
+        if n_cells != len(self.H_):
+            raise ValueError(f"There are {n_cells} cells, but {self.name} was fitted to {len(self.H_)}. Pass the cells "
+                             "of the fit, or use transform.")  # fmt: skip
         return {"shared": self.H_}
+
+
+def _in_memory(cells: Cells) -> csr_matrix:
+    """Return the checked matrix of all cells, (n_cells, n_genes)."""
+    blocks = [X for X, _ in iter_matrices(cells)]
+    return blocks[0] if len(blocks) == 1 else vstack(blocks, format="csr")
+
+
+class _Sweeps(io.TextIOBase):
+    """A text stream that advances a progress bar by the lines that scikit-learn prints, one per sweep."""
+
+    def __init__(self, bar: tqdm) -> None:
+        self.bar, self.line = bar, ""
+
+    def write(self, text: str) -> int:
+        """Read the violation of a sweep at the end of its line, ``violation: 0.5``. Other lines are ignored."""
+        *lines, self.line = (self.line + text).split("\n")
+        for line in lines:
+            name, _, value = line.partition(": ")
+            if name == "violation":
+                self.bar.set_postfix(violation=f"{float(value):.3g}", refresh=False)
+                self.bar.update()
+        return len(text)
+
+
+@contextlib.contextmanager
+def _progress(name: str, max_iter: int) -> Iterator[None]:
+    """Show a progress bar instead of the lines that scikit-learn prints."""
+    with tqdm(total=max_iter, desc=name, unit="it", mininterval=2) as bar, contextlib.redirect_stdout(_Sweeps(bar)):
+        yield

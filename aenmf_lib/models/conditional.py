@@ -10,15 +10,15 @@ from typing import ClassVar
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 
-from aenmf_lib.data.preprocessing import DONOR, NO_TYPE, read_labels
+from aenmf_lib.data.labels import CELL_TYPE, DONOR, NO_TYPE, read_labels
 from aenmf_lib.data.streaming import CellStream
 from aenmf_lib.metrics import neighbors
-from aenmf_lib.models import penalties
+from aenmf_lib.models import base, penalties
 from aenmf_lib.models.aenmf import AENMF
 from aenmf_lib.models.objectives import AdditiveDonorObjective, AENMFObjective, DonorDecoderObjective
 from aenmf_lib.training.checkpoint import role_path
+from aenmf_lib.training.inputs import Cells, as_cells
 from aenmf_lib.training.moments import Moments
 
 __all__ = ["CAENMF1", "CAENMF2", "strength_path"]
@@ -47,7 +47,7 @@ class _Conditional(AENMF):
     groups_ : (n_cells,) Series or None
         Cluster of each cell, with ``labels='clusters'``.
     penalty_ : PenaltyWeights
-        Weights γ and η of the penalties.
+        Weights γ and η of the penalties, and a note if there is no penalty or if few cells determine it.
     strength_ : float
         Effective strength: `strength` × (1 − the share of the penalty that chance explains).
     """
@@ -69,34 +69,36 @@ class _Conditional(AENMF):
     def uses_cell_type(self) -> bool:
         return self.gamma > 0 or (self.labels == "cell_type" and self.strength > 0)
 
-    def fit(self, cells, *, sums=None, checkpoint=None, aenmf=None, start=None) -> "_Conditional":
+    def fit(self, cells, *, sums=None, checkpoint=None, aenmf=None, start=None,
+            donor_key=DONOR, cell_type_key=CELL_TYPE) -> "_Conditional":  # fmt: skip
         """Fit the model to all cells and return it; see `AENMF.fit`. ``labels='clusters'`` needs cells in memory."""
         begin = time.perf_counter()
-        self.groups_ = None
-        if self.labels == "clusters" and (sums or not isinstance(cells, AnnData)):
+        self.groups_, self.donor_key_, self.cell_type_key_ = None, donor_key, cell_type_key
+        if not isinstance(cells, Moments):
+            cells = as_cells(cells)
+        if self.labels == "clusters" and (sums or isinstance(cells, Moments | CellStream)):
             found = "sums" if sums else type(cells).__name__
             raise ValueError(f"labels='clusters' needs the cells in memory, but fit got {found}. Load an AnnData with "
                              "data.load (no SHARDS), or set labels='none'.")  # fmt: skip
         moments = self._load_moments(cells, sums)
         if self.strength:  # first step: AE-NMF, and the groups in which donors are compared
             aenmf = aenmf or self._fit_aenmf(moments, checkpoint and role_path(checkpoint, "aenmf"))
-            if aenmf.W_.shape != (self.k, moments.n_genes) or aenmf.gene_weights != self.gene_weights:
-                raise ValueError(f"aenmf has W of shape {aenmf.W_.shape} and gene_weights={aenmf.gene_weights!r}. "
-                                 f"Expected {(self.k, moments.n_genes)} and {self.gene_weights!r}.")  # fmt: skip
+            self._check_aenmf(aenmf, moments)
             if self.labels == "clusters":
                 hsic = replace(self, labels="none", strength=min(self.strength, _CLUSTERING_STRENGTH))
                 hsic.fit(moments, aenmf=aenmf, checkpoint=checkpoint and role_path(checkpoint, "hsic"))
                 self.groups_ = pd.Series(neighbors.leiden_clusters(hsic.transform(cells)), cells.obs_names)
                 log.info("%s: the penalty compares donors within %d clusters", self.name, self.groups_.nunique())
-                moments = moments.with_groups(cells, self.groups_.to_numpy())
+                moments = moments.with_groups(cells, self.groups_.to_numpy(), donor_key=donor_key)
                 start = hsic.W_ if start is None else start
         moments = self._weight_genes(moments, aenmf)
-        self.penalty_ = penalties.PenaltyWeights(self.gamma, self.eta, centered=self.invariance == "centered")
-        self.strength_ = 0.0
         if self.strength:  # second step: weights of the penalties, at the AE-NMF solution
             at = self._to_tensor(aenmf.W_, moments)
             self.penalty_, self.strength_ = penalties.weights_from_strength(self.strength, self.labels, moments, at)
             start = aenmf.W_ if start is None else start
+        else:
+            self.penalty_ = penalties.given_weights(self.gamma, self.eta, self.invariance, moments)
+            self.strength_ = 0.0
         self._fit(moments, self._to_tensor(start, moments), checkpoint)  # third step: the model itself
         if self.strength:
             self.starts_, self.stability_ = aenmf.starts_, aenmf.stability_
@@ -105,10 +107,15 @@ class _Conditional(AENMF):
 
     def summary(self) -> str:
         strength = f"; effective strength {self.strength_:.2g} of {self.strength:g}" if self.strength else ""
-        return super().summary() + strength
+        note = f"; {self.penalty_.note}" if self.penalty_.note else ""
+        return super().summary() + strength + note
 
-    def embeddings(self, cells: AnnData | CellStream) -> dict[str, np.ndarray]:
-        """Return the embeddings of cells by role: usages, the latent of the donor, and both concatenated."""
+    def embeddings(self, cells: Cells) -> dict[str, np.ndarray]:
+        """Return the embeddings of cells by role: usages, the latent of the donor, and both concatenated.
+
+        Raises the errors of `transform`, and ValueError without donors or for donors that were not in the fit.
+        """
+        cells = as_cells(cells)
         shared, latent = self.transform(cells), self.cond_latent(cells)
         return {"shared": shared, "cond_latent": latent, "concat_full": np.hstack([shared, latent])}
 
@@ -117,29 +124,38 @@ class _Conditional(AENMF):
         settings = {field.name: getattr(self, field.name) for field in fields(AENMF) if field.name != "preset"}
         return AENMF(**settings).fit(moments, checkpoint=checkpoint)
 
+    def _check_aenmf(self, aenmf: AENMF, moments: Moments) -> None:
+        """Raise ValueError unless aenmf is a fitted AE-NMF of these genes, with the same rank and gene weights."""
+        if not isinstance(aenmf, AENMF) or not hasattr(aenmf, "W_"):
+            raise ValueError(f"aenmf is {type(aenmf).__name__} without a fit. Pass a fitted AENMF, or None.")
+        if aenmf.W_.shape != (self.k, moments.n_genes) or aenmf.gene_weights != self.gene_weights:
+            raise ValueError(f"aenmf has W of shape {aenmf.W_.shape} and gene_weights={aenmf.gene_weights!r}. "
+                             f"Expected {(self.k, moments.n_genes)} and {self.gene_weights!r}.")  # fmt: skip
+
     def _objective(self, moments: Moments) -> AENMFObjective:
         P = self.penalty_.rows(moments)
         return self.objective_class(moments, lambda_W=self.lambda_W, lambda_U=self.lambda_U, P=P)
 
-    def _moments(self, cells: AnnData | CellStream) -> Moments:
+    def _moments(self, cells: Cells) -> Moments:
         """Compute the moments that this model needs; cells that were not in the fit are in no cluster."""
         moments = super()._moments(cells)
         if self.groups_ is not None:
-            moments = moments.with_groups(cells, self.groups_.reindex(cells.obs_names).fillna(NO_TYPE).to_numpy())
+            groups = self.groups_.reindex(cells.obs_names).fillna(NO_TYPE).to_numpy()
+            moments = moments.with_groups(cells, groups, donor_key=self.donor_key_)
         return moments
 
     def _check_moments(self, moments: Moments) -> None:
         super()._check_moments(moments)
         if self.uses_cell_type:
-            penalties.check_labeled(moments)
+            penalties.check_labeled(moments, self.cell_type_key_)
         self.donors_ = np.array(moments.donors)
         if len(self.donors_) < 2:
-            raise ValueError(f"obs['{DONOR}'] contains only one donor ({moments.donors[0]!r}). {self.name} needs at "
-                             "least 2. Lower min_cells to keep more donors, or use AENMF.")  # fmt: skip
+            raise ValueError(f"obs[{self.donor_key_!r}] contains only one donor ({moments.donors[0]!r}). {self.name} "
+                             "needs at least 2. Lower min_cells to keep more donors, or use AENMF.")  # fmt: skip
 
-    def _donor_codes(self, cells: AnnData | CellStream) -> np.ndarray:
+    def _donor_codes(self, cells: Cells) -> np.ndarray:
         """Return the row of U for each cell, (n_cells,)."""
-        donor = read_labels(cells.obs, DONOR)
+        donor = read_labels(as_cells(cells).obs, self.donor_key_)
         if unknown := sorted(map(str, set(donor) - set(self.donors_))):
             raise ValueError(f"{len(unknown)} donors were not in the fit (first: {unknown[0]!r}). See model.donors_.")
         return np.searchsorted(self.donors_, donor)
@@ -230,8 +246,13 @@ class CAENMF1(_Conditional):
         if labels_unused:
             self.gamma = 0.0
 
-    def cond_latent(self, cells: AnnData | CellStream) -> np.ndarray:
-        """Return ``C U Eᵀ``, (n_cells, k): the usages of the profile of each cell's donor."""
+    def cond_latent(self, cells: Cells) -> np.ndarray:
+        """Return ``C U Eᵀ``, (n_cells, k): the usages of the profile of each cell's donor.
+
+        Raises NotFittedError; TypeError or ValueError if the cells are not valid or have donors that were not in the
+        fit.
+        """
+        base.check_genes(self, cells)
         return (self.U_ @ self.encoder_.T)[self._donor_codes(cells)]
 
 
@@ -280,8 +301,9 @@ class CAENMF2(_Conditional):
     objective_class: ClassVar = DonorDecoderObjective
     published: ClassVar[dict] = _Conditional.published | {"lambda_U": 5e-2}
 
-    def cond_latent(self, cells: AnnData | CellStream) -> np.ndarray:
-        """Return ``h ∘ diag(U_d Eᵀ)``, (n_cells, k)."""
+    def cond_latent(self, cells: Cells) -> np.ndarray:
+        """Return ``h ∘ diag(U_d Eᵀ)``, (n_cells, k). Raises as `transform` does, and for new donors."""
+        cells = base.check_genes(self, cells)
         overlap = np.einsum("djp,jp->dj", self.U_, self.encoder_)
         return self.transform(cells) * overlap[self._donor_codes(cells)]
 
@@ -310,6 +332,8 @@ def strength_path(
     ValueError
         The model has the published preset or ``labels='clusters'``.
     """
+    if not len(strengths):
+        raise ValueError("strengths is empty. Pass at least one strength, such as [0.05, 0.2].")
     if model.preset == "published" or model.labels == "clusters":
         raise ValueError(f"strength_path got preset={model.preset!r} and labels={model.labels!r}. Neither "
                          "'published' nor 'clusters' is supported. Fit such models separately.")  # fmt: skip

@@ -13,13 +13,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from aenmf_lib.data.preprocessing import CELL_TYPE, DONOR, is_missing
+from aenmf_lib.data.labels import CELL_TYPE, DONOR, is_missing
 from aenmf_lib.models.objectives import AENMFObjective, squared_norm
 from aenmf_lib.training.moments import Moments
 
 log = logging.getLogger(__name__)
 
 STRENGTH = 0.2  # default of the conditional models
+_ADVICE = " Set labels='none' (LABELS=none), or choose another donor column (DONOR_KEY=…)."
 PENALTY_LABELS = ("cell_type", "clusters", "none")  # groups in which donors are compared; "none": all cells together
 
 
@@ -30,6 +31,7 @@ class PenaltyWeights:
     gamma: float  # of the invariance, which needs the groups
     eta: float  # of the HSIC between usages and donor
     centered: bool  # I_c: only differences between donors within a type
+    note: str = ""  # why there is no penalty, or how few groups and cells determine it
 
     def rows(self, moments: Moments) -> torch.Tensor:
         """Return the rows P, (n_rows, n_genes), for which ``‖P Wᵀ‖²`` is the sum of both penalties."""
@@ -62,8 +64,9 @@ def weights_from_strength(
     """
     n, W, aenmf = moments.n_cells, W.double(), AENMFObjective(moments, lambda_W=0.0)
     point = aenmf.point(W.to(moments.dtype))
+    group = "cluster" if labels == "clusters" else "type"
     sse, second = n * aenmf.value(point), point.F.sum(0).double()  # second = HᵀH (k, k)
-    comparable = True
+    comparable, note = (True, "") if labels == "none" else _compare_donors(moments, group)
     if labels == "none":
         n_d, mean = moments.donor_counts.double(), W @ moments.donor_sums.double().sum(0) / n
         found = squared_norm(_hsic_rows(moments).double() @ W.T) / (n - 1) ** 2
@@ -72,7 +75,6 @@ def weights_from_strength(
     else:
         typed = moments.group_type[moments.group_type >= 0]
         between, within = len(typed) - len(typed.unique()), n - len(moments.group_counts)  # degrees of freedom
-        comparable = bool(between and within)
         rows = invariance_rows(moments, centered=True).double() @ W.T
         found = squared_norm(rows) / moments.n_labeled if comparable else 0.0
         sums, counts = moments.group_sums.double() @ W.T, moments.group_counts.double()
@@ -81,16 +83,42 @@ def weights_from_strength(
     effective = strength * max(0.0, 1 - chance / found) if found else 0.0
     weight = effective * sse / (n * found) if found else 0.0
     symbol, (gamma, eta) = ("η", (0.0, weight)) if labels == "none" else ("γ", (weight, 0.0))
-    group = "cluster" if labels == "clusters" else "cell type"
     if effective:
         log.info("strength %g: chance accounts for up to %.1f %% of the donor penalty, so the effective strength is "
                  "%.3g (%s = %.4g)", strength, 100 * chance / found, effective, symbol, weight)  # fmt: skip
-    elif not comparable:
-        log.warning("strength %g: no %s has cells of two donors, or every group is a single cell, so donors cannot be "
-                    "compared. There is no penalty.", strength, group)  # fmt: skip
     else:
-        log.warning("strength %g: chance accounts for all of the donor penalty. There is no penalty.", strength)
-    return PenaltyWeights(gamma, eta, centered=True), effective
+        chance_note = "chance accounts for all of the donor penalty" if comparable else ""
+        note = "; ".join(filter(None, [note, chance_note, "there is no penalty"]))
+    if note:
+        log.warning("strength %g: %s.%s", strength, note, "" if comparable else _ADVICE)
+    return PenaltyWeights(gamma, eta, centered=True, note=note), effective
+
+
+def given_weights(gamma: float, eta: float, invariance: str, moments: Moments) -> PenaltyWeights:
+    """Return given weights of the penalties, with a note if I_c compares no donors, or only few."""
+    comparable, note = _compare_donors(moments, "type") if gamma and invariance == "centered" else (True, "")
+    if note:
+        note += "" if comparable else "; the invariance penalty is 0"
+        log.warning("gamma = %g: %s.%s", gamma, note, "" if comparable else _ADVICE)
+    return PenaltyWeights(gamma, eta, invariance == "centered", note)
+
+
+def _compare_donors(moments: Moments, group: str) -> tuple[bool, str]:
+    """Return whether I_c can compare donors, and a note if it cannot, or only within few groups (types or clusters)."""
+    typed = moments.group_type >= 0
+    codes, counts = moments.group_type[typed], moments.group_counts[typed].double()
+    donors = torch.bincount(codes)  # (n_types,), of each type
+    n_types, n_shared = int((donors > 0).sum()), int((donors > 1).sum())
+    if not n_shared:
+        return False, f"no {group} has cells of two donors, so donors cannot be compared within {group}s"
+    if moments.n_cells == len(moments.group_counts):
+        return False, (f"every {group} has a single cell per donor, so a difference between donors cannot be compared "
+                       "with that between cells")  # fmt: skip
+    n_cells = int(counts[(donors > 1)[codes]].sum())
+    if n_shared == n_types or (n_shared > 1 and 2 * n_shared >= n_types and 2 * n_cells >= moments.n_labeled):
+        return True, ""
+    return True, (f"donors can be compared only within {n_shared} of {n_types} {group}s, with {n_cells:,} of "
+                  f"{moments.n_labeled:,} cells")  # fmt: skip
 
 
 def between_donor_variance(H: np.ndarray, obs: pd.DataFrame) -> float:
@@ -135,8 +163,8 @@ def _hsic_rows(moments: Moments) -> torch.Tensor:
     return M - (n_d / moments.n_cells)[:, None] * M.sum(0)
 
 
-def check_labeled(moments: Moments) -> None:
-    """Raise ValueError if no cell has a type."""
+def check_labeled(moments: Moments, key: str = CELL_TYPE) -> None:
+    """Raise ValueError if no cell has a type; `key` is the column of types."""
     if not moments.n_labeled:
-        raise ValueError(f"obs['{CELL_TYPE}'] is empty for all {moments.n_cells:,} cells. The penalty compares donors "
+        raise ValueError(f"obs[{key!r}] is empty for all {moments.n_cells:,} cells. The penalty compares donors "
                          "within a type. Provide types for some cells or set labels='none'.")  # fmt: skip

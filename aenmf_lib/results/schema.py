@@ -1,14 +1,15 @@
 """Keys of results files, defined only here, and the function that checks a file against them."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from anndata import AnnData
 
-from aenmf_lib.data import files, preprocessing
-from aenmf_lib.data.preprocessing import CELL_TYPE, DONOR, LABELS
+from aenmf_lib.data import files
+from aenmf_lib.data.labels import CELL_TYPE, DONOR
 
 # role -> published key, where {k} is the rank
 _CONDITIONAL = {"shared": "H_shared_k{k}", "cond_latent": "H_cond_latent_k{k}", "concat_full": "H_concat_full_k{k}"}
@@ -28,6 +29,8 @@ META = {"CAE_NMF1": "cond_meta_concat_k{k}", "CAE_NMF2": "cond_meta_concat_k{k}"
 GENE_WEIGHTS = "gene_weights"  # varm, only if the genes have different weights: H = X (W diag(w²))ᵀ
 U_DONOR = "U_donor_k{k}"  # uns, model 2, optional
 PROVENANCE = "provenance"  # uns
+SKIPPED = "skipped"  # in the provenance: why a model was not trained; the file then contains no embedding
+CELLS = "cells"  # in the provenance: original columns of donor and cell type, and the number of cells before sampling
 USED_CELL_TYPE = "cell_type_in_training"  # in the provenance and in tables
 GROUPS = "groups_in_training"  # in obs: the clusters of a fit with labels="clusters"; in tables: the labels of a fit
 MODELS = tuple(OBSM)  # the order of rows in every table and figure
@@ -43,43 +46,77 @@ class RunInfo:
     n_cells: int | None = None
     used_cell_type: Mapping[str, bool] = field(default_factory=dict)  # model -> whether training read cell_type
     groups: Mapping[str, str] = field(default_factory=dict)  # model -> groups within which its penalty compared donors
+    donor_column: str = DONOR  # column of the input that is donor_id
+    cell_type_column: str = CELL_TYPE
+    sampled_from: int = 0  # number of cells before a random sample was drawn; 0 if all cells are used
+    skipped: Mapping[str, str] = field(default_factory=dict)  # model -> why it was not trained
+
+
+def skip_reason(uns: Mapping) -> str:
+    """Return why a model was not trained, or '' for the results of a trained model."""
+    provenance = uns.get(PROVENANCE)
+    return str(provenance.get(SKIPPED, "")) if isinstance(provenance, Mapping) else ""
 
 
 def identify(cells: AnnData) -> tuple[str, int]:
     """Return the model and the rank of a results file. Raises ValueError unless its keys are those of one model."""
-    found = []
-    for name in MODELS:
-        prefix = list(VARM[name].values())[-1].removesuffix("{k}")
-        ranks = (key.removeprefix(prefix) for key in cells.varm if key.startswith(prefix))
-        found += [(name, int(rank)) for rank in ranks if rank.isdigit()]
-    # both conditional models have the same keys, except the U of model 1
-    found = [(name, k) for name, k in found if name != "CAE_NMF2" or ("CAE_NMF1", k) not in found]
+    found = _find_models(cells.varm)
     if len(found) != 1:
-        models = ", ".join(f"{name} (k = {k})" for name, k in found) or "no model"
-        expected = ", ".join(VARM[name]["W"].format(k="<k>") for name in MODELS if name != "CAE_NMF1")
-        found = f"The varm keys ({', '.join(cells.varm) or 'none'}) belong to {models}"
-        raise ValueError(f"{found}. Expected exactly one of {expected}.")
+        raise ValueError(_describe_models(found, cells.varm))
     return found[0]
 
 
+def _find_models(keys: Iterable[str]) -> list[tuple[str, int]]:
+    """Return the models and ranks whose programs are among the keys of varm."""
+    found = []
+    for name in MODELS:
+        prefix = re.escape(list(VARM[name].values())[-1].removesuffix("{k}"))
+        matches = (re.fullmatch(rf"{prefix}([0-9]{{1,9}})", key) for key in keys)
+        found += [(name, int(match[1])) for match in matches if match]
+    # both conditional models have the same keys, except the U of model 1
+    return [(name, k) for name, k in found if name != "CAE_NMF2" or ("CAE_NMF1", k) not in found]
+
+
+def _describe_models(found: list[tuple[str, int]], keys: Iterable[str]) -> str:
+    """Describe the keys of varm, which are not those of exactly one model."""
+    models = ", ".join(f"{name} (k = {k})" for name, k in found) or "no model"
+    expected = ", ".join(VARM[name]["W"].format(k="<k>") for name in MODELS if name != "CAE_NMF1")
+    keys = ", ".join(list(keys)[:20]) or "none"
+    return f"The varm keys ({keys}) belong to {models}. Expected exactly one of {expected}."
+
+
 def check(path: str | Path) -> list[str]:
-    """Return the faults of a results file. The list is empty if the file is valid."""
+    """Return the faults of a results file. The list is empty if the file is valid, or if its model was skipped."""
     try:
-        return find_faults(files.read_h5ad(path))
-    except (OSError, ValueError) as error:
+        return load(path)[1]
+    except (OSError, ValueError, MemoryError) as error:
         return [str(error)]
+
+
+def load(path: str | Path) -> tuple[AnnData | None, list[str]]:
+    """Return the contents of a results file and their faults. A file without results is not read."""
+    with files.open_cells(path) as file:
+        with files.guard(path):
+            keys = list(file["varm"]) if "varm" in file else []
+            skipped = f"uns/{PROVENANCE}/{SKIPPED}" in file
+        if not skipped and not _find_models(keys):
+            train = "Train a model on filtered cells and write it with results.write."
+            return None, [f"is not a results file: {_describe_models([], keys)} {train}"]
+    cells = files.read_h5ad(path)
+    return cells, find_faults(cells)
 
 
 def find_faults(cells: AnnData) -> list[str]:
     """Return the faults of the contents of a results file."""
     faults = []
-    for label in LABELS:
-        if label not in cells.obs:
-            faults.append(f"obs has no column {label!r}; it has {', '.join(map(repr, cells.obs)) or 'none'}")
-        elif label != CELL_TYPE and (n := int(preprocessing.is_missing(cells.obs[label]).sum())):
-            faults.append(f"obs[{label!r}] is empty for {n} of {cells.n_obs} cells")
     if cells.X is not None:
         faults.append(f"X is a matrix of {cells.n_obs} × {cells.n_vars}; a results file must have no X")
+    if skip_reason(cells.uns):
+        if (model := str(cells.uns[PROVENANCE].get("model"))) not in MODELS:
+            faults.append(f"uns['{PROVENANCE}']['model'] is {model!r}, which is no model")
+        if cells.obsm or cells.varm:
+            faults.append(f"the model was skipped, but obsm or varm has {', '.join([*cells.obsm, *cells.varm])}")
+        return faults
     try:
         name, k = identify(cells)
     except ValueError as error:
@@ -92,8 +129,24 @@ def find_faults(cells: AnnData) -> list[str]:
     if name in META and META[name].format(k=k) not in cells.uns:
         faults.append(f"uns has no {META[name].format(k=k)!r}")
     if PROVENANCE in cells.uns:
-        faults += [f"uns['{PROVENANCE}'] has no {key!r}" for key in _NEEDED if key not in cells.uns[PROVENANCE]]
+        faults += _find_provenance_faults(cells.uns[PROVENANCE])
     return faults
+
+
+def _find_provenance_faults(provenance: object) -> list[str]:
+    """Return the faults of a provenance."""
+    place = f"uns['{PROVENANCE}']"
+    if not isinstance(provenance, Mapping):
+        return [f"{place} is a {type(provenance).__name__}; a group with named entries is expected"]
+    if missing := [key for key in _NEEDED if key not in provenance]:
+        return [f"{place} has no {key!r}" for key in missing]
+    groups = [key for key in ("parameters", CELLS) if not isinstance(provenance.get(key, {}), Mapping)]
+    wrong = [f"{place}[{key!r}] is not a group with named entries" for key in groups]
+    for key, n_dimensions in (("loss_history", 1), ("n_iter", 0), ("sq_norm_per_cell", 0)):
+        values = np.asarray(provenance[key])
+        if values.dtype.kind not in "fiu" or values.ndim != n_dimensions or not values.size:
+            wrong.append(f"{place}[{key!r}] is {str(provenance[key])[:80]!r}, not {'a list of ' * n_dimensions}numbers")
+    return wrong
 
 
 def _find_matrix_faults(matrices: Mapping, place: str, key: str, width: int | None) -> list[str]:

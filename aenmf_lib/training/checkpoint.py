@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import reprlib
 import signal
 import threading
 import time
@@ -15,6 +16,7 @@ from aenmf_lib.data import files
 
 SECONDS = 60.0  # minimum time between two writes
 _FORMAT = 1  # version of the file format
+_DELETE = "Delete it to start again."
 # fits that training a model may run: the model, the AE-NMF that sets the scale of `strength`, HSIC to find clusters
 _SUFFIXES = {"model": "", "aenmf": ".plain", "hsic": ".hsic"}
 
@@ -68,7 +70,8 @@ class Checkpoint:
     def write(self) -> None:
         """Write the newest state. If SIGTERM has arrived, pass it to the previous handler afterwards."""
         self._writing = True
-        files.write_npz(self.path, _FORMAT, of=json.dumps(self.of), **self._newest)
+        of = json.dumps(self.of, default=lambda number: number.item())  # NumPy numbers
+        files.write_npz(self.path, _FORMAT, of=of, **self._newest)
         self._last, self._writing = time.monotonic(), False
         if self._terminated:
             signal.signal(signal.SIGTERM, self._handler)
@@ -78,9 +81,16 @@ class Checkpoint:
         """Return the saved state, or None without a file. Raise ValueError if it is damaged or from another fit."""
         if not self.path.exists():
             return None
-        state = files.read_npz(self.path, _FORMAT, "a checkpoint")
-        found, expected = json.loads(str(state["of"])), self.of
+        state, expected = files.read_npz(self.path, _FORMAT, "a checkpoint"), self.of
+        if missing := [name for name in ("of", "W", "history", "seconds") if name not in state]:
+            raise ValueError(f"{self.path} is not a complete checkpoint: it has no {', '.join(missing)}. {_DELETE}")
+        try:
+            found = dict(json.loads(str(state["of"])))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.path} is damaged: it does not name its fit ({error}). {_DELETE}") from error
         if other := [name for name in expected | found if found.get(name) != expected.get(name)]:
-            differ = ", ".join(f"{name} is {found.get(name)!r}, expected {expected.get(name)!r}" for name in other)
-            raise ValueError(f"{self.path} is a checkpoint of another fit: {differ}. Delete it to start again.")
+            differ = ", ".join(
+                f"{name} is {reprlib.repr(found.get(name))}, expected {expected.get(name)!r}" for name in other
+            )
+            raise ValueError(f"{self.path} is a checkpoint of another fit: {differ}. {_DELETE}")
         return state

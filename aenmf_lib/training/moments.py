@@ -18,10 +18,16 @@ from scipy.sparse import csr_matrix, vstack
 from aenmf_lib.data import files, preprocessing
 from aenmf_lib.data.preprocessing import CELL_TYPE, DONOR, NO_TYPE
 from aenmf_lib.data.progress import tqdm
-from aenmf_lib.data.streaming import CellStream, iter_blocks
 from aenmf_lib.training import products
+from aenmf_lib.training.inputs import Cells, as_cells, iter_matrices
 from aenmf_lib.training.products import SecondMoment
-from aenmf_lib.training.second_moment import EXPLICIT, SecondMomentAccumulator, check_device, choose_representation
+from aenmf_lib.training.second_moment import (
+    EXPLICIT,
+    REQUESTED,
+    SecondMomentAccumulator,
+    check_device,
+    choose_representation,
+)
 
 __all__ = ["Moments"]
 
@@ -29,6 +35,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 2  # version of the file format
 SAMPLE_SIZE = 4096  # cells in the sample
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass
@@ -143,7 +150,7 @@ class Moments:
 
     @classmethod
     def from_cells(
-        cls, cells: AnnData | CellStream, *, donor: bool = True, cell_type: bool = True, by_donor: bool = False,
+        cls, cells: Cells, *, donor: bool | str = True, cell_type: bool | str = True, by_donor: bool = False,
         mode: str = "auto", k: int = 80, device: str = "cpu",
     ) -> "Moments":  # fmt: skip
         """Compute the sums over cells in memory or, block by block, on disk.
@@ -151,10 +158,11 @@ class Moments:
         Parameters
         ----------
         cells : n_cells × n_genes
-            An AnnData whose ``X`` is CSR, log1p of counts per 10,000, float32 or float64; or a `CellStream`.
+            log1p of counts per 10,000: an AnnData, a matrix (dense or sparse), or a `CellStream`.
         donor, cell_type
-            Group the cells by ``obs['donor_id']``, ``obs['cell_type']``. The conditional models need the donor; the
-            invariance needs the type. Cells without a type form one untyped group per donor.
+            Group the cells by ``obs['donor_id']``, ``obs['cell_type']``, or by the column of obs with the given name.
+            The conditional models need the donor; the invariance needs the type. Cells without a type form one untyped
+            group per donor.
         by_donor
             Keep one second moment per donor, as model 2 needs. The other models can use these moments too.
         mode, device
@@ -162,23 +170,30 @@ class Moments:
 
         Raises
         ------
-        ValueError, MemoryError
-            A column or the donor of some cells is missing; the second moment does not fit in memory (checked first).
+        TypeError, ValueError, MemoryError
+            X is not log1p of counts per 10,000 (see `inputs.as_cells`); there are no cells; a column or the donor of
+            some cells is missing; the second moment does not fit in memory (checked before it is computed).
         """
         check_device(device)
+        cells = as_cells(cells)
         obs, n_genes, in_memory = cells.obs, len(cells.var_names), isinstance(cells, AnnData)
+        if not len(obs) or not n_genes:
+            raise ValueError(f"There are {len(obs)} cells × {n_genes} genes. Pass at least one of each.")
         no_labels = np.full(len(obs), "")
-        types = preprocessing.read_labels(obs, CELL_TYPE, partly=True) if cell_type else no_labels
-        donors = preprocessing.read_labels(obs, DONOR, partly=False) if donor or by_donor else no_labels
+        donor_key = donor if isinstance(donor, str) else DONOR
+        type_key = cell_type if isinstance(cell_type, str) else CELL_TYPE
+        types = preprocessing.read_labels(obs, type_key, partly=True) if cell_type else no_labels
+        donors = preprocessing.read_labels(obs, donor_key, partly=False) if donor or by_donor else no_labels
         partition = donors if by_donor else no_labels
         sizes = {"n_cells": len(obs), "n_genes": n_genes, "n_partitions": len(np.unique(partition))}
         nnz = cells.X.nnz if in_memory else cells.nnz
         mode, reason = choose_representation(**sizes, nnz=nnz, k=k, mode=mode, device=device)
-        log.info("second moment %s: %s", mode, reason)
+        if reason != REQUESTED:
+            log.info("XᵀX is used in %s form (%s)", mode, reason)
 
         sums, parts, sample, dtype = GroupSums(), {}, None, torch.float32
         bar = tqdm(total=len(obs), desc="sums", unit="cell", unit_scale=True, mininterval=5, disable=in_memory)
-        for X, rows in iter_blocks(cells):
+        for X, rows in iter_matrices(cells):
             bar.update(X.shape[0])
             dtype = torch.float64 if X.dtype == np.float64 else torch.float32
             sums += GroupSums.from_cells(X, types[rows], donors[rows], partition[rows])
@@ -219,10 +234,11 @@ class Moments:
         second_moment = self.second_moment.merged(other.second_moment, in_place=in_place)
         return Moments(self.genes, self.sums + other.sums, second_moment, self._sample + other._sample, self.reason)
 
-    def with_groups(self, cells: AnnData, cell_type: np.ndarray) -> "Moments":
+    def with_groups(self, cells: AnnData, cell_type: np.ndarray, *, donor_key: str = DONOR) -> "Moments":
         """Return the moments of the same cells with new cell types, (n_cells,) str. The second moment is not copied."""
-        donor = preprocessing.read_labels(cells.obs, DONOR)
-        sums = GroupSums.from_cells(cells.X, cell_type, donor, donor if self.by_donor else np.full(len(donor), ""))
+        donor = preprocessing.read_labels(cells.obs, donor_key)
+        partition = donor if self.by_donor else np.full(len(donor), "")
+        sums = GroupSums.from_cells(as_cells(cells).X, cell_type, donor, partition)
         return Moments(self.genes, sums, self.second_moment, self._sample, self.reason)
 
     def with_gene_weights(self, w: np.ndarray) -> "Moments":
@@ -264,16 +280,21 @@ class Moments:
         FileNotFoundError, ValueError
             The file does not exist, contains no moments, is damaged, or has another format version.
         """
+        check_device(device)
         saved = files.read_npz(path, FORMAT, "moments")
-        mode, reason, dtype = (str(saved[name]) for name in ("mode", "reason", "dtype"))
-        names = [(str(cell_type), str(donor)) for cell_type, donor in saved["groups"]]
-        counts_and_sums = zip(map(int, saved["counts"]), saved["sums"], strict=True)
-        groups = dict(zip(names, counts_and_sums, strict=True))
-        gene_sq = dict(zip(map(str, saved["partitions"]), saved["gene_sq"], strict=True))
-        sums = GroupSums(int(saved["n_cells"]), float(saved["sq_norm"]), groups, gene_sq)
-        second_moment = products.restore_second_moment(saved, mode, getattr(torch, dtype), device)
-        sample = CellSample(saved["keys"], products.restore_csr(saved, "sample"))
-        return cls(saved["genes"], sums, second_moment, sample, reason)
+        try:
+            mode, reason, dtype = (str(saved[name]) for name in ("mode", "reason", "dtype"))
+            names = [(str(cell_type), str(donor)) for cell_type, donor in saved["groups"]]
+            counts_and_sums = zip(map(int, saved["counts"]), saved["sums"], strict=True)
+            groups = dict(zip(names, counts_and_sums, strict=True))
+            gene_sq = dict(zip(map(str, saved["partitions"]), saved["gene_sq"], strict=True))
+            sums = GroupSums(int(saved["n_cells"]), float(saved["sq_norm"]), groups, gene_sq)
+            second_moment = products.restore_second_moment(saved, mode, _DTYPES[dtype], device)
+            sample = CellSample(saved["keys"], products.restore_csr(saved, "sample"))
+            return cls(saved["genes"], sums, second_moment, sample, reason)
+        except (KeyError, IndexError, TypeError, ValueError) as error:  # entries are missing or do not fit together
+            found = f"{path} does not contain valid moments ({type(error).__name__}: {error})"
+            raise ValueError(f"{found}. Delete the file and compute it again.") from error
 
 
 def _select_rows(X: csr_matrix, mask: np.ndarray) -> csr_matrix:

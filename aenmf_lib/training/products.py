@@ -17,6 +17,7 @@ from scipy.sparse import csr_matrix, vstack
 
 from aenmf_lib.training import _kernels
 from aenmf_lib.training._kernels import GENES
+from aenmf_lib.training.inputs import check_indices
 from aenmf_lib.training.second_moment import EXPLICIT, IMPLICIT, check_device, to_torch
 
 _MAX_NNZ = 2**31 - 1  # limit of 32-bit indices, with which torch's CSR kernels are twice as fast
@@ -255,7 +256,9 @@ def csr_arrays(name: str, X: csr_matrix) -> dict[str, np.ndarray]:
 def restore_csr(arrays: dict[str, np.ndarray], name: str) -> csr_matrix:
     """Rebuild a (cells, genes) CSR matrix from the arrays that `csr_arrays` returned."""
     data, indices, indptr = (arrays[f"{name}_{part}"] for part in ("data", "indices", "indptr"))
-    return csr_matrix((data, indices, indptr), (len(indptr) - 1, len(arrays["genes"])))
+    X = csr_matrix((data, indices, indptr), (len(indptr) - 1, len(arrays["genes"])))
+    check_indices(X)
+    return X
 
 
 def scale_genes(M: csr_matrix | torch.Tensor, w: np.ndarray) -> csr_matrix | torch.Tensor:

@@ -2,18 +2,21 @@
 
 import contextlib
 import logging
+import re
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from scipy.sparse import csr_matrix
+
+from aenmf_lib.data import reading
 
 log = logging.getLogger(__name__)
 
 IMPLICIT, EXPLICIT = "implicit", "explicit"
+MODES = ("auto", IMPLICIT, EXPLICIT)
+REQUESTED = "requested"  # the reason for a representation that was not chosen automatically
 _BLOCK = {"cpu": 1024, "cuda": 8192}  # number of cells converted to dense at a time
 _PANEL = {"cpu": 512, "cuda": 2048}  # number of genes in a panel of S
 _FLUSH = 2**16  # cells summed in the precision of X before their sum is added in float64
@@ -97,7 +100,7 @@ def choose_representation(
     extra_bytes: int = 0,
 ) -> tuple[str, str]:  # fmt: skip
     """Return how to store S, and the reason. 'auto': the mode with fewer operations for one fit that fits in memory."""
-    if mode not in ("auto", IMPLICIT, EXPLICIT):
+    if mode not in MODES:
         raise ValueError(f"mode={mode!r} is unknown. Choose 'auto', {IMPLICIT!r} or {EXPLICIT!r}.")
     available = available_memory(device)
     # implicit: the cells and a copy by gene; explicit: S in float64 and in the precision of X, and a dense block
@@ -109,7 +112,7 @@ def choose_representation(
     }
     fits = [name for name in need if need[name] <= available]
     if mode in fits:
-        return mode, "requested"
+        return mode, REQUESTED
     sizes = ", ".join(f"{name} {need[name] / 2**30:.3g} GiB" for name in need)
     sizes = f"needed {sizes}; available {available / 2**30:.3g} GiB {'in memory' if device == 'cpu' else 'on the GPU'}"
     if mode != "auto" or not fits:
@@ -123,26 +126,24 @@ def choose_representation(
 
 
 def available_memory(device: str) -> int:
-    """Return the free bytes: of the GPU; or of the machine, within the cgroup limit at /sys/fs/cgroup (containers)."""
-    if device != "cpu":
-        return torch.cuda.mem_get_info(device)[0]
-    free, group = psutil.virtual_memory().available, Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return free if limit == "max" else min(free, int(limit) - int(used))
-    except OSError:  # no cgroup v2 limit is mounted there
-        return free
+    """Return the free bytes of the GPU, or of the machine."""
+    return torch.cuda.mem_get_info(device)[0] if device != "cpu" else reading.available_memory()
 
 
 def check_device(device: str) -> str:
-    """Return the device, or raise ValueError or RuntimeError if it does not exist."""
+    """Return the device; raise ValueError if its name is unknown, or RuntimeError if this machine has no such GPU."""
+    check_device_name(device)
     kind, _, number = device.partition(":")
-    if kind not in ("cpu", "cuda"):
-        raise ValueError(f"device={device!r} is unknown. Choose 'cpu', 'cuda' or 'cuda:<number>'.")
     if kind == "cuda" and int(number or 0) >= (n := torch.cuda.device_count()):
         remedy = "a smaller number or device='cpu'" if n else "device='cpu'"
         raise RuntimeError(f"device={device!r} is not available: torch finds {n} CUDA device(s). Use {remedy}.")
     return device
+
+
+def check_device_name(device: str) -> None:
+    """Raise ValueError unless the name of a device is valid. This machine need not have the device."""
+    if not isinstance(device, str) or not re.fullmatch(r"cpu|cuda(:\d+)?", device, re.ASCII):
+        raise ValueError(f"device={device!r} is unknown. Choose 'cpu', 'cuda' or 'cuda:<number>'.")
 
 
 def to_torch(X: csr_matrix, device: str = "cpu", *, pinned: bool = False) -> torch.Tensor:

@@ -51,6 +51,10 @@ def merge_shards(shards: Sequence[str | Path], path: str | Path, out: str | Path
     FileNotFoundError, ValueError, MemoryError
         A shard is missing; it is from other cells or another number of shards; the sums do not fit (checked first).
     """
+    if not len(shards):
+        raise ValueError(
+            f"No shard of {path} was given. Pass the files that sum_shard wrote, in the order of the shards."
+        )
     cells = streaming.load_stream(path)
     for shard, file in enumerate(shards):  # hash first, to detect a file replaced in between
         _check_source(file, {"shard": shard, "of": len(shards), "cells": cells.n_obs, **_state(path)}, path)
@@ -95,7 +99,12 @@ def _source(cells: CellStream) -> dict[str, int | str]:
 
 def _check_source(file: str | Path, expected: dict[str, int | str], path: str | Path) -> None:
     """Raise ValueError if the sums in a file were not made from the expected source."""
-    found = json.loads(str(files.read_npz(file, FORMAT, "sums over shards", ["made_from"])["made_from"]))
+    try:
+        found = dict(json.loads(str(files.read_npz(file, FORMAT, "sums over shards", ["made_from"])["made_from"])))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(
+            f"{file} is damaged: its source cannot be read ({error}). Delete it and compute it again."
+        ) from error
     differ = [f"{key} is {found.get(key)}, not {value}" for key, value in expected.items() if found.get(key) != value]
     if differ:
         problem = f"{file} was not made from {path} as it is now: {'; '.join(differ)}"

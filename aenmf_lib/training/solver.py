@@ -49,9 +49,15 @@ def minimize(
     """
     begin, seconds_before = time.perf_counter(), 0.0
     if state := checkpoint.load() if checkpoint else None:
-        method = _method(objective, torch.from_numpy(state["W"]).to(objective.moments.device), row_norm=row_norm)
-        method.restore(state)
-        history, seconds_before = list(state["history"]), float(state["seconds"])
+        try:
+            if state["W"].shape[1:] != (n_genes := objective.gene_sq.shape[-1],):
+                raise ValueError(f"W has shape {state['W'].shape}, not k × {n_genes}")
+            method = _method(objective, torch.from_numpy(state["W"]).to(objective.moments.device), row_norm=row_norm)
+            method.restore(state)
+            history, seconds_before = list(state["history"]), float(state["seconds"])
+        except (KeyError, TypeError, ValueError) as error:  # entries are missing or of a wrong type or shape
+            found = f"{checkpoint.path} is not a valid checkpoint of this fit ({type(error).__name__}: {error})"
+            raise ValueError(f"{found}. Delete it to start again.") from error
         log.info("%s: resuming after iteration %d from %s", name, len(history) - 1, checkpoint.path)
     else:
         method = _method(objective, start(), row_norm=row_norm)

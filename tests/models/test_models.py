@@ -15,7 +15,7 @@ from aenmf_lib import AENMF, CAENMF1, CAENMF2, BaseNMF, data, programs
 from aenmf_lib.data import simulation
 from aenmf_lib.data.streaming import CellStream
 from aenmf_lib.models import base
-from aenmf_lib.training import moments
+from aenmf_lib.training import moments, second_moment
 from aenmf_lib.training.moments import Moments
 
 K = len(simulation.PROGRAMS)
@@ -226,7 +226,7 @@ def test_empty_programs_are_reported(tiny, caplog):
 def test_streamed_cells_give_the_fit_and_usages_of_cells_in_memory(demo, tmp_path, mode):
     demo[0][:1500].raw.to_adata().write_h5ad(tmp_path / "cells.h5ad")
     settings = {"k": 6, "max_iter": 5, "mode": mode}
-    streamed = CellStream(tmp_path / "cells.h5ad", block=500)
+    streamed = CellStream(tmp_path / "cells.h5ad", counts=True, block=500)
     model = CAENMF1(**settings).fit(streamed)
     in_memory = AnnData(vstack([block for block, _ in streamed], format="csr"), obs=streamed.obs)
     in_memory.var_names = streamed.var_names
@@ -297,6 +297,13 @@ def test_rank_below_1_or_above_the_data_raises(tiny, model, k):
     ("model", "setting"),
     [
         (AENMF, {"k": 12.0}),
+        (BaseNMF, {"k": True}),
+        (AENMF, {"seed": -1}),
+        (BaseNMF, {"seed": 1.5}),
+        (AENMF, {"row_norm": "no"}),
+        (CAENMF1, {"strength": -1}),
+        (CAENMF2, {"strength": "a"}),
+        (CAENMF1, {"lambda_W": True}),
         (AENMF, {"max_iter": 0}),
         (AENMF, {"tol": np.nan}),
         (CAENMF1, {"gamma": -1.0}),
@@ -306,17 +313,40 @@ def test_rank_below_1_or_above_the_data_raises(tiny, model, k):
 )
 def test_invalid_hyperparameter_raises_on_construction(model, setting):
     ((name, value),) = setting.items()
-    with pytest.raises(ValueError, match=f"^{name}={value!r} is not valid. Choose a "):
+    with pytest.raises(ValueError, match=f"^{name}={value!r} is not valid. Choose (a |True)"):
         model(**setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "choices"),
+    [
+        ({"device": "gpu"}, "'cpu', 'cuda' or 'cuda:<number>'"),
+        ({"device": "cuda:x"}, "'cpu', 'cuda' or 'cuda:<number>'"),
+        ({"labels": "foo"}, "'cell_type' or 'clusters' or 'none'"),
+        ({"labels": ["none"]}, "'cell_type' or 'clusters' or 'none'"),
+        ({"mode": "dense"}, "'auto' or 'implicit' or 'explicit'"),
+        ({"init": None}, "'cells' or 'nndsvd'"),
+        ({"invariance": "center"}, "'published' or 'centered'"),
+    ],
+)
+def test_unknown_choice_raises_on_construction_and_lists_the_choices(setting, choices):
+    with pytest.raises(ValueError, match=f"is unknown. Choose {choices}"):
+        CAENMF1(**setting)
+
+
+def test_device_that_this_machine_lacks_is_accepted_on_construction():
+    assert AENMF(device="cuda:99").device == "cuda:99"
+    with pytest.raises(RuntimeError, match="device='cuda:99' is not available"):
+        second_moment.check_device("cuda:99")
 
 
 def test_unfitted_model_wrong_input_and_unknown_device_raise(tiny):
     with pytest.raises(NotFittedError, match=r"AE_NMF is not fitted\. Call fit first"):
         AENMF(k=3).transform(tiny)
-    with pytest.raises(TypeError, match=r"fit got a csr_matrix\. Pass an AnnData"):
-        AENMF(k=3).fit(tiny.X)
-    with pytest.raises(ValueError, match="device='gpu' is unknown"):
-        AENMF(k=3, device="gpu").fit(tiny)
+    with pytest.raises(TypeError, match=r"The cells are a str\. Expected an AnnData"):
+        AENMF(k=3).fit("cells.h5ad")
+    with pytest.raises(RuntimeError, match="device='cuda:99' is not available"):
+        AENMF(k=3, device="cuda:99").fit(tiny)
 
 
 @pytest.mark.parametrize("model", [CAENMF1, CAENMF2])

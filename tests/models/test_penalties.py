@@ -147,7 +147,44 @@ def test_penalty_is_zero_if_donors_cannot_be_compared(tiny, each, caplog):
     W = torch.from_numpy(np.random.default_rng(1).random((4, tiny.n_vars)))
     weights, left = penalties.weights_from_strength(0.2, "cell_type", Moments.from_cells(tiny), W)
     assert (weights.gamma, left) == (0, 0)
-    assert "donors cannot be compared. There is no penalty" in caplog.text
+    assert weights.note in caplog.text
+    assert "100" not in caplog.text
+    if each == "one donor per type":
+        expected = "no type has cells of two donors, so donors cannot be compared within types; there is no penalty"
+        assert weights.note == expected
+        assert "labels='none'" in caplog.text
+    else:
+        assert weights.note.endswith("cannot be compared with that between cells; there is no penalty")
+
+
+def test_types_and_cells_that_determine_the_penalty_are_reported_if_they_are_few(tiny, caplog):
+    """Of three types, one has cells of two donors."""
+    caplog.set_level("INFO")
+    types = np.where(tiny.obs["donor_id"] == "d3", "of d3", np.where(tiny.obs["donor_id"] == "d2", "of d2", "shared"))
+    tiny.obs["cell_type"] = np.where(np.arange(60) % 2 & (tiny.obs["donor_id"] == "d2"), "shared", types)
+    n = (tiny.obs["cell_type"] == "shared").sum()
+    tiny.X = csr_matrix(tiny.X.toarray() * np.where((tiny.obs["donor_id"] == "d1").to_numpy()[:, None], 5, 1))
+    W = torch.from_numpy(np.random.default_rng(1).random((4, tiny.n_vars)))
+    weights, left = penalties.weights_from_strength(0.2, "cell_type", Moments.from_cells(tiny), W)
+    assert left > 0
+    assert weights.note == f"donors can be compared only within 1 of 3 types, with {n} of 60 cells"
+    assert weights.note in caplog.text
+
+
+def test_missing_penalty_is_explained_in_summary_and_kept_by_clusters_and_published_weights(tiny, monkeypatch):
+    tiny.obs["cell_type"] = "of " + tiny.obs["donor_id"].astype(str)
+    expected = "no type has cells of two donors, so donors cannot be compared within types"
+    model = CAENMF2(k=3, max_iter=3).fit(tiny)
+    assert model.summary().endswith(f"effective strength 0 of 0.2; {expected}; there is no penalty")
+    given = CAENMF1(k=3, max_iter=3, strength=0, invariance="centered").fit(tiny)
+    assert given.penalty_.note == f"{expected}; the invariance penalty is 0"
+    monkeypatch.setattr(neighbors, "leiden_clusters", lambda H: tiny.obs["donor_id"].astype(str).to_numpy())
+    clusters = CAENMF1(k=3, max_iter=3, labels="clusters").fit(tiny)
+    assert clusters.penalty_.note == expected.replace("type", "cluster") + "; there is no penalty"
+    assert CAENMF1(k=3, max_iter=3, labels="none").fit(tiny).penalty_.note in ("", CHANCE)
+
+
+CHANCE = "chance accounts for all of the donor penalty; there is no penalty"
 
 
 @pytest.mark.parametrize("model", BOTH)

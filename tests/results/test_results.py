@@ -101,7 +101,7 @@ def test_provenance_records_labels_input_and_parameters(cells, tmp_path, gamma, 
 @pytest.mark.parametrize("name", KEYS)
 def test_provenance_has_the_same_keys_for_all_models(written, name):
     provenance = results.read(written[name]).uns["provenance"]
-    keys = "model parameters cell_type_in_training penalty input source loss_history sq_norm_per_cell n_iter stop"
+    keys = "model parameters cell_type_in_training penalty input source cells loss_history sq_norm_per_cell n_iter stop"
     keys += " second_moment fit_seconds starts stability device"
     assert set(provenance) == {*keys.split(), *results.run_info()}
     assert bool(provenance["penalty"]) == name.startswith("CAE")
@@ -160,13 +160,18 @@ def test_history_is_relative_to_the_squared_norm_per_cell(written, cells):
     ("edit", "message"),
     [
         (lambda f: f.obsm.pop("H_shared_k4"), "obsm has no 'H_shared_k4'"),
-        (lambda f: f.varm.pop("W_tied_k4"), "exactly one of .*W_tied_k<k>"),
-        (lambda f: f.obs.pop("donor_id"), "obs has no column 'donor_id'"),
+        (lambda f: f.varm.pop("W_tied_k4"), "is not a results file: .* exactly one of .*W_tied_k<k>"),
         (lambda f: f.obsm.update(H_shared_k4=f.obsm["H_shared_k4"][:, :2]), r"has shape \(60, 2\); 4 columns"),
         (lambda f: f.obsm["H_shared_k4"].__setitem__((0, 0), np.nan), "contains 1 values that are NaN or infinite"),
         (lambda f: f.obsm["H_shared_k4"].__setitem__((0, 0), -1), "contains 1 negative values"),
         (lambda f: f.obsm.update(H_shared_k4=f.obs[["donor_id"] * 4].to_numpy().astype("S9")), "numbers are expected"),
         (lambda f: f.uns["provenance"].pop("loss_history"), r"uns\['provenance'\] has no 'loss_history'"),
+        (lambda f: f.uns.update(provenance="me"), r"uns\['provenance'\] is a str; a group .* is expected"),
+        (
+            lambda f: f.uns["provenance"].update(loss_history="low"),
+            r"\['loss_history'\] is 'low', not a list",
+        ),
+        (lambda f: f.uns["provenance"].update(parameters=1), r"\['parameters'\] is not a group"),
         (lambda f: setattr(f, "X", np.ones(f.shape)), "a results file must have no X"),
     ],
 )
@@ -175,6 +180,23 @@ def test_invalid_file_raises_and_reports_its_fault(written, edit, message):
     assert len(results.check(written["AE_NMF"])) == 1
     with pytest.raises(ValueError, match=message):
         results.read(written["AE_NMF"])
+
+
+@pytest.mark.parametrize("label", ["donor_id", "cell_type"])
+def test_scoring_a_file_without_a_label_names_the_file_and_the_column(written, label):
+    edit_file(written["AE_NMF"], lambda found: found.obs.pop(label))
+    assert results.check(written["AE_NMF"]) == []
+    with pytest.raises(ValueError, match=rf"AE_NMF\.h5ad has no obs column '{label}'.*{label.split('_')[0]}.*_key="):
+        results.read_embeddings([written["AE_NMF"]])
+
+
+def test_other_file_is_said_to_be_no_results_file(cells, tmp_path, monkeypatch):
+    cells.write_h5ad(tmp_path / "mycells.h5ad")
+    monkeypatch.setattr(files, "read_h5ad", lambda path: pytest.fail("a large file would be read"))
+    (fault,) = results.check(tmp_path / "mycells.h5ad")
+    assert fault.startswith("is not a results file: The varm keys (none) belong to no model")
+    with pytest.raises(ValueError, match=r"mycells\.h5ad is not a results file: "):
+        results.read(tmp_path / "mycells.h5ad")
 
 
 def test_check_reports_a_missing_file(tmp_path):
@@ -207,8 +229,9 @@ def test_two_files_of_one_model_or_of_two_ranks_raise(written, cells, tmp_path):
     results.write(tmp_path / "k3.h5ad", AENMF(k=3).fit(cells), cells)
     with pytest.raises(ValueError, match="is of rank 3"):
         results.read_embeddings([written["Base_NMF"], tmp_path / "k3.h5ad"])
-    with pytest.raises(ValueError, match="No results file was given"):
-        results.read_embeddings([])
+    for function in (results.read_embeddings, results.history):
+        with pytest.raises(ValueError, match="No results file was given"):
+            function([])
 
 
 def test_cells_without_a_type_are_read_and_cells_without_a_donor_are_a_fault(written, caplog):
@@ -220,7 +243,9 @@ def test_cells_without_a_type_are_read_and_cells_without_a_donor_are_a_fault(wri
     assert results.read_embeddings([written["AE_NMF"]]).obs["cell_type"].isna().sum() == 3
     assert "3 of 60 cells have no cell_type: left out of the scores against it" in caplog.text
     remove_labels("donor_id")
-    assert results.check(written["AE_NMF"]) == ["obs['donor_id'] is empty for 3 of 60 cells"]
+    assert results.check(written["AE_NMF"]) == []
+    with pytest.raises(ValueError, match=r"AE_NMF\.h5ad: obs\['donor_id'\] is empty for 3 of 60 cells"):
+        results.read_embeddings([written["AE_NMF"]])
 
 
 @pytest.mark.parametrize(("model", "labels"), [(CAENMF1, "clusters"), (CAENMF2, "none"), (CAENMF1, "cell_type")])

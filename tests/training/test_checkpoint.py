@@ -4,6 +4,7 @@ import signal
 
 import numpy as np
 import pytest
+import torch
 from conftest import tiny_cells
 from scipy.sparse import csr_matrix
 
@@ -194,8 +195,50 @@ def test_truncated_checkpoint_raises(tiny, tmp_path):
     path = tmp_path / "state.npz"
     MODELS["AE_NMF"]().fit(tiny, checkpoint=path)
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(ValueError, match="does not contain a checkpoint, or is truncated"):
+    with pytest.raises(ValueError, match=r"state\.npz cannot be read .* Expected a checkpoint: delete the file"):
         MODELS["AE_NMF"]().fit(tiny, checkpoint=path)
+
+
+def edited(path, edit):
+    """Apply `edit` to the arrays of an .npz file."""
+    with np.load(path) as file:
+        arrays = dict(file)
+    edit(arrays)
+    np.savez(path, **arrays)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda a: a.pop("of"), "is not a complete checkpoint: it has no of"),
+        (lambda a: [a.pop(name) for name in ("W", "history")], "it has no W, history"),
+        (lambda a: a.pop("least"), r"is not a valid checkpoint of this fit \(KeyError: 'least'\)"),
+        (lambda a: a.update(of="{"), "is damaged: it does not name its fit"),
+        (lambda a: a.update(W=np.zeros((4, 3))), "is not a valid checkpoint of this fit"),
+        (lambda a: a.update(format=99), "contains a checkpoint of format 99, not 1"),
+        (lambda a: a.pop("format"), "Expected a checkpoint"),
+        (lambda a: a.update(of=np.array([{}], dtype=object)), "Expected a checkpoint"),  # a pickle is not opened
+    ],
+)
+def test_checkpoint_that_lacks_entries_raises(tiny, tmp_path, monkeypatch, edit, message):
+    path = tmp_path / "state.npz"
+    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
+    MODELS["AE_NMF"]().fit(tiny, checkpoint=path)
+    edited(path, edit)
+    with pytest.raises(ValueError, match=f"state.npz.*{message}.*(Delete it|delete the file|Compute it again)"):
+        MODELS["AE_NMF"]().fit(tiny, checkpoint=path)
+
+
+def test_torch_file_as_checkpoint_raises(tiny, tmp_path):
+    torch.save({"W": torch.ones(3)}, tmp_path / "state.npz")
+    with pytest.raises(ValueError, match="Expected a checkpoint: delete the file"):
+        MODELS["AE_NMF"]().fit(tiny, checkpoint=tmp_path / "state.npz")
+
+
+def test_numpy_numbers_as_parameters_can_be_saved(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
+    for k in (np.int64(4), 4):
+        AENMF(k=k, tol=np.float32(0.5), max_iter=12).fit(tiny, checkpoint=tmp_path / "state.npz")
 
 
 def test_checkpoint_is_deleted_after_results_are_written(tiny, tmp_path):

@@ -124,7 +124,29 @@ def test_truncated_moments_file_raises(cells, tmp_path):
     path = tmp_path / "moments.npz"
     Moments.from_cells(cells).save(path)
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="does not contain moments, or is truncated"):
+    with pytest.raises(ValueError, match=r"moments\.npz cannot be read .* Expected moments: delete"):
+        Moments.load(path)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda a: a.pop("mode"),
+        lambda a: a.pop("cells0_data"),
+        lambda a: a.update(dtype="load"),
+        lambda a: a.update(counts=a["counts"][1:]),
+        lambda a: a["cells0_indices"].__setitem__(3, 40),
+        lambda a: a["sample_indptr"].__setitem__(3, 10**6),
+    ],
+)
+def test_moments_that_lack_entries_or_do_not_fit_together_raise(cells, tmp_path, edit):
+    path = tmp_path / "moments.npz"
+    Moments.from_cells(cells, mode="implicit").save(path)
+    with np.load(path) as file:
+        arrays = dict(file)
+    edit(arrays)
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match=r"moments\.npz does not contain valid moments .*Delete the file"):
         Moments.load(path)
 
 

@@ -109,7 +109,7 @@ def test_merging_missing_misplaced_or_truncated_shards_raises(path):
     with pytest.raises(ValueError, match=r"1-of-4\.npz was not made .*shard is 1, not 0"):
         sharding.merge_shards([files[1], files[0], *files[2:]], path, sums)
     files[2].write_bytes(files[2].read_bytes()[:2000])
-    with pytest.raises(ValueError, match=r"2-of-4\.npz does not contain sums over shards, or is truncated"):
+    with pytest.raises(ValueError, match=r"2-of-4\.npz cannot be read .* Expected sums over shards: delete"):
         sharding.merge_shards(files, path, sums)
 
 
@@ -122,10 +122,15 @@ def test_merging_deletes_shards_of_other_shard_counts(path):
 
 def test_invalid_sums_raise_before_reading(path, monkeypatch):
     sums, cells = summed(path), data.load_stream(path)
+    shards = sorted((path.parent / "sums").iterdir())
+    with pytest.raises(ValueError, match=r"No shard of .* was given"):
+        sharding.merge_shards([], path, sums)
     with pytest.raises(ValueError, match=r"shard 0 of 201 does not exist for the 200 cells .* Choose 1 to 200 shards"):
         sharding.sum_shard(path, 0, 201, path.parent / "none.npz")
     with pytest.raises(ValueError, match=r"mode='implicit', but .* contains explicit sums"):
         sharding.load_sums(sums, cells, mode="implicit")
+    with pytest.raises(ValueError, match=r"sums are grouped by donor_id and cell_type, not by batch and cell_type"):
+        AENMF(k=5).fit(cells, sums=sums, donor_key="batch")
     with pytest.raises(TypeError, match=r"needs the cells from data.load_stream, not a AnnData"):
         AENMF(k=5).fit(data.load(cells.path), sums=sums)
     # 40 × 40 genes × 3 donors at 12 bytes per pair to fit, at 16 to merge, and blocks of 1024 cells
@@ -133,7 +138,7 @@ def test_invalid_sums_raise_before_reading(path, monkeypatch):
     sharding.load_sums(sums, cells)
     for call in (
         lambda: sharding.sum_shard(path, 0, 4, path.parent / "none.npz"),
-        lambda: sharding.merge_shards([], path, sums),
+        lambda: sharding.merge_shards(shards, path, sums),
     ):
         with pytest.raises(MemoryError, match=r"explicit second moment of 200 cells .* needed .* leave out SHARDS"):
             call()
