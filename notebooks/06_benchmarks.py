@@ -43,6 +43,15 @@ pd.DataFrame({"cell_type used": used_cell_type, "groups": embeddings.groups}).as
 # `cell_type used` is True, the penalty of the model used the cell types. The scores of this model against `cell_type`
 # are then not independent evidence. `groups` are the groups of cells within which the penalty compared donors.
 #
+# The next list contains the models that were skipped, with the reason. Usually it is empty. The published tables have a
+# row without scores for each of them.
+
+# %%
+pd.Series(embeddings.skipped, name="skipped", dtype=object)
+
+# %% [markdown]
+# A label with one class, such as `donor_id` with one donor, has empty scores in all tables, and a warning says so.
+#
 # With fewer seeds or cells, a run is shorter and its scores are less precise. The table compares this run with the
 # published settings.
 
@@ -74,7 +83,7 @@ agreement.pivot_table(index="Model", columns="label", values=["n_clusters", "n_c
 # Agreement with `cell_type` (higher is better):
 
 # %%
-agreement_cell_type = clustering.summarize(agreement, "cell_type")
+agreement_cell_type = embeddings.with_skipped(clustering.summarize(agreement, "cell_type"))
 results.write_table(agreement_cell_type, f"{out_dir}/clustering_cell_type.csv")
 agreement_cell_type
 
@@ -82,7 +91,7 @@ agreement_cell_type
 # Agreement with `donor_id` (lower is better; random clusters have an ARI of 0):
 
 # %%
-agreement_donor_id = clustering.summarize(agreement, "donor_id")
+agreement_donor_id = embeddings.with_skipped(clustering.summarize(agreement, "donor_id"))
 results.write_table(agreement_donor_id, f"{out_dir}/clustering_donor_id.csv")
 agreement_donor_id
 
@@ -156,7 +165,7 @@ fits.pivot_table(index=["label", "Model"], columns="classifier", values=["F1", "
 # The published table contains means over all classifiers, seeds and folds. For `cell_type` (higher is better):
 
 # %%
-classified_cell_type = classification.summarize(fits, "cell_type")
+classified_cell_type = embeddings.with_skipped(classification.summarize(fits, "cell_type"))
 results.write_table(classified_cell_type, f"{out_dir}/classification_cell_type.csv")
 classified_cell_type
 
@@ -164,7 +173,7 @@ classified_cell_type
 # For `donor_id` (lower is better):
 
 # %%
-classified_donor_id = classification.summarize(fits, "donor_id")
+classified_donor_id = embeddings.with_skipped(classification.summarize(fits, "donor_id"))
 results.write_table(classified_donor_id, f"{out_dir}/classification_donor_id.csv")
 classified_donor_id
 

@@ -5,17 +5,20 @@
 # notebook trains no model and computes no score.
 
 # %% tags=["parameters"]
-tables_dir: str = "results/demo/k12"  # folder with the output of 02 to 06
+model_paths: list[str] = ["results/demo/k12/cae_nmf1_k12.h5ad", "results/demo/k12/cae_nmf2_k12.h5ad", "results/demo/k12/ae_nmf_k12.h5ad", "results/demo/k12/base_nmf_k12.h5ad"]  # results files to show  # noqa: E501  # fmt: skip
+tables_dir: str = "results/demo/k12"  # folder with the tables of 06
 out_dir: str = "results/demo/k12/figures"  # folder for the figures
 
 # %%
 from aenmf_lib import data, figures, programs, results
 
-files = figures.model_files(tables_dir)
-embeddings = results.read_embeddings(files)
+embeddings = results.read_embeddings(model_paths)
 embeddings.obs.groupby("cell_type", observed=True)["donor_id"].agg(cells="size", donors="nunique")
 
 # %% [markdown]
+# A label with one class has no scores: its panels are left out, and the captions say so. They also list the models that
+# were skipped.
+#
 # ## Clustering agreement
 # The figure compares Leiden clusters with the cell types (higher is better) and with the donors (lower is better). Each
 # point is one Leiden seed.
@@ -96,7 +99,7 @@ fig
 # The figure shows the loss of each model, divided by the mean squared norm of a cell so that data sets can be compared.
 
 # %%
-fig = figures.training(results.history(files), run=embeddings.run)
+fig = figures.training(results.history(model_paths), run=embeddings.run)
 figures.save(fig, out_dir)
 fig
 

@@ -97,7 +97,13 @@ study.format_table(table, study.UNSEEN)
 # over the starts. The dotted line is the value of `Types`.
 
 # %%
-fig = figures.conditioning(table, run=results.RunInfo(k=k))
+made = cells.uns.get("provenance", {})
+columns = {
+    "donor_column": made.get("donor_key", "donor_id"),
+    "cell_type_column": made.get("cell_type_key", "cell_type"),
+}
+run = results.RunInfo(k=k, n_cells=cells.n_obs, sampled_from=int(made.get("sampled_from", 0)), **columns)
+fig = figures.conditioning(table, run=run)
 figures.save(fig, f"{out_dir}/figures")
 fig
 

@@ -13,7 +13,7 @@ from anndata import AnnData
 from scipy.sparse import csr_matrix
 from sklearn import decomposition
 
-from aenmf_lib.data import CELL_TYPE, DONOR, is_missing
+from aenmf_lib.data.labels import CELL_TYPE, DONOR, is_missing
 
 CELL_TYPE_ONLY, PCA, HARMONY, LINEAR_SCVI = "Types", "PCA", "Harmony", "LinearSCVI"
 _PACKAGES = {HARMONY: ("harmonypy", "harmonypy"), LINEAR_SCVI: ("scvi", "scvi-tools")}  # module, name for pip
@@ -51,7 +51,9 @@ def cell_types(cells: AnnData, seed: int) -> Embedding:
     names = np.unique(cells.obs[CELL_TYPE][~is_missing(cells.obs[CELL_TYPE])].astype(str))
 
     def transform(other: AnnData) -> np.ndarray:
-        indicators = other.obs[CELL_TYPE].astype(str).to_numpy()[:, None] == names  # no type: only noise
+        types = other.obs[CELL_TYPE].astype(str).to_numpy(object, copy=True)
+        types[is_missing(other.obs[CELL_TYPE])] = None  # only noise; a missing type is not a type named 'nan'
+        indicators = types[:, None] == names
         return (indicators + _NOISE * np.random.default_rng(seed).normal(size=indicators.shape)).astype(np.float32)
 
     return Embedding(transform(cells), transform, seconds=0.0)

@@ -17,13 +17,13 @@ from anndata import AnnData
 
 from aenmf_lib.conditioning.baselines import Embedding
 from aenmf_lib.conditioning.variants import COLUMNS, Variant, VariantFitter, label
-from aenmf_lib.data import CELL_TYPE, DONOR, is_missing
+from aenmf_lib.data.labels import CELL_TYPE, DONOR, is_missing
 from aenmf_lib.data.preprocessing import read_labels
 from aenmf_lib.data.progress import hide_progress_bars
 from aenmf_lib.metrics import classification, classifiers, clustering, neighbors
 from aenmf_lib.metrics.classifiers import KNN, LOGISTIC
 from aenmf_lib.metrics.score_cache import ScoreCache, fingerprint, source_code
-from aenmf_lib.metrics.splits import Splits
+from aenmf_lib.metrics.splits import Splits, stratified_subset
 from aenmf_lib.models.base import relative_error
 from aenmf_lib.models.penalties import between_donor_variance
 from aenmf_lib.results import run_info
@@ -77,7 +77,8 @@ def run(
     Raises
     ------
     ValueError
-        A column is missing, empty for some cells, or the same for all training donors; or fewer than 3 donors.
+        A column is missing, empty for some cells, or the same for all training donors; fewer than 3 donors; or
+        `max_cells` is too small for the classes.
     """
     donors = cells.obs[DONOR].astype(str).to_numpy()
     labels = {name: _group_labels(cells.obs, name) for name in on}
@@ -89,6 +90,9 @@ def run(
                 f"obs[{name!r}] is {str(left[0])!r} for all training donors of seed {seed}. Expected two values or "
                 "more to condition on. Use fewer seeds, or choose another column for `on`."
             )
+    for name, groups in labels.items():  # a subset that is too small is an error now, and not after the first fits
+        for column, values in ((CELL_TYPE, cells.obs[CELL_TYPE]), (name, groups)):
+            stratified_subset(pd.DataFrame({column: np.asarray(values)}), column, Splits(max_cells=max_cells))
     data = cells.obs_names.to_numpy(str), donors, read_labels(cells.obs, CELL_TYPE, partly=True).astype(str)
     total = cells.X.nnz, float(cells.X.sum(dtype=np.float64))
     made_from = fingerprint(source_code(*_CODE), *data, *total, k, max_cells, packages=_PACKAGES)
@@ -111,11 +115,10 @@ def run(
                 with hide_progress_bars(), redirect_stdout(StringIO()):  # scikit-learn prints every sweep
                     seen, rest = (fitter.fit(Variant(*key[1:-1]), key[0]) for fitter in fitters)
                     scores = _score(cells, obs, out, seen, rest, max_cells)
-                yield key, {**settings, "n_unseen": out.sum(), **dict.fromkeys(SCORES, ""), **scores}
+                yield key, {**settings, "n_unseen": out.sum(), **dict.fromkeys(SCORES, np.nan), **scores}
 
-    scores = ScoreCache(cache, [*_KEY, *_SETTINGS, *SCORES], _KEY)
-    long = scores.evaluate(tasks, fit_and_score, description="study", unit="fit")
-    return long.assign(**{score: long[score].mask(long[score].eq("")).astype(float) for score in SCORES})
+    scores = ScoreCache(cache, [*_KEY, *_SETTINGS, *SCORES], _KEY, text=["date"])
+    return scores.evaluate(tasks, fit_and_score, description="study", unit="fit").astype(dict.fromkeys(SCORES, float))
 
 
 def summarize(long: pd.DataFrame) -> pd.DataFrame:
@@ -197,7 +200,7 @@ def _transfer_scores(H: np.ndarray, obs: pd.DataFrame, n_training: int) -> dict[
 
 def _group_labels(obs: pd.DataFrame, name: str) -> np.ndarray:
     """Return the values of a column, or of several joined by '+', as strings (n_cells,)."""
-    columns = name.split("+")
+    columns = [name] if name in obs else name.split("+")
     for column in columns:
         if column not in obs:
             known = ", ".join(map(repr, obs))
@@ -205,4 +208,7 @@ def _group_labels(obs: pd.DataFrame, name: str) -> np.ndarray:
             raise ValueError(f"obs has no column {column!r}. It has {known}. {advice}")
         if (empty := is_missing(obs[column])).any():
             raise ValueError(f"obs[{column!r}] is empty for {empty.sum()} of {len(obs)} cells. Every cell needs one.")
-    return obs[columns].astype(str).agg(", ".join, axis=1).to_numpy(str)
+    values = obs[columns].astype(str)
+    if len(columns) > 1:  # 'a, b' with 'c' is another group than 'a' with 'b, c'
+        values = values.map(lambda value: value.replace("\\", "\\\\").replace(",", "\\,"))
+    return values.agg(", ".join, axis=1).to_numpy(str)

@@ -1,5 +1,7 @@
 """Figures of the cells: UMAP, programs by cell type, and cells per donor."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -14,7 +16,7 @@ from aenmf_lib.results import MODELS, RunInfo
 
 MAX_POINTS = 50_000  # a UMAP of more cells shows a random sample of this size
 _SEED = 0  # of this sample, and of the order in which cells are drawn
-_NO_TYPE = "no type"  # shown in the UMAP for cells without a type
+_NO_TYPE = "no type"  # shown in the UMAP for cells without a type, in brackets if a type has this name
 _CUT = 3  # z-scores beyond ±3 are drawn in the color of ±3
 
 
@@ -39,9 +41,9 @@ def umap(coords: AnnData, run: RunInfo = NO_RUN) -> Figure:
         "colors repeat" if max(map(len, names.values())) > 102 else "",
     ]
     heights = [54 + 3.3 * -(-len(shown) // style.legend_columns(shown, DOUBLE)) for shown in names.values()]
-    fig = style.new_figure(points, DOUBLE, sum(heights), note, titles)
+    fig = style.new_figure(points, DOUBLE, sum(heights), note, titles, run)
     parts = fig.subfigures(2, 1, height_ratios=heights)
-    for label, title, part in zip(LABELS, ("Cell type", "Donor"), parts, strict=True):
+    for (label, title), part in zip(style.label_titles(run).items(), parts, strict=True):
         palette = style.palette(len(names[label]))
         color = np.array(palette)[points[label].cat.codes]
         axes = part.subplots(1, len(MODELS))
@@ -56,7 +58,8 @@ def umap(coords: AnnData, run: RunInfo = NO_RUN) -> Figure:
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
         colors = dict(zip(names[label], palette, strict=True))
-        style.legend(part, colors, where="lower", title=f"{title} ({len(colors)})", alignment="left")
+        title = f"{style.shorten_labels([title], 100)[0]} ({len(colors)})"
+        style.legend(part, colors, where="lower", title=title, alignment="left")
     return fig
 
 
@@ -80,13 +83,13 @@ def programs(usage: pd.DataFrame, run: RunInfo = NO_RUN) -> Figure:
     down = -(-len(titles) // across)
     numbered = (DOUBLE - max(map(style.text_width, names)) - 20) / across - 3 >= ranks.max() * LINE
     note = [
-        *style.run_note(f"{cells.sum():,} cells", RunInfo(groups=run.groups)),
+        *style.run_note(f"{cells.sum():,} cells", replace(run, k=None)),
         f"rank k = {style.value_range(ranks)}",
         f"color: mean usage of a program by the cells of a type, as z-score over the types, clipped at ±{_CUT}",
         "programs are in the order of the type in which they peak",
     ]
     height = down * (len(cells) * LINE + (14 if numbered else 9)) + 12
-    fig = style.new_figure(points, DOUBLE, height, note, titles)
+    fig = style.new_figure(points, DOUBLE, height, note, titles, run)
     axes = fig.subplots(down, across, squeeze=False).ravel()
     for i, ((model, title), ax) in enumerate(zip(titles.items(), axes, strict=False)):
         rows = points[points["Model"] == model]
@@ -103,13 +106,14 @@ def programs(usage: pd.DataFrame, run: RunInfo = NO_RUN) -> Figure:
     for ax in axes[len(titles) :]:
         ax.set_axis_off()
     extend = "both" if points["z_score"].abs().max() > _CUT else "neither"
+    over = "cell types" if run.cell_type_column == CELL_TYPE else style.shorten_labels([run.cell_type_column], 60)[0]
     fig.colorbar(axes[0].collections[0], ax=list(axes), location="bottom", pad=0.02, shrink=0.25, aspect=25,
-                 extend=extend, ticks=[-_CUT, 0, _CUT], label="mean usage, z-score over cell types")  # fmt: skip
+                 extend=extend, ticks=[-_CUT, 0, _CUT], label=f"mean usage, z-score over {over}")  # fmt: skip
     return fig
 
 
 @style.figure
-def donors(table: pd.DataFrame, min_cells: int) -> Figure:
+def donors(table: pd.DataFrame, min_cells: int, column: str = DONOR) -> Figure:
     """Draw the number of cells of each donor, and the threshold, 89 mm wide.
 
     One bar per donor, largest first; light bars are donors that were dropped.
@@ -118,13 +122,15 @@ def donors(table: pd.DataFrame, min_cells: int) -> Figure:
     ----------
     table : one row per donor: ``donor_id, n_cells, kept``
     min_cells : the threshold
+    column : the column of the user's file that contains the donors, for the caption
     """
     check_table(table, "table of donors", [DONOR, "kept"], ["n_cells"])
     table = table.astype({DONOR: str, "kept": bool}).sort_values(["n_cells", DONOR], ascending=[False, True])
-    kept, n_cells = table["kept"], table["n_cells"]
+    kept, n_cells, name = table["kept"], table["n_cells"], style.printable(column)
+    every, each = ("donors", "donor") if column == DONOR else (f"values of {name}", f"value of {name}")
     note = [
-        f"{kept.sum()} of {len(table)} donors kept (dark), with {n_cells[kept].sum():,} of {n_cells.sum():,} cells",
-        f"dashed line: minimum cells per donor ({min_cells:,})",
+        f"{kept.sum()} of {len(table)} {every} kept (dark), with {n_cells[kept].sum():,} of {n_cells.sum():,} cells",
+        f"dashed line: minimum cells per {each} ({min_cells:,})",
     ]
     fig = style.new_figure(table, SINGLE, len(table) * LINE + 13, note)
     ax = fig.subplots()
@@ -151,7 +157,12 @@ def _umap_table(coords: AnnData) -> pd.DataFrame:
         if (empty := labels.isna()).any() and key == DONOR:
             found = f"{empty.sum():,} of {coords.n_obs:,} cells (first: {coords.obs_names[empty][0]!r})"
             raise ValueError(f"{name}: obs[{key!r}] is empty for {found}. {again}")
-        table[key] = labels.add_categories(_NO_TYPE).fillna(_NO_TYPE) if empty.any() else labels
+        if empty.any():
+            no_type = _NO_TYPE
+            while no_type in labels.categories:
+                no_type = f"({no_type})"
+            labels = labels.add_categories(no_type).fillna(no_type)
+        table[key] = labels
     for model, key in maps.items():
         xy = np.asarray(coords.obsm[key])
         if xy.shape != (coords.n_obs, 2):

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from aenmf_lib.data import CELL_TYPE
+from aenmf_lib.data import CELL_TYPE, DONOR
 from aenmf_lib.figures import style
 from aenmf_lib.figures.style import COLORS, DOUBLE, LINE, NO_RUN, SINGLE, at_least
 from aenmf_lib.figures.tables import check_table
@@ -16,7 +16,7 @@ from aenmf_lib.results import RunInfo
 
 _PANELS = {"NMI": "clusters (NMI)", "knn": "15 neighbors (F1)", "unseen_NMI": "clusters, held-out donors (NMI)"}
 _LABELS = {  # labels that training used -> marker, name
-    CELL_TYPE: ("o", "trained with cell_type"),
+    CELL_TYPE: ("o", f"trained with {CELL_TYPE}"),
     "clusters": ("D", "trained with inferred clusters"),
     "none": ("^", "without labels"),
 }
@@ -98,6 +98,10 @@ def conditioning(table: pd.DataFrame, run: RunInfo = NO_RUN) -> Figure:
     parts = [table[_COLUMNS].assign(score=score, **part) for score, part in values.items()]
     points = pd.concat(parts, ignore_index=True).dropna(subset=["type", "on_value"])
     names, found = points["on"].unique(), set(points["Model"])
+    chosen = style.label_columns(run)
+    cell_type = "cell type" if run.cell_type_column == CELL_TYPE else style.shorten_labels([chosen[CELL_TYPE]], 30)[0]
+    held_out = "donors" if run.donor_column == DONOR else style.shorten_labels([f"values of {chosen[DONOR]}"], 21)[0]
+    shown = style.shorten_labels(["+".join(chosen.get(part, part) for part in on.split("+")) for on in names], 27)
     note = [
         *style.run_note("", run),
         f"starts: {style.value_range(points['n_starts'])}",
@@ -107,15 +111,18 @@ def conditioning(table: pd.DataFrame, run: RunInfo = NO_RUN) -> Figure:
         "dotted: an embedding of the cell types only" if _TYPES_ONLY in found else "",
     ]
     fig = style.new_figure(points, DOUBLE, len(names) * 62 + 3 * LINE, note)
-    markers = {name: marker for kind, (marker, name) in _LABELS.items() if kind in set(points["labels"])}
+    used = {name: marker for kind, (marker, name) in _LABELS.items() if kind in set(points["labels"])}
+    markers = {name.replace(CELL_TYPE, chosen[CELL_TYPE]): marker for name, marker in used.items()}
     colors = {model: color for model, color in COLORS.items() if model in found}
     style.legend(fig, colors | dict.fromkeys(markers, "#404040"), markers)
-    for on, part in zip(names, np.ravel(fig.subfigures(len(names), 1)), strict=True):
-        part.suptitle(f"Conditioned on {on}", x=0.005, ha="left", weight="bold")
+    for on, column, part in zip(names, shown, np.ravel(fig.subfigures(len(names), 1)), strict=True):
+        part.suptitle(f"Conditioned on {column}", x=0.005, ha="left", weight="bold")
         for ax, (score, title) in zip(part.subplots(1, len(_PANELS)), _PANELS.items(), strict=True):
             _draw_points(ax, points[(points["on"] == on) & (points["score"] == score)])
-            ax.set(label=f"{on} {score}", xlabel=f"{on} ← lower is better", ylabel="cell type → higher is better")
-            ax.set_title(title, loc="left")
+            ax.set(
+                label=f"{on} {score}", xlabel=f"{column} ← lower is better", ylabel=f"{cell_type} → higher is better"
+            )
+            ax.set_title(title.replace("donors", held_out), loc="left")
     fig.draw_without_rendering()
     for ax in fig.axes:
         _place_numbers(ax)

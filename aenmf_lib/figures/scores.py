@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from aenmf_lib.data import CELL_TYPE, DONOR
 from aenmf_lib.figures import style
 from aenmf_lib.figures.style import COLORS, DOUBLE, LINE, NO_RUN, RASTER, SINGLE, value_range
-from aenmf_lib.figures.tables import check_table
+from aenmf_lib.figures.tables import check_columns, check_table
 from aenmf_lib.results import RunInfo
 
-_LABELS = {CELL_TYPE: ("Cell type", "higher is better"), DONOR: ("Donor", "lower is better")}  # rows of panels
+_LABELS = {CELL_TYPE: "higher is better", DONOR: "lower is better"}  # rows of panels
 _METRICS = {"ARI": "ARI", "NMI": "NMI", "F1": "macro F1", "AUROC": "macro AUROC", "Accuracy": "accuracy"}
 _CLASSIFIERS = {  # name, marker
     "logistic_regression": ("logistic regression", "o"),
@@ -36,15 +36,19 @@ def clustering(long: pd.DataFrame, run: RunInfo = NO_RUN) -> Figure:
     ----------
     long : ``clustering_long.csv``, one row per (Model, label, seed)
     """
-    by, settings = ["Model", "label"], ["n_neighbors", "resolution"]
-    points = _melt(long, "clustering_long.csv", ["ARI", "NMI"], by, ["seed"], settings)
+    by, settings, name = ["Model", "label"], ["n_neighbors", "resolution"], "clustering_long.csv"
+    long, unscored = _leave_out(long, name, run)
+    if long.empty:
+        return style.new_figure(long, SINGLE, 2, [*style.run_note("", run), *unscored])
+    points = _melt(long, name, ["ARI", "NMI"], by, ["seed"], settings)
     note = [
         *style.run_note(f"{value_range(long['n_cells'])} cells", run, long),
         f"Leiden seeds: {value_range(points.groupby([*by, 'metric']).size())}, "
         f"neighbors: {value_range(long['n_neighbors'])}, resolution: {value_range(long['resolution'])}",
         f"points: seeds; bars: mean{_error_bars(points)}",
+        *unscored,
     ]
-    return _draw_grid(points, note, SINGLE, 5.5)
+    return _draw_grid(points, note, SINGLE, 5.5, run)
 
 
 @style.figure
@@ -60,7 +64,10 @@ def classification(long: pd.DataFrame, run: RunInfo = NO_RUN) -> Figure:
     long : ``classification_long.csv``, one row per fit (Model, label, classifier, seed, fold)
     """
     by, settings = ["Model", "label", "classifier"], ["min_cells_per_class", "max_cells"]
-    points = _melt(long, "classification_long.csv", ["F1", "AUROC", "Accuracy"], by, ["seed", "fold"], settings)
+    long, unscored = _leave_out(long, name := "classification_long.csv", run)
+    if long.empty:
+        return style.new_figure(long, DOUBLE, 2, [*style.run_note("", run), *unscored])
+    points = _melt(long, name, ["F1", "AUROC", "Accuracy"], by, ["seed", "fold"], settings)
     points = points.assign(mean_all=points.groupby(["Model", "label", "metric"])["value"].transform("mean"))
     fits, cap = points.groupby([*by, "metric"]).size(), int(long["max_cells"].max())
     runs = " × ".join(str(long[column].nunique()) for column in ("seed", "fold"))
@@ -69,8 +76,9 @@ def classification(long: pd.DataFrame, run: RunInfo = NO_RUN) -> Figure:
         f"classes of at least {value_range(long['min_cells_per_class'])} cells",
         f"fits per model and classifier: {value_range(fits)} (seeds × folds: {runs})",
         f"points: fits; bars: mean{_error_bars(points)} of a classifier; vertical line: mean of all fits of a model",
+        *unscored,
     ]
-    return _draw_grid(points, note, DOUBLE, 10.5)
+    return _draw_grid(points, note, DOUBLE, 10.5, run)
 
 
 @style.figure
@@ -84,16 +92,20 @@ def resolution(curve: pd.DataFrame, run: RunInfo = NO_RUN) -> Figure:
     ----------
     curve : ``clustering_resolution.csv``, one row per (Model, label, seed, resolution)
     """
-    each = ["seed", "resolution", "n_clusters"]
-    points = _melt(curve, "clustering_resolution.csv", ["ARI", "NMI"], ["Model", "label"], each, ["n_neighbors"])
+    each, name = ["seed", "resolution", "n_clusters"], "clustering_resolution.csv"
+    curve, unscored = _leave_out(curve, name, run)
+    if curve.empty:
+        return style.new_figure(curve, SINGLE, 2, [*style.run_note("", run), *unscored])
+    points = _melt(curve, name, ["ARI", "NMI"], ["Model", "label"], each, ["n_neighbors"])
     points, titles = points.drop(columns=["mean", "sd"]), _titles(points)
     note = [
         *style.run_note(f"{value_range(curve['n_cells'])} cells", run, curve),
         f"Leiden seeds: {curve['seed'].nunique()}, neighbors: {value_range(curve['n_neighbors'])}",
         f"clusters: {value_range(curve['n_clusters'])}",
+        *unscored,
     ]
-    fig = style.new_figure(points, SINGLE, points["label"].nunique() * 42 + 2 * LINE, note, titles)
-    for ax, scores in _panels(fig, points):
+    fig = style.new_figure(points, SINGLE, points["label"].nunique() * 42 + 2 * LINE, note, titles, run)
+    for ax, scores in _panels(fig, points, run):
         sns.lineplot(scores, x="resolution", y="value", hue="Model", hue_order=list(titles), palette=COLORS, ax=ax,
                      errorbar=None, legend=False, marker="o", ms=2, mew=0, lw=0.8)  # fmt: skip
         ax.set(ylabel=scores["metric"].iloc[0], ylim=style.at_least(*ax.get_ylim(), 0.04))
@@ -115,6 +127,9 @@ def classes(by_class: pd.DataFrame, confusion: pd.DataFrame, run: RunInfo = NO_R
     by_class, confusion : ``classification_by_class.csv`` and ``classification_confusion.csv``
     """
     points = _class_table(by_class, confusion)
+    if points.empty:
+        unscored = f"{style.label_columns(run)[CELL_TYPE]} has fewer than two classes and was not scored"
+        return style.new_figure(points, DOUBLE, 2, [*style.run_note("", run), unscored])
     titles, first = style.titles(points["Model"], run.used_cell_type), points.drop_duplicates(["Model", "class"])
     cells = first.drop_duplicates("class").set_index("class")["n_cells"]  # sorted by name
     kinds = [name for kind, (name, _) in _CLASSIFIERS.items() if kind in set(by_class["classifier"])]
@@ -123,7 +138,7 @@ def classes(by_class: pd.DataFrame, confusion: pd.DataFrame, run: RunInfo = NO_R
         f"mean of {', '.join(kinds)} over all folds and seeds",
         "color: share of each type (row) predicted as each type (column, in the order of the rows)",
     ]
-    fig = style.new_figure(points, DOUBLE, len(cells) * LINE + 26, note, titles)
+    fig = style.new_figure(points, DOUBLE, len(cells) * LINE + 26, note, titles, run)
     f1, *panels = fig.subplots(1, 1 + len(titles), width_ratios=[1.2] + [1] * len(titles))
     f1.set(label="F1", xlim=(0, 1), ylim=(len(cells), 0), xlabel="F1", xticks=[0, 0.5, 1])
     f1.hlines(range(1, len(cells)), 0, 1, color="0.85", lw=0.4, zorder=0)
@@ -144,11 +159,17 @@ def classes(by_class: pd.DataFrame, confusion: pd.DataFrame, run: RunInfo = NO_R
 
 
 def _class_table(by_class: pd.DataFrame, confusion: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per (Model, class, predicted) of cell types."""
+    """Return one row per (Model, class, predicted) of cell types; no row if there are fewer than two types."""
     keys, by = ["Model", "label", "classifier", "class"], ["Model", "class"]
-    check_table(by_class, "classification_by_class.csv", keys, ["n_cells", "F1"])
-    check_table(confusion, "classification_confusion.csv", [*keys, "predicted"], ["n_cells"])
-    by_class, confusion = (table[table["label"] == CELL_TYPE] for table in (by_class, confusion))
+    names = "classification_by_class.csv", "classification_confusion.csv"
+    check_columns(by_class, names[0], [*keys, "n_cells", "F1"])
+    check_columns(confusion, names[1], [*keys, "predicted", "n_cells"])
+    types, mistaken = (table[table["label"] == CELL_TYPE] for table in (by_class, confusion))
+    if types["F1"].isna().all() and mistaken.empty:
+        return pd.DataFrame(columns=[*by, "n_cells", "F1", "predicted", "share"])
+    by_class, confusion = types, mistaken
+    check_table(by_class, names[0], keys, ["n_cells", "F1"])
+    check_table(confusion, names[1], [*keys, "predicted"], ["n_cells"])
     first, second = (set(table[by].astype(str).itertuples(index=False, name=None)) for table in (by_class, confusion))
     if first != second or not first:
         raise ValueError(
@@ -178,30 +199,44 @@ def _titles(points: pd.DataFrame) -> dict[str, str]:
     return style.titles(points["Model"], dict.fromkeys(trained, True))
 
 
+def _leave_out(long: pd.DataFrame, name: str, run: RunInfo) -> tuple[pd.DataFrame, list[str]]:
+    """Return the rows of the labels with two classes or more, and a clause of the caption for each other label."""
+    check_table(long, name, ["label"], ["n_classes"])
+    columns, few = style.label_columns(run), long[long["n_classes"] < 2]
+    what = "value"
+    if "min_cells_per_class" in long:
+        what = f"class of at least {value_range(long['min_cells_per_class'])} cells"
+    counts = few.groupby("label")["n_classes"].max().map({0: "no", 1: "one"})
+    clauses = [
+        f"{columns[label]} has {counts[label]} {what} and was not scored" for label in columns if label in counts
+    ]
+    return long.drop(few.index), clauses
+
+
 def _error_bars(points: pd.DataFrame) -> str:
     """Return what the error bars show; a single run has none."""
     return " ±\u00a0s.d. (ddof\u00a01)" if points["sd"].notna().any() else " (a single run: no s.d.)"
 
 
-def _panels(fig: Figure, points: pd.DataFrame, **options) -> Iterator[tuple[Axes, pd.DataFrame]]:
+def _panels(fig: Figure, points: pd.DataFrame, run: RunInfo, **options) -> Iterator[tuple[Axes, pd.DataFrame]]:
     """Yield the axes and the scores of each label (rows) and metric (columns)."""
     labels, metrics = [label for label in _LABELS if label in set(points["label"])], points["metric"].unique()
     for label, row in zip(labels, fig.subplots(len(labels), len(metrics), squeeze=False, **options), strict=True):
-        scores, (name, direction) = points[points["label"] == label], _LABELS[label]
-        title = f"{name} ({value_range(scores['n_classes'])} classes): {direction}"
+        scores, name = points[points["label"] == label], style.shorten_labels([style.label_titles(run)[label]], 28)[0]
+        title = f"{name} ({value_range(scores['n_classes'])} classes): {_LABELS[label]}"
         row[0].set_title(title, loc="left", weight="bold", pad=5)
         for metric, ax in zip(metrics, row, strict=True):
             ax.set_label(f"{label} {metric}")
             yield ax, scores[scores["metric"] == metric]
 
 
-def _draw_grid(points: pd.DataFrame, note: Sequence[str], width: float, band: float) -> Figure:
+def _draw_grid(points: pd.DataFrame, note: Sequence[str], width: float, band: float, run: RunInfo) -> Figure:
     """Draw scores as points with mean ± s.d.; each model has `band` mm of the height of a panel."""
     titles = _titles(points)
     kinds = {kind: _CLASSIFIERS[kind] for kind in _CLASSIFIERS if kind in set(points.get("classifier", ()))}
     height = points["label"].nunique() * (len(titles) * band + 13) + (2 * LINE if kinds else LINE)
-    fig = style.new_figure(points, width, height, note, titles)
-    for ax, scores in _panels(fig, points, sharey="row"):
+    fig = style.new_figure(points, width, height, note, titles, run)
+    for ax, scores in _panels(fig, points, run, sharey="row"):
         _draw_scores(ax, scores, list(titles), list(kinds))
         ax.set(xlabel=_METRICS[scores["metric"].iloc[0]], ylabel="")
         ax.set_yticks(range(len(titles)), [_titles(scores).get(model, model) for model in titles])

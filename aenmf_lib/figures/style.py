@@ -16,7 +16,9 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.textpath import text_to_path
 
-from aenmf_lib.data import files
+from aenmf_lib.data import CELL_TYPE, DONOR
+from aenmf_lib.data.files import atomic
+from aenmf_lib.data.tables import write_table
 from aenmf_lib.results import GROUPS, MODELS, RunInfo
 
 log = logging.getLogger(__name__)
@@ -62,10 +64,15 @@ def figure(draw: Callable[..., Sheet]) -> Callable[..., Sheet]:
 
 
 def new_figure(
-    table: pd.DataFrame, width: float, height: float, note: Sequence[str], titles: Mapping[str, str] | None = None
+    table: pd.DataFrame,
+    width: float,
+    height: float,
+    note: Sequence[str],
+    titles: Mapping[str, str] | None = None,
+    run: RunInfo = NO_RUN,
 ) -> Sheet:
     """Return an empty figure of `width` × `height` mm, plus a caption of the clauses `note` below it."""
-    note = [*filter(None, note), *["†\u00a0trained with cell_type"] * ("†" in str(titles))]
+    note = [*filter(None, note), *[f"†\u00a0trained with {printable(run.cell_type_column)}"] * ("†" in str(titles))]
     lines = textwrap.wrap("; ".join(note) + ".", int(width * 0.88), break_on_hyphens=False)
     height += len(lines) * CAPTION * 1.25 / 72 * _INCH
     fig = Sheet(figsize=(width / _INCH, height / _INCH), layout="constrained")
@@ -107,13 +114,23 @@ def text_width(text: str) -> float:
     return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] / 72 * _INCH
 
 
+def printable(name: str) -> str:
+    """Return a name as it is drawn: with a blank for line breaks, tabs and other characters that cannot be printed."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(name)).split()) or "(blank)"
+
+
 def shorten_labels(names: Sequence[str], width: float) -> list[str]:
-    """Cut the middle out of names wider than `width` mm, and number names that would then be equal."""
-    names = pd.Series([str(name) for name in names])
-    shown = names.map(lambda name: _shorten(name, width))
-    ends = " (" + (shown.groupby(shown).cumcount() + 1).astype(str) + ")"
-    numbered = [_shorten(name, width - text_width(end)) + end for name, end in zip(names, ends, strict=True)]
-    return np.where(shown.duplicated(keep=False), numbered, shown).tolist()
+    """Cut the middle out of names wider than `width` mm, and number names that would then look equal."""
+    names = [printable(name) for name in names]
+    shown = [_shorten(name, width) for name in names]
+    for _ in range(3):  # a number may give a name that another cell type has already
+        column = pd.Series(shown, dtype=object)
+        numbers = column.groupby(column).cumcount() + 1
+        for i in np.flatnonzero(column.duplicated(keep=False)):
+            end = f" ({numbers[i]})"
+            shown[i] = _shorten(names[i], width - text_width(end)) + end
+        names = list(shown)
+    return shown
 
 
 def _shorten(name: str, width: float) -> str:
@@ -144,16 +161,32 @@ def titles(models: Collection[str], daggers: Mapping[str, bool]) -> dict[str, st
     return {model: f"{model}†" if daggers.get(model) else model for model in MODELS if model in set(models)}
 
 
+def label_titles(run: RunInfo) -> dict[str, str]:
+    """Return the title of each label: that of the default column, or the name of the column that the user chose."""
+    chosen = {CELL_TYPE: ("Cell type", run.cell_type_column), DONOR: ("Donor", run.donor_column)}
+    return {label: title if column == label else printable(column) for label, (title, column) in chosen.items()}
+
+
+def label_columns(run: RunInfo) -> dict[str, str]:
+    """Return the column of the user's file that each label was read from."""
+    return {CELL_TYPE: printable(run.cell_type_column), DONOR: printable(run.donor_column)}
+
+
 def run_note(cells: str, run: RunInfo, table: pd.DataFrame | None = None) -> list[str]:
     """Return the clauses of a caption about the run; donor groups in `table` replace those of `run`."""
-    groups = dict(run.groups)
+    groups, skipped = dict(run.groups), {}  # skipped: reason -> models
+    for model in filter(run.skipped.get, MODELS):
+        skipped.setdefault(printable(run.skipped[model]).split(". ")[0].rstrip("."), []).append(model)
     if table is not None and GROUPS in table:
         groups |= dict(zip(table["Model"], table[GROUPS], strict=True))
     clusters = ", ".join(model for model in MODELS if groups.get(model) == "clusters")
+    donors = "donors" if run.donor_column == DONOR else f"values of {printable(run.donor_column)}"
     return [
         f"n = {cells}" if cells else "",
+        f"random sample of {run.n_cells:,} of {run.sampled_from:,} cells" if run.sampled_from and run.n_cells else "",
         "" if run.k is None else f"rank k = {run.k}",
-        f"donors compared within clusters in training: {clusters}" if clusters else "",
+        f"{donors} compared within clusters in training: {clusters}" if clusters else "",
+        *(f"{' and '.join(models)} skipped: {reason}" for reason, models in skipped.items()),
     ]
 
 
@@ -167,13 +200,11 @@ def value_range(values: pd.Series) -> str:
 def save(fig: Sheet, out_dir: str | Path) -> None:
     """Write ``<out_dir>/<fig.name>.pdf``, ``.png`` and ``.csv`` (its table), each atomically.
 
-    The same figure gives the same bytes. Raises ValueError if its table has no rows.
+    The same figure gives the same bytes.
     """
     stem = Path(out_dir) / fig.name
-    if fig.table.empty:
-        raise ValueError(f"{stem}.csv would have no rows. Draw the figure from a table that is not empty.")
-    files.write_table(fig.table, f"{stem}.csv")
+    write_table(fig.table, f"{stem}.csv")
     for ending, metadata in {"pdf": {"CreationDate": None}, "png": {}}.items():  # a date would change the bytes
-        with files.atomic(f"{stem}.{ending}") as path:
+        with atomic(f"{stem}.{ending}") as path:
             fig.savefig(path, format=ending, metadata=metadata)
     log.info("wrote %s as pdf, png and csv (%d rows)", stem, len(fig.table))

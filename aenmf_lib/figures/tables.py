@@ -1,7 +1,6 @@
-"""Reading and checking the tables that figures are drawn from."""
+"""Checking the tables that figures are drawn from."""
 
 from collections.abc import Collection
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,27 +11,12 @@ from aenmf_lib.results import MODELS
 _KNOWN = {"Model": MODELS, "label": LABELS, "cell_type_in_training": ("True", "False")}  # column -> possible values
 
 
-def read_table(path: str | Path) -> pd.DataFrame:
-    """Read a csv. Later errors about the table name its file.
-
-    Raises FileNotFoundError if the file does not exist, and ValueError if it is empty or not a csv.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} does not exist. Run 06_benchmarks first, or pass the folder of another run.")
-    try:
-        table = pd.read_csv(path)
-    except ValueError as error:  # all errors of pandas about the content are ValueErrors
-        raise ValueError(f"{path} is not a table ({error}). Delete it and run 06_benchmarks again.") from error
-    table.attrs["source"] = str(path)
-    return table
-
-
-def model_files(folder: str | Path) -> list[Path]:
-    """Return the results files of the models of a run, sorted by name. Raises FileNotFoundError if there is none."""
-    if files := sorted(Path(folder).glob("*nmf*_k*.h5ad")):
-        return files
-    missing = f"{folder} contains no results file of a model (such as base_nmf_k80.h5ad)"
-    raise FileNotFoundError(f"{missing}. Train first (notebooks 02 to 05), or pass the folder of another run.")
+def check_columns(table: pd.DataFrame, name: str, columns: Collection[str]) -> None:
+    """Raise ValueError unless the table has these columns."""
+    for column in columns:
+        if column not in table:
+            found = f"{table.attrs.get('source', name)} has no column {column!r} (it has {', '.join(map(str, table))})"
+            raise ValueError(f"{found}. Run its notebook again.")
 
 
 def check_table(
@@ -40,9 +24,7 @@ def check_table(
 ) -> None:
     """Raise ValueError unless the table has rows, these columns, finite `numbers`, and only `known` values."""
     source, again = table.attrs.get("source", name), "Run its notebook again."
-    for column in (*columns, *numbers):
-        if column not in table:
-            raise ValueError(f"{source} has no column {column!r} (it has {', '.join(map(str, table))}). {again}")
+    check_columns(table, name, [*columns, *numbers])
     if table.empty:
         raise ValueError(f"{source} has no rows, so there is nothing to draw. {again}")
     for column in numbers:

@@ -44,6 +44,17 @@ class _Task:
     settings: dict[str, int]  # the columns _SETTINGS
     made_from: str  # fingerprint
 
+    def folds(self, seed: int) -> list[int]:
+        """Return the folds of a seed that are scored; -1 stands for none."""
+        found = np.unique(self.fold_of[seed]).tolist()
+        return [fold for fold in found if fold >= 0] or [-1]
+
+    def unscored(self) -> dict:
+        """Return the scores of a fit with fold -1."""
+        counts = np.zeros((len(self.names), len(self.names)), int).tolist()
+        by_class = json.dumps({"classes": self.names.tolist(), "scored": [], "AUROC": [], "counts": counts})
+        return dict.fromkeys(METRICS, np.nan) | {"n_scored": 0, "by_class": by_class, "converged": True}
+
 
 def cross_validate(
     H: Mapping[str, np.ndarray],
@@ -75,7 +86,8 @@ def cross_validate(
     -------
     One row per fit, ordered by model, label, classifier, seed and fold: the columns `LONG`, then `n_scored` and
     `by_class`, which `per_class` and `confusion` read. Precision, recall and F1 are means over classes (macro; 0 for a
-    class that is never predicted); AUROC is the mean over classes of one against the rest.
+    class that is never predicted); AUROC is the mean over classes of one against the rest. If a seed has no fold that
+    can be scored, for example because a label has one class, its row has fold -1 and empty scores.
 
     Raises
     ------
@@ -92,10 +104,11 @@ def cross_validate(
     fits = {
         (model, label, classifier, seed, fold): model_ids[model] + tasks[label].made_from
         for model, label, classifier, seed in product(H, labels, classifiers, seeds)
-        for fold in np.unique(tasks[label].fold_of[seed]).tolist()
-        if fold >= 0
+        for fold in tasks[label].folds(seed)
     }
-    scores = ScoreCache(cache, [*_KEY, *METRICS, "n_scored", "by_class", "converged", *_SETTINGS], _KEY)
+    scores = ScoreCache(
+        cache, [*_KEY, *METRICS, "n_scored", "by_class", "converged", *_SETTINGS], _KEY, text=["by_class"]
+    )
     worker = partial(_fit, H=H, tasks=tasks, makers=makers, n_jobs=n_jobs)
     long = scores.evaluate(fits, worker, description="classification", unit="fit")
     unconverged = long[~long["converged"]]
@@ -111,8 +124,10 @@ def cross_validate(
 def _task(obs: pd.DataFrame, label: str, splits: Splits, seeds: Sequence[int]) -> _Task:
     """Choose the cells that are classified for a label, and assign their folds."""
     cells = stratified_subset(obs, label, splits)
-    names, y = np.unique(obs[label].astype(str).to_numpy()[cells], return_inverse=True)
-    if splits.held_out:
+    names, y = np.unique(obs[label].astype(str).to_numpy(object)[cells], return_inverse=True)
+    if len(names) < 2:
+        groups, fold_of = np.empty(0), np.full((len(seeds), len(y)), -1)
+    elif splits.held_out:
         groups = obs[splits.held_out].astype(str).to_numpy()[cells]
         fold_of = assign_donor_folds(y, names, groups, seeds, splits, label)
     else:
@@ -127,6 +142,8 @@ def _fit(
     missing: list[tuple], H: Mapping, tasks: Mapping[str, _Task], makers: Mapping[str, Callable], n_jobs: int
 ) -> Iterator[tuple[tuple, dict]]:
     """Yield key and scores of each missing fit; one neighbor search serves all folds of a model and label."""
+    yield from ((key, tasks[key[1]].unscored() | tasks[key[1]].settings) for key in missing if key[4] < 0)
+    missing = [key for key in missing if key[4] >= 0]
     pairs: dict[tuple[str, str], list] = {}  # model and label -> seeds and folds
     for model, label, classifier, seed, fold in missing:
         if classifier == KNN:
@@ -154,7 +171,7 @@ def summarize(long: pd.DataFrame, label: str) -> pd.DataFrame:
 
     The columns are `Model, MeanFoldF1, F1_std, MeanFoldAUROC, AUROC_std, …` (all `METRICS`), `n_rows` (the number of
     fits), `n_cells, n_classes, min_cells_per_class`; one row per model in the order of `results.MODELS`. A label
-    without fits, and fits with different numbers of cells or classes, raise a ValueError.
+    without rows, and fits with different numbers of cells or classes, raise a ValueError.
     """
     return mean_and_std(long, label, METRICS, _SETTINGS[:3], names=("MeanFold{}", "{}_std"))
 
@@ -163,22 +180,26 @@ def per_class(long: pd.DataFrame) -> pd.DataFrame:
     """Return the scores of each class: mean and standard deviation (ddof 1) over the fits that scored it.
 
     The columns are `Model, label, classifier, class, n_cells, F1, F1_std, AUROC, AUROC_std, Precision, Precision_std,
-    Recall, Recall_std, n_fits`. `n_cells` is the number of cells of the class that were scored under one seed.
+    Recall, Recall_std, n_fits`. `n_cells` is the number of cells of the class that were scored under one seed. A class
+    without scores has an empty row.
     """
     group, n_seeds = ["Model", "label", "classifier", "class"], long["seed"].nunique()
     metrics, rows = ["F1", "AUROC", "Precision", "Recall"], []
     for fit in long.itertuples():
         found = json.loads(fit.by_class)
+        about = fit.Model, fit.label, fit.classifier
+        if fit.fold < 0:
+            rows += [(*about, name, 0.0, *[np.nan] * len(metrics)) for name in found["classes"]]
+            continue
         counts = np.array(found["counts"])
         precision, recall, f1 = fitting.precision_recall_f1(counts)
         for c, area in zip(found["scored"], found["AUROC"], strict=True):
-            about = fit.Model, fit.label, fit.classifier, found["classes"][c], counts[c].sum() / n_seeds
-            rows.append((*about, f1[c], area, precision[c], recall[c]))
+            rows.append((*about, found["classes"][c], counts[c].sum() / n_seeds, f1[c], area, precision[c], recall[c]))
     classes = pd.DataFrame(rows, columns=[*group, "n_cells", *metrics]).groupby(group, sort=False)
     table = classes[["n_cells"]].sum().round().astype(int)
     for metric in metrics:
         table[metric], table[f"{metric}_std"] = classes[metric].mean(), classes[metric].std()
-    return table.assign(n_fits=classes.size()).reset_index()
+    return table.assign(n_fits=classes["F1"].count()).reset_index()
 
 
 def confusion(long: pd.DataFrame) -> pd.DataFrame:
@@ -189,7 +210,9 @@ def confusion(long: pd.DataFrame) -> pd.DataFrame:
     group, tables = ["Model", "label", "classifier"], []
     for values, fits in long.groupby(group, sort=False):
         found = [json.loads(text) for text in fits["by_class"]]
-        counts, classes = sum(np.array(fit["counts"]) for fit in found), np.array(found[0]["classes"])
+        classes = np.array(found[0]["classes"], object)
+        shape = len(classes), len(classes)
+        counts = sum(np.array(fit["counts"], int).reshape(shape) for fit in found)
         true, predicted = counts.nonzero()
         pairs = {"class": classes[true], "predicted": classes[predicted], "n_cells": counts[true, predicted]}
         tables.append(pd.DataFrame({**dict(zip(group, values, strict=True)), **pairs}))

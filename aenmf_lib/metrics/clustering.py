@@ -60,7 +60,8 @@ def resolution_curve(
 
     Returns
     -------
-    One row per resolution (ascending), model, label and seed, in this order: the columns `LONG`.
+    One row per resolution (ascending), model, label and seed, in this order: the columns `LONG`. A label with one
+    class has empty scores.
 
     Raises
     ------
@@ -99,8 +100,10 @@ def _agreement(clusters: np.ndarray, y: np.ndarray) -> dict[str, float]:
     """Return ARI, NMI and counts for clusters (n_cells,) and classes (n_cells,); cells with y < 0 are not compared."""
     known = y >= 0
     pair = y[known], clusters[known]
-    ari, nmi = adjusted_rand_score(*pair), normalized_mutual_info_score(*pair, average_method="arithmetic")
     counts = {"n_clusters": int(clusters.max()) + 1, "n_cells": int(known.sum()), "n_classes": int(y.max()) + 1}
+    if counts["n_classes"] < 2:
+        return {"ARI": np.nan, "NMI": np.nan, **counts}
+    ari, nmi = adjusted_rand_score(*pair), normalized_mutual_info_score(*pair, average_method="arithmetic")
     return {"ARI": float(ari), "NMI": float(nmi), **counts}
 
 

@@ -44,7 +44,8 @@ def evaluate(
     One row per model and label: `Model, label, purity, silhouette, n_cells, n_classes, n_neighbors, silhouette_cells`,
     with `LISI` after `silhouette` if requested. Purity is the mean share of neighbors with the label of the cell. The
     silhouette is the mean of (b - a) / max(a, b), in [-1, 1] (Rousseeuw 1987). LISI is the mean inverse Simpson index
-    of the labels nearby, from 1 to the number of classes (Korsunsky et al. 2019, doi:10.1038/s41592-019-0619-0).
+    of the labels nearby, from 1 to the number of classes (Korsunsky et al. 2019, doi:10.1038/s41592-019-0619-0). A
+    label with one class has empty scores.
 
     Raises
     ------
@@ -61,16 +62,22 @@ def evaluate(
             n_sampled = min(SILHOUETTE_CELLS, len(known))
             sample = np.sort(np.random.default_rng(seed).choice(known, n_sampled, replace=False))
             pairs = (y[near] >= 0) & (y[:, None] >= 0)  # (n_cells, n_neighbors): both cells are labeled
-            row = {"Model": model, "label": label, "purity": (y[near] == y[:, None])[pairs].mean()}
-            row["silhouette"] = silhouette_score(graph.Z[sample], y[sample])
-            if mean_lisi:
+            n_classes, n_sampled_classes = int(y.max()) + 1, len(np.unique(y[sample]))
+            row = {"Model": model, "label": label, "purity": np.nan, "silhouette": np.nan}
+            if n_classes > 1 and pairs.any():
+                row["purity"] = (y[near] == y[:, None])[pairs].mean()
+            if 1 < n_sampled_classes < n_sampled:  # otherwise it is not defined
+                row["silhouette"] = silhouette_score(graph.Z[sample], y[sample])
+            if mean_lisi and n_classes < 2:
+                row["LISI"] = np.nan
+            elif mean_lisi:
                 if n_missing := len(y) - len(known):
                     raise ValueError(
                         f"obs[{label!r}] is empty for {n_missing} of {len(y)} cells. LISI needs a label for every "
                         "cell. Leave LISI out (LISI=false)."
                     )
                 row["LISI"] = mean_lisi(near, distance, y)
-            row |= {"n_cells": len(known), "n_classes": y.max() + 1, "n_neighbors": graph.n_neighbors}
+            row |= {"n_cells": len(known), "n_classes": n_classes, "n_neighbors": graph.n_neighbors}
             rows.append(row | {"silhouette_cells": n_sampled})
     return pd.DataFrame(rows)
 

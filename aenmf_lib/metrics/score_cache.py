@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import io
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,8 +12,8 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 
-from aenmf_lib.data import files
 from aenmf_lib.data.progress import tqdm
+from aenmf_lib.data.tables import parse_table, write_table
 from aenmf_lib.results.schema import MODELS
 
 logger = logging.getLogger(__name__)
@@ -26,14 +25,17 @@ _LIBRARY = Path(__file__).parents[1]
 class ScoreCache:
     """A CSV file of scores. Rows are appended as soon as computed; a file with other columns is replaced.
 
-    `columns` are those of the table, in order; those in `key` identify a row. A row is found by its key and its
-    fingerprint, so a score is computed again only when the data, the settings or the code behind it change. Without a
-    path the scores are in memory only. The folder named like the file without suffix (``scores/`` for ``scores.csv``)
-    may contain such files of other processes. They are read but not changed.
+    `columns` are those of the table, in order; those in `key` identify a row, and those in `text` are no numbers. A row
+    is found by its key and its fingerprint, so a score is computed again only when the data, the settings or the code
+    behind it change. Without a path the scores are in memory only. The folder named like the file without suffix
+    (``scores/`` for ``scores.csv``) may contain such files of other processes. They are read but not changed.
     """
 
-    def __init__(self, path: str | Path | None, columns: Sequence[str], key: Sequence[str]) -> None:
+    def __init__(
+        self, path: str | Path | None, columns: Sequence[str], key: Sequence[str], text: Sequence[str] = ()
+    ) -> None:
         self.path, self.columns, self.key = path and Path(path), [*columns, _FINGERPRINT], [*key, _FINGERPRINT]
+        self.text = {*self.key, *text}
         self.rows: dict[tuple, Mapping] = {}
         if not self.path:
             return
@@ -44,7 +46,7 @@ class ScoreCache:
             file.seek(0)
             file.truncate(file.read().rfind(b"\n") + 1)
         if not self._read(self.path):
-            files.write_table(pd.DataFrame(columns=self.columns), self.path)
+            write_table(pd.DataFrame(columns=self.columns), self.path)
 
     def evaluate(
         self, tasks: Mapping[tuple, str], worker: Callable, *, description: str = "", unit: str = "score"
@@ -68,23 +70,29 @@ class ScoreCache:
     def _read(self, path: Path) -> bool:
         """Read the rows of a file, if it has the columns of this version of the library."""
         text = path.read_bytes()
-        lines = io.BytesIO(text[: text.rfind(b"\n") + 1])  # another process may be writing the last line
-        if not lines.getvalue():
+        lines = text[: text.rfind(b"\n") + 1]  # another process may be writing the last line
+        if not lines:
             return False
         try:
-            table = pd.read_csv(lines, float_precision="round_trip", keep_default_na=False, dtype={_FINGERPRINT: str})
-        except (pd.errors.ParserError, UnicodeDecodeError) as error:
+            table = parse_table(lines)
+        except ValueError as error:
             problem = f"{path} is not a table of scores ({str(error).strip()})."
             raise ValueError(f"{problem} Remove the file: its scores are computed again.") from error
         if list(table) != self.columns:
             logger.info("%s was written by another version: its scores are computed again.", path)
             return False
+        for name in table.columns.difference(list(self.text)):
+            if table[name].dtype == object:
+                wrong = table.loc[pd.to_numeric(table[name], errors="coerce").isna(), name].dropna().iloc[0]
+                problem = f"{path}: the column {name!r} contains {str(wrong)[:60]!r}. Numbers are expected."
+                raise ValueError(f"{problem} Remove the file: its scores are computed again.")
         self.rows |= {tuple(row[name] for name in self.key): row for row in table.to_dict("records")}
         return True
 
     def _append(self, row: Mapping) -> None:
         """Record a row; it is on disk when this returns."""
         self.rows[tuple(row[name] for name in self.key)] = row
+        row = {name: "" if value != value else value for name, value in row.items()}  # NaN is an empty field
         if self.path:
             with self.path.open("a", newline="") as file:
                 csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
@@ -126,7 +134,8 @@ def mean_and_std(
     """Return mean and standard deviation (ddof 1) of each score for one label, one row per model.
 
     The columns are `Model`, the scores as `names` (patterns for mean and deviation, such as "{}_std"), `n_rows`, and
-    the settings, which must be the same in all rows. The models are in the order of `results.MODELS`.
+    the settings, which must be the same in all rows. `n_rows` is the number of rows with scores. The models are in the
+    order of `results.MODELS`.
     """
     rows = long[long["label"] == label]
     if rows.empty:
@@ -142,6 +151,6 @@ def mean_and_std(
     by_model = rows.groupby("Model", sort=False)
     table = by_model[list(scores)].agg(["mean", "std"])
     table.columns = [name.format(score) for score in scores for name in names]
-    table["n_rows"] = by_model.size()
+    table["n_rows"] = by_model[scores[0]].count()
     table[list(settings)] = by_model[list(settings)].first()
     return table.loc[sorted(table.index, key=MODELS.index)].reset_index()

@@ -25,6 +25,17 @@ class Splits:
     subset_seed: int = 42
     held_out: str = ""  # column of obs whose groups stay in one fold, such as 'donor_id' to test on unseen donors
 
+    def __post_init__(self) -> None:
+        for name, least in (("n_splits", 2), ("min_cells_per_class", 1), ("max_cells", 0)):
+            if (value := getattr(self, name)) < least:
+                advice = ", or to 0 for all cells" if name == "max_cells" else ""
+                raise ValueError(f"{name}={value} is too small. Set it to {max(least, 1)} or more{advice}.")
+
+    @property
+    def floor(self) -> int:
+        """Number of cells of each class in the smallest subset."""
+        return max(self.n_splits, self.min_cells_per_class)
+
 
 PUBLISHED = Splits()
 
@@ -36,22 +47,37 @@ def encode(labels: pd.Series) -> np.ndarray:
     return codes
 
 
+def _classes(obs: pd.DataFrame, label: str, min_cells: int) -> tuple[np.ndarray, pd.Series, pd.Series]:
+    """Return the class of each cell (n_cells,), None if missing, and the sizes of the large and the small classes."""
+    names = obs[label].astype(str).to_numpy(object, copy=True)
+    names[is_missing(obs[label])] = None
+    sizes = pd.Series(names, dtype=object).value_counts().sort_index()
+    return names, sizes[sizes >= min_cells], sizes[sizes < min_cells]
+
+
+def smallest_max_cells(obs: pd.DataFrame, label: str, splits: Splits = PUBLISHED) -> int:
+    """Return the smallest `max_cells` that has enough cells of each class; 0 if there are fewer than two classes."""
+    _, kept, _ = _classes(obs, label, splits.min_cells_per_class)
+    return splits.floor * len(kept) if len(kept) > 1 else 0
+
+
 def stratified_subset(obs: pd.DataFrame, label: str, splits: Splits = PUBLISHED) -> np.ndarray:
     """Return the rows of obs that are classified, ascending: the cells of classes that are large enough.
 
     The choice does not depend on an embedding, so all models are scored on the same cells. In a subset, each class gets
-    ``max(n_splits, min_cells_per_class)`` cells; the rest is drawn in proportion to the class sizes.
+    ``max(n_splits, min_cells_per_class)`` cells; the rest is drawn in proportion to the class sizes. If fewer than two
+    classes are large enough, a warning says so, and all their cells are returned.
     """
     n_splits, min_cells, max_cells = splits.n_splits, splits.min_cells_per_class, splits.max_cells
-    names = obs[label].astype(str).to_numpy(object)
-    names[is_missing(obs[label])] = None  # in no class
-    sizes = pd.Series(names).value_counts().sort_index()
-    kept, dropped = sizes[sizes >= min_cells], sizes[sizes < min_cells]
+    names, kept, dropped = _classes(obs, label, min_cells)
     if len(kept) < 2:
-        raise ValueError(
-            f"obs[{label!r}] has {len(kept)} classes with at least min_cells_per_class={min_cells} cells, of "
-            f"{len(sizes)} (largest: {sizes.idxmax()!r}, {sizes.max()} cells). Expected two or more. Keep more cells."
-        )
+        if len(sizes := pd.concat([kept, dropped])) > 1:  # `check_inputs` reports a single class
+            logger.warning(
+                "obs[%r] has %d classes with at least min_cells_per_class=%d cells, of %d (largest: %r, %d cells). A "
+                "classification needs two, so the scores are empty.",
+                *(label, len(kept), min_cells, len(sizes), sizes.idxmax(), sizes.max()),
+            )
+        return np.flatnonzero(np.isin(names, kept.index))
     if kept.min() < n_splits:
         raise ValueError(
             f"The class {kept.idxmin()!r} of obs[{label!r}] has {kept.min()} cells, fewer than the {n_splits} folds. "
@@ -66,15 +92,14 @@ def stratified_subset(obs: pd.DataFrame, label: str, splits: Splits = PUBLISHED)
     cells = np.flatnonzero(np.isin(names, kept.index))
     if max_cells == 0 or max_cells >= len(cells):
         return cells
-    floor = max(n_splits, min_cells)
-    if max_cells < floor * len(kept):
+    if max_cells < (needed := smallest_max_cells(obs, label, splits)):
         raise ValueError(
-            f"max_cells={max_cells} is too small for {floor} cells of each of the {len(kept)} classes of "
-            f"obs[{label!r}]. Set max_cells to {floor * len(kept)} or more, or to 0 for all cells."
+            f"max_cells={max_cells} is too small for {splits.floor} cells of each of the {len(kept)} classes of "
+            f"obs[{label!r}]. Set max_cells to {needed} or more, or to 0 for all cells."
         )
     logger.info("%s: a stratified subset of %d of %d cells, seed %d", label, max_cells, len(cells), splits.subset_seed)
     classes = pd.factorize(names[cells])[0]  # numbered in the order of the cells, so names do not change the draw
-    return cells[_draw(classes, max_cells, floor, splits.subset_seed)]
+    return cells[_draw(classes, max_cells, splits.floor, splits.subset_seed)]
 
 
 def _draw(classes: np.ndarray, size: int, floor: int, seed: int) -> np.ndarray:
@@ -95,8 +120,8 @@ def _draw(classes: np.ndarray, size: int, floor: int, seed: int) -> np.ndarray:
 
 
 def assign_folds(y: np.ndarray, seeds: Sequence[int], n_splits: int, groups: np.ndarray | None = None) -> np.ndarray:
-    """Return the fold of each cell by seed, (n_seeds, n_cells) int8: classes y spread evenly, a group in one fold."""
-    fold_of = np.empty((len(seeds), len(y)), np.int8)
+    """Return the fold of each cell by seed, (n_seeds, n_cells) int16: classes y spread evenly, a group in one fold."""
+    fold_of = np.empty((len(seeds), len(y)), np.int16)
     splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
     for seed, row in zip(seeds, fold_of, strict=True):
         for fold, (_, test) in enumerate(splitter(n_splits, shuffle=True, random_state=seed).split(y, y, groups)):
@@ -114,10 +139,12 @@ def assign_donor_folds(
     """
     n_groups, held_out = len(np.unique(groups)), splits.held_out
     if n_groups < 2:
-        raise ValueError(
-            f"obs[{held_out!r}] is the same for all {len(y)} chosen cells. Expected at least two values, one to train "
-            "on and one to test. Choose another column, or keep more cells."
+        logger.warning(
+            "%s: obs[%r] is the same for all %d chosen cells, so the scores are empty. Expected at least two values, "
+            "one to train on and one to test.",
+            *(label, held_out, len(y)),
         )
+        return np.full((len(seeds), len(y)), -1, np.int16)
     n_splits = min(splits.n_splits, n_groups)
     if n_splits < splits.n_splits:
         logger.info("%s: %d folds, because the chosen cells have only %d %s", label, n_groups, n_groups, held_out)

@@ -1,5 +1,6 @@
 """Checks of the embeddings, labels and seeds that are passed to a benchmark."""
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -7,14 +8,25 @@ import pandas as pd
 
 from aenmf_lib.data.preprocessing import CELL_TYPE, is_missing
 
+logger = logging.getLogger(__name__)
+
 
 def check_inputs(
     H: Mapping[str, np.ndarray], obs: pd.DataFrame, labels: Sequence[str] = (), seeds: Sequence[int] = (0,)
 ) -> None:
-    """Raise a ValueError for embeddings (n_cells, k), labels (columns of obs) or seeds that cannot be scored."""
+    """Raise a ValueError for embeddings (n_cells, k), labels (columns of obs) or seeds that cannot be scored.
+
+    A label with one class is not an error: a warning says that its scores are empty.
+    """
     if not H:
         raise ValueError("There is no embedding to score. Name at least one results file.")
     for model, usages in H.items():
+        kind = usages.dtype if isinstance(usages, np.ndarray) else type(usages).__name__
+        if kind not in (np.float32, np.float64):
+            raise ValueError(
+                f"The embedding of {model} is of type {kind}. Expected an array of float32 or float64. Convert it with "
+                "numpy.asarray(…, dtype=numpy.float32)."
+            )
         if usages.ndim != 2 or len(usages) != len(obs):
             raise ValueError(
                 f"The embedding of {model} has shape {usages.shape}, but obs has {len(obs)} cells. Expected one row "
@@ -39,9 +51,9 @@ def check_inputs(
             )
         values = obs[label][~missing]
         if values.nunique() < 2:
-            raise ValueError(
-                f"obs[{label!r}] is {values.iloc[0]!r} for all {len(values)} cells. Expected at least two classes. "
-                f"Keep more cells (a lower min_cells), or remove {label!r} from the labels."
+            logger.warning(
+                "obs[%r] is %r for all %d cells, so its scores are empty. A score needs at least two classes.",
+                *(label, values.iloc[0], len(values)),
             )
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"The seeds are {list(seeds)}. Expected at least one seed, each only once.")

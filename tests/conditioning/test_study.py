@@ -284,6 +284,45 @@ def test_invalid_column_or_too_few_donors_raise_before_any_fit(cells, plan, monk
         study.run(confounded, plan, on=["batch"], k=K)
 
 
+def test_too_small_max_cells_raises_before_any_fit(cells, plan, monkeypatch):
+    monkeypatch.setattr(VariantFitter, "fit", None)
+    with pytest.raises(ValueError, match=r"max_cells=29 is too small for 10 cells of each of the 3 classes of obs"):
+        study.run(cells, plan, on=["condition"], k=K, max_cells=29)
+    with pytest.raises(ValueError, match=r"max_cells=59 .* the 6 classes of obs\['donor_id'\]\. Set max_cells to 60"):
+        study.run(cells, plan, on=["condition", "donor_id"], k=K, max_cells=59)
+
+
+def test_combined_columns_with_commas_and_columns_named_with_a_plus_stay_apart(cells):
+    obs = pd.DataFrame({"a": ["x, y", "x", "1", "01"], "b": ["z", "y, z", "NA", "NA"]})
+    assert len(set(study._group_labels(obs, "a+b"))) == 4
+    assert study._group_labels(obs, "b+a").tolist()[2:] == ["NA, 1", "NA, 01"]
+    assert study._group_labels(obs.assign(**{"a+b": list("pqrs")}), "a+b").tolist() == list("pqrs")
+
+
+def test_awkward_names_of_columns_and_groups_are_kept_in_the_cache(cells, tmp_path, monkeypatch):
+    names = np.array(["NA", "nan", "None", "1", "01", "x "], object)
+    donors = names[cells.obs["donor_id"].cat.codes]
+    renamed = with_obs(cells, donor_id=donors, **{"01": cells.obs["condition"], "NA": cells.obs["condition"]})
+    options = {"on": ["01", "NA", "donor_id"], **ONE_START, "cache": tmp_path / "scores.csv"}
+    first = study.run(renamed, [Variant("PCA")], **options)
+    assert first["on"].tolist() == ["01", "NA", "donor_id"]
+    monkeypatch.setattr(VariantFitter, "fit", None)  # nothing is fitted again
+    pd.testing.assert_frame_equal(study.run(renamed, [Variant("PCA")], **options), first, check_exact=True)
+
+
+def test_a_missing_type_is_not_the_type_named_nan(cells):
+    types = cells.obs["cell_type"].astype(object).replace({"t0": "nan"}).mask(cells.obs["cell_type"] == "t1")
+    H = baselines.cell_types(with_obs(cells, cell_type=types), seed=0).H
+    mean = pd.DataFrame(H).groupby(cells.obs["cell_type"].to_numpy()).mean().round()
+    assert mean.to_numpy().tolist() == [[1, 0], [0, 0], [0, 1]]  # 'nan', missing, t2
+
+
+def test_cells_of_one_type_have_empty_scores_against_the_type(cells):
+    one = study.run(with_obs(cells, cell_type="t0"), [Variant("PCA")], on=["condition"], **ONE_START).iloc[0]
+    assert one[["knn_type", "NMI_type", "unseen_knn_type"]].isna().all()
+    assert one[["knn_on", "NMI_on", "unseen_knn_on"]].notna().all()
+
+
 # ------------------------------------------------------------------------------------------------------------ baselines
 def test_types_only_embedding_predicts_a_donor_only_from_its_composition(cells, long):
     scores = row(long, Variant("Types"))

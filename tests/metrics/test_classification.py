@@ -4,6 +4,7 @@ import logging
 import re
 import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_info
 
+from aenmf_lib.data.tables import read_table, write_table
 from aenmf_lib.metrics import classification, knn, splits
 from aenmf_lib.metrics.classifiers import CLASSIFIERS, INTELEX, KNN, LOGISTIC, METRICS, OTHERS, Forest
 from aenmf_lib.metrics.splits import Splits, stratified_subset
@@ -194,8 +196,9 @@ def test_fewer_donors_than_folds_give_one_fold_per_donor(caplog):
     assert "cell_type: 4 folds, because the chosen cells have only 4 donor_id" in caplog.text
     rare = obs.assign(cell_type=obs["cell_type"].where(obs["donor_id"] != "d0", "rare " + obs.index.astype(str)))
     assert len(run(H, rare, **options)) == 3  # no cell of d0 is chosen
-    with pytest.raises(ValueError, match=r"obs\['donor_id'\] is the same for all \d+ chosen cells"):
-        run(H, rare.assign(donor_id=(obs["donor_id"] == "d0").map({True: "x", False: "y"})), **options)
+    one = run(H, rare.assign(donor_id=(obs["donor_id"] == "d0").map({True: "x", False: "y"})), **options)
+    assert re.search(r"obs\['donor_id'\] is the same for all \d+ chosen cells, so the scores are empty", caplog.text)
+    assert one["fold"].tolist() == [-1] and one["F1"].isna().all()
 
 
 def test_fold_of_donors_with_one_class_is_left_out_and_reported(caplog):
@@ -208,8 +211,8 @@ def test_fold_of_donors_with_one_class_is_left_out_and_reported(caplog):
     assert re.search(r"cell_type, seed 42, fold \d is left out: its 1 donor_id have fewer .* \(B cell\)", caplog.text)
     obs["cell_type"] = obs["donor_id"]
     long = run(H, obs, **options)
-    assert len(long) == 0
-    assert len(classification.per_class(long)) == 0
+    assert long["fold"].tolist() == [-1] and long["F1"].isna().all()
+    assert classification.per_class(long)["n_fits"].tolist() == [0] * 4
 
 
 def test_scores_of_classes_equal_those_of_scikit_learn():
@@ -463,7 +466,6 @@ def test_other_warnings_of_a_fit_are_shown(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "found"),
     [
-        ({"splits": Splits(max_cells=-1)}, "max_cells=-1 is too small .* or to 0 for all cells"),
         (
             {"splits": Splits(max_cells=29)},
             "max_cells=29 is too small for 10 cells of each of the 3 classes .* Set max_cells to 30",
@@ -471,10 +473,6 @@ def test_other_warnings_of_a_fit_are_shown(monkeypatch):
         (
             {"splits": Splits(min_cells_per_class=3, n_splits=10)},
             "class 'pDC' of obs\\['cell_type'\\] has 9 cells, fewer than the 10",
-        ),
-        (
-            {"splits": Splits(min_cells_per_class=100)},
-            "1 classes with at least min_cells_per_class=100 cells, of 4 \\(largest: 'T cell'",
         ),
         ({"labels": ["batch"]}, r"no column 'batch', only \['cell_type', 'donor_id'\]"),
         ({"seeds": []}, r"The seeds are \[\]"),
@@ -495,10 +493,128 @@ def test_missing_donors_are_an_error_with_number_and_example(empty):
         run(H, obs)
 
 
-def test_a_single_class_is_an_error():
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"max_cells": -1}, r"max_cells=-1 is too small\. Set it to 1 or more, or to 0 for all cells"),
+        ({"n_splits": 0}, r"n_splits=0 is too small\. Set it to 2 or more"),
+        ({"n_splits": 1}, "n_splits=1 is too small"),
+        ({"min_cells_per_class": 0}, r"min_cells_per_class=0 is too small\. Set it to 1 or more"),
+    ],
+)
+def test_splits_of_impossible_numbers_are_an_error(options, found):
+    with pytest.raises(ValueError, match=found):
+        Splits(**options)
+
+
+def test_smallest_max_cells_is_the_limit_of_the_subset():
+    _, obs = simulate()
+    assert splits.smallest_max_cells(obs, "cell_type") == 30  # pDC has 9 cells
+    assert splits.smallest_max_cells(obs, "cell_type", Splits(min_cells_per_class=3)) == 4 * 5  # five folds
+    for choice in (Splits(), Splits(n_splits=20), Splits(min_cells_per_class=3)):
+        least = splits.smallest_max_cells(obs, "cell_type", choice)
+        assert len(stratified_subset(obs, "cell_type", replace(choice, max_cells=least))) == least
+        with pytest.raises(
+            ValueError, match=rf"max_cells={least - 1} is too small .* Set max_cells to {least} or more"
+        ):
+            stratified_subset(obs, "cell_type", replace(choice, max_cells=least - 1))
+    assert splits.smallest_max_cells(obs.assign(cell_type="T cell"), "cell_type") == 0
+
+
+@pytest.mark.parametrize("held_out", ["", "donor_id"])
+def test_a_label_with_one_class_has_empty_scores_and_a_warning(held_out, caplog, tmp_path):
     H, obs = simulate()
-    with pytest.raises(ValueError, match=r"obs\['cell_type'\] is 'T cell' for all 240 cells"):
-        run(H, obs.assign(cell_type="T cell"))
+    obs = obs.assign(cell_type="T cell")
+    options = {"seeds": [42, 52], "classifiers": [KNN, LOGISTIC], "splits": Splits(held_out=held_out)}
+    long = run(H, obs, **options, cache=tmp_path / "scores.csv")
+    assert "obs['cell_type'] is 'T cell' for all 240 cells, so its scores are empty" in caplog.text
+    types, donor = (long[long["label"] == label] for label in ("cell_type", "donor_id"))
+    assert types[["classifier", "seed", "fold"]].to_numpy().tolist() == [
+        [classifier, seed, -1] for classifier in (KNN, LOGISTIC) for seed in (42, 52)
+    ]
+    assert types[list(METRICS)].isna().all(axis=None)
+    assert types[["n_cells", "n_classes", "n_scored"]].drop_duplicates().to_numpy().tolist() == [[240, 1, 0]]
+    if not held_out:
+        assert np.isfinite(donor[list(METRICS)]).all(axis=None)
+    table = classification.summarize(long, "cell_type")
+    assert table.isna().to_numpy().sum() == 2 * len(METRICS)
+    assert table[["Model", "n_rows", "n_cells", "n_classes"]].to_numpy().tolist() == [["AE_NMF", 0, 240, 1]]
+    rows = classification.per_class(long).query("label == 'cell_type'")
+    assert rows[["class", "n_cells", "n_fits"]].to_numpy().tolist() == [["T cell", 0, 0]] * 2
+    assert rows["F1"].isna().all()
+    assert "cell_type" not in set(classification.confusion(long)["label"])
+    again = run(H, obs, **options, cache=tmp_path / "scores.csv")  # from the file
+    pd.testing.assert_frame_equal(again, long, check_exact=True)
+
+
+def test_cells_of_one_type_and_one_donor_give_tables_of_empty_scores(caplog):
+    H, obs = simulate()
+    long = run(H, obs.assign(cell_type="T cell", donor_id="d1"), classifiers=[KNN])
+    assert len(long) == 2
+    assert long["F1"].isna().all()
+    assert len(classification.confusion(long)) == 0
+    assert classification.confusion(long).columns.tolist() == [
+        *("Model", "label", "classifier", "class", "predicted", "n_cells")
+    ]
+    assert len(classification.per_class(long)) == 2
+
+
+def test_fewer_than_two_large_classes_give_empty_scores_and_a_warning(caplog):
+    H, obs = simulate()
+    for least, n_classes in ((100, 1), (1000, 0)):
+        caplog.clear()
+        options = {"labels": ["cell_type"], "classifiers": [KNN], "splits": Splits(min_cells_per_class=least)}
+        long = run(H, obs, **options)
+        assert long[["fold", "n_classes"]].to_numpy().tolist() == [[-1, n_classes]]
+        assert (
+            f"has {n_classes} classes with at least min_cells_per_class={least} cells, of 4 (largest: 'T" in caplog.text
+        )
+        assert len(classification.per_class(long)) == n_classes
+        assert len(classification.confusion(long)) == 0
+
+
+def test_more_than_127_donors_are_in_as_many_folds():
+    groups = np.repeat(np.arange(150), 2)
+    y = np.tile([0, 1], 150)
+    assert len(np.unique(splits.assign_folds(y, [42], 150, groups))) == 150
+
+
+def test_embeddings_of_other_types_are_errors():
+    H, obs = simulate()
+    for wrong, kind in ((np.rint(H).astype(int), "int64"), (H > 0, "bool"), (pd.DataFrame(H), "DataFrame")):
+        with pytest.raises(ValueError, match=rf"AE_NMF is of type {kind}\. Expected an array of float32 or float64"):
+            run(wrong, obs)
+
+
+AWKWARD = ["NA", "nan", "None", "1", "01", "x", " x", "x ", 'a"b', "a,b", "a\nb", "a\rb", "é", "$x_1$", "TRUE", "1e5"]
+
+
+def test_awkward_names_of_classes_stay_apart(tmp_path):
+    rng = np.random.default_rng(0)
+    y = np.arange(20 * len(AWKWARD)) % len(AWKWARD)
+    H = np.eye(len(AWKWARD), dtype=np.float32)[y] + rng.normal(0, 0.1, (len(y), len(AWKWARD))).astype(np.float32)
+    obs = pd.DataFrame({"cell_type": np.array(AWKWARD, object)[y], "donor_id": np.array(AWKWARD, object)[y]})
+    for values in (obs, obs.astype("category")):
+        long = run(H, values, classifiers=[KNN], cache=tmp_path / "scores.csv")
+        again = run(H, values, classifiers=[KNN], cache=tmp_path / "scores.csv")
+        pd.testing.assert_frame_equal(again, long, check_exact=True)
+        assert set(long["n_classes"]) == {len(AWKWARD)}
+        for name, table in {"c": classification.confusion(long), "p": classification.per_class(long)}.items():
+            write_table(table, tmp_path / f"{name}.csv")
+            read = read_table(tmp_path / f"{name}.csv")
+            pd.testing.assert_frame_equal(read, table, check_exact=True)
+            assert set(read["class"]) == set(AWKWARD)
+    assert len((tmp_path / "scores.csv").read_text().splitlines()) == 11  # every name in one row of the file
+
+
+def test_renamed_classes_are_scored_again(tmp_path):
+    H, obs = simulate()
+    one = obs.assign(cell_type=obs["cell_type"].map({"T cell": "1", "B cell": "01"}).astype(object).fillna("NA"))
+    for values, n_rows in ((one, 1), (one.replace({"cell_type": {"01": "1.0"}}), 2), (one, 2)):
+        run(
+            H, values, labels=["cell_type"], classifiers=[KNN], splits=Splits(n_splits=2), cache=tmp_path / "scores.csv"
+        )
+        assert len(read_table(tmp_path / "scores.csv")) == 2 * n_rows
 
 
 def test_embeddings_with_other_cells_or_infinite_values_are_errors():

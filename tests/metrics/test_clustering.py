@@ -269,10 +269,28 @@ def test_graph_of_other_cells_is_an_error():
         clustering.evaluate(graphs, obs.iloc[1:])
 
 
-def test_a_single_donor_is_an_error():
+def test_a_single_donor_has_empty_scores_and_a_warning(caplog, tmp_path):
     H, obs = simulate(n_cells=100)
-    with pytest.raises(ValueError, match=r"obs\['donor_id'\] is 'd1' for all 100 cells"):
-        run(H, obs.assign(donor_id="d1"))
+    obs = obs.assign(donor_id="d1")
+    long = run(H, obs, cache=tmp_path / "scores.csv")
+    assert "obs['donor_id'] is 'd1' for all 100 cells, so its scores are empty" in caplog.text
+    types, donor = (long[long["label"] == label] for label in ("cell_type", "donor_id"))
+    assert donor[["ARI", "NMI"]].isna().all(axis=None)
+    assert donor["n_clusters"].tolist() == types["n_clusters"].tolist()
+    assert np.isfinite(types[["ARI", "NMI"]]).all(axis=None)
+    table = clustering.summarize(long, "donor_id")
+    assert table["Model"].tolist() == ["AE_NMF"] and table.isna().to_numpy().sum() == 4
+    pd.testing.assert_frame_equal(run(H, obs, cache=tmp_path / "scores.csv"), long, check_exact=True)  # from the file
+
+
+def test_labels_in_columns_with_awkward_names_are_kept_in_the_cache(tmp_path, monkeypatch):
+    H, obs = simulate(n_cells=100)
+    names = ["1", "01", "NA", "a,b", 'a"b', "a\nb"]
+    obs = obs.assign(**dict.fromkeys(names, obs["cell_type"]))
+    first = run(H, obs, labels=names, cache=tmp_path / "scores.csv")
+    assert list(first["label"].unique()) == names
+    monkeypatch.setattr(neighbors, "leiden_in_worker", None)  # nothing is computed again
+    pd.testing.assert_frame_equal(run(H, obs, labels=names, cache=tmp_path / "scores.csv"), first, check_exact=True)
 
 
 def test_cells_without_a_type_are_clustered_but_not_compared():

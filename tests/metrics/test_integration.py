@@ -93,3 +93,21 @@ def test_lisi_of_cells_without_a_label_is_an_error(monkeypatch):
     monkeypatch.setattr(integration, "_mean_lisi", lambda: lambda near, distance, y: 1.0)
     with pytest.raises(ValueError, match=r"is empty for 1 of 200 cells. LISI needs a label for every cell"):
         run(H, obs.assign(cell_type=obs["cell_type"].mask(np.arange(200) == 3)), lisi=True)
+
+
+@pytest.mark.parametrize("lisi", [False, True])
+def test_a_label_with_one_class_has_empty_scores(lisi, monkeypatch, caplog):
+    H, obs = simulate(1.0)
+    monkeypatch.setattr(integration, "_mean_lisi", lambda: lambda near, distance, y: 1.0)
+    found = run(H, obs.assign(donor_id="d"), lisi=lisi)
+    assert found.loc["donor_id", ["purity", "silhouette", *["LISI"] * lisi]].isna().all()
+    assert found.loc["donor_id", ["n_cells", "n_classes"]].tolist() == [200, 1]
+    pd.testing.assert_series_equal(found.loc["cell_type"], run(H, obs, lisi=lisi).loc["cell_type"])
+    assert "obs['donor_id'] is 'd' for all 200 cells" in caplog.text
+
+
+def test_silhouette_is_empty_if_the_sample_has_one_class(monkeypatch):
+    monkeypatch.setattr(integration, "SILHOUETTE_CELLS", 20)
+    H, obs = simulate(1.0)
+    found = run(H, obs.assign(donor_id=np.where(np.arange(200) == 7, "rare", "common")))
+    assert np.isnan(found.loc["donor_id", "silhouette"]) and found.loc["donor_id", "purity"] > 0.9

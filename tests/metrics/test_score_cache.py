@@ -231,3 +231,10 @@ def test_defaults_of_the_notebook_are_those_of_cross_validate():
     assert Splits(max_cells=notebook["max_cells"], subset_seed=notebook["seed"]) == defaults["splits"] == PUBLISHED
     assert notebook["n_jobs"] == defaults["n_jobs"]
     assert notebook["forest"] == defaults["classifiers"][-1]
+
+
+def test_text_in_a_column_of_scores_is_refused(tmp_path):
+    path = tmp_path / "scores.csv"
+    path.write_text("Model,F1,made_from\nAE_NMF,0.5,ab\nAE_NMF,0.2x5,cd\n")
+    with pytest.raises(ValueError, match=r"scores\.csv: the column 'F1' contains '0\.2x5'.* Remove the file"):
+        ScoreCache(path, ["Model", "F1"], ["Model"])
