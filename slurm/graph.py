@@ -49,8 +49,8 @@ class Stage:
 def read_graph(make: list[str], goals: list[str], *, resolve: bool = True) -> dict[str, Stage]:
     """Return the stages in an order in which they can run. Without `resolve` the values of the last run are kept."""
     with_scores = ["scores"] if {*goals} - {"filter", "train", "conditioning"} else []
-    keep = [] if resolve else ["-o", "resolved"]
-    output = run_command("env", "LC_ALL=C", *make, "-pn", *keep, *dict.fromkeys([*goals, *with_scores]))
+    keep = [] if resolve else ["AENMF_KEEP_VALUES=1"]
+    output = run_command("env", "LC_ALL=C", *keep, *make, "-pn", *dict.fromkeys([*goals, *with_scores]))
     files: dict[str, list[list[str]]] = {}
     prerequisites: dict[str, set[str]] = {}
     for block in output.split("\n\n"):  # one per file

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The body of every job: make, on this node. Near its time limit a stage saves its state and the job is queued again.
 # job.sh STAGE REQUESTED PRELUDE MAKE... -- FILES: makes all files, or in a job array the one at the index of the task.
-set -u
+set -u -o pipefail
 stage=$1 requested=$2 prelude=$3
 shift 3
 make=()
@@ -15,9 +15,9 @@ requeue= terminated=
 trap 'requeue=1; kill -TERM "$child" 2>/dev/null' USR1 # before the time limit, see WARNING in submit.py
 trap 'terminated=1; kill -TERM "$child" 2>/dev/null' TERM # preempted: Slurm queues the job again
 echo "== $stage on ${SLURMD_NODENAME:-$(hostname)}, job $SLURM_JOB_ID, $(date -Is)"
-set +u # the prelude of a cluster may use unset variables
+set +u +o pipefail # the prelude of a cluster may use unset variables
 if [ -n "$prelude" ]; then eval "$prelude" || exit; fi
-set -u
+set -u -o pipefail
 "${make[@]}" "$@" &
 child=$!
 while :; do # a trap ends the first wait

@@ -4,7 +4,7 @@
 -include slurm/cluster.mk
 
 # $(call slurm,ACTION)
-slurm = exec "$(PYTHON)" slurm/submit.py $(1) --run $(RUN) --cpu-partition '$(CPU_PARTITION)' \
+slurm = exec "$(PYTHON)" -Es slurm/submit.py $(1) --run $(RUN) --cpu-partition '$(CPU_PARTITION)' \
     --gpu-partition '$(GPU_PARTITION)' --account '$(ACCOUNT)' --gpu-type '$(GPU_TYPE)' \
     --memory-share $(or $(MEMORY_SHARE),1) --cpus $(or $(MOST_CPUS),0) --prelude $(call quoted,$(PRELUDE)) \
     --sbatch=$(call quoted,$(SBATCH)) --variables $(variables)

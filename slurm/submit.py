@@ -11,6 +11,7 @@ import fcntl
 import os
 import re
 import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -41,6 +42,10 @@ def submit(site: argparse.Namespace, make: list[str], goals: list[str]) -> None:
                 f"new jobs would overwrite their parameters. Wait (make watch {site.again}), or cancel them (make "
                 f"cancel {site.again})."
             )
+        if site.resolve:  # the values of the notebooks and the check of the input
+            done = subprocess.run(shlex.split(site.resolve), check=False)
+            if done.returncode:
+                raise SlurmError("Nothing was submitted.")
         stages = read_graph(make, goals)
         jobs = {name: [job for job in queued if job.name == stage.job_name] for name, stage in stages.items()}
         new = {
@@ -173,6 +178,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of the run, results/<data set>/k<K>")
     parser.add_argument("--variables", nargs="*", default=[], help="NAME=value, the command line of make")
     parser.add_argument("--goals", nargs="*", default=["all"])
+    parser.add_argument("--resolve", default="", help="command that checks the input and writes the values")
     for name in ("cpu-partition", "gpu-partition", "account", "gpu-type", "prelude", "sbatch"):
         parser.add_argument(f"--{name}", default="")
     parser.add_argument("--memory-share", type=int, default=1)
@@ -198,6 +204,8 @@ def main() -> None:
                 print()
     except SlurmError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename or error}: {error.strerror}. Make room or ask for permission there.")
 
 
 if __name__ == "__main__":

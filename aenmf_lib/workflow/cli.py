@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from aenmf_lib.workflow import parameters, run
+from aenmf_lib.workflow import errors, inputs, parameters, plan, run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -17,37 +17,49 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         options.command(options)
-    except (ValueError, OSError, MemoryError, run.RunError) as error:  # a ParameterError is a ValueError
-        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if not isinstance(error, ValueError | run.RunError) and not errors.is_known(error):
+            raise
+        sys.exit(f"error: {error if isinstance(error, run.RunError) else errors.explain(error)}")
 
 
 def _resolve(options: argparse.Namespace) -> None:
-    """Check make's variables and write the values for each notebook."""
-    given = parameters.parse_variables(options.variables, options.valid, options.notebooks, options.goals)
-    if not options.out:
+    """Check make's variables, the values for each notebook and the input, and write the values."""
+    if not options.out:  # before the environment exists
+        parameters.parse_variables(options.variables, options.valid, options.notebooks, options.goals)
+        if options.data is not None:
+            inputs.require(options.data, options.folder, options.goals)
         return
-    values = parameters.resolve(options.notebooks, options.params, [*options.overrides, *given])
+    _plan(options).update(options.goals, dry_run=options.dry_run)
+
+
+def _preflight(options: argparse.Namespace) -> None:
+    """Report what make would do with the cells, everything that is wrong, and the cost of each stage."""
+    prepared = _plan(options)
+    inputs.require(prepared.values["01_filter"].get("data", ""), options.folder, ["check"])
+    report = prepared.examine()
+    print(report.text)
+    if report.errors:
+        sys.exit("\n".join(f"error: {error}" for error in report.errors))
+
+
+def _plan(options: argparse.Namespace) -> plan.Plan:
+    """Return the values of all notebooks for this call of make."""
+    given = parameters.parse_variables(options.variables, options.valid, options.notebooks, options.goals)
+    typed = dict(word.split("=", 1) for word in options.variables)
+    variables = {name: typed[name] for name in options.valid if name in typed.keys() - {"PYTHON", "EXECUTOR"}}
+    overrides, quick = [*options.overrides, *given], variables.get("QUICK") == "true"
+    values = parameters.resolve(options.notebooks, options.params, overrides, quick=quick)
+    if options.data and "data" in parameters.declared(options.notebooks[0]):
+        values[options.notebooks[0].stem].setdefault("data", options.data)
     for file in options.out:
         parameters.require_known(file.stem, values, f"--out {file}", "notebook")
-        if file.stem == "01_filter":
-            _require_same_data(file, values["01_filter"].get("data"))
-    for file in options.out:
-        parameters.write(file, values[file.stem])
-
-
-def _require_same_data(file: Path, data: str | None) -> None:
-    """Raise ParameterError if existing results were made from other cells."""
-    if not data:
-        place = "notebooks/params/<data set>.yaml"
-        raise parameters.ParameterError(
-            f"No cells to read. Pass DATA=cells.h5ad, or add the line 'data: cells.h5ad' to {place}."
-        )
-    before, folder = parameters.read_yaml(file).get("data", data) if file.is_file() else data, file.parents[1]
-    if before != data:
-        raise parameters.ParameterError(
-            f"{folder}/ was made from {before}, not from {data}. Pass DATASET=other to keep both, or remove it with: "
-            f"make clean DATASET={folder.name}"
-        )
+    models = [name.upper().replace("BASE", "Base") for name in options.models]
+    return plan.Plan(
+        values, options.notebooks, options.out, options.folder, options.run, models, variables, options.slurm
+    )
 
 
 def _execute(options: argparse.Namespace) -> None:
@@ -62,7 +74,13 @@ def _score(options: argparse.Namespace) -> None:
     from aenmf_lib.metrics.classifiers import FOREST, KNN, LOGISTIC
     from aenmf_lib.metrics.splits import PUBLISHED, Splits
     from aenmf_lib.results import read_embeddings
+    from aenmf_lib.results.files import read
+    from aenmf_lib.results.schema import skip_reason
 
+    if reason := skip_reason(read(options.model).uns):
+        logging.info("%s: skipped: %s", options.model, reason)
+        options.done.touch()
+        return
     values = parameters.resolve([options.notebook], options.params)[options.notebook.stem]
     max_cells, seed = values.get("max_cells", PUBLISHED.max_cells), values.get("seed", PUBLISHED.subset_seed)
     embeddings = read_embeddings([options.model])
@@ -122,9 +140,15 @@ def _parser() -> argparse.ArgumentParser:
     required, words = {"required": True}, {"nargs": "*", "default": []}
     file, files = {"type": Path}, {"type": Path, "nargs": "+"}
     override = {"dest": "overrides", "nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
+    flag = {"action": "store_true"}
+    of_make = (
+        {"--notebooks": files | required, "--params": file, "-p": override, "--out": files | {"default": []}}
+        | {"--variables": words, "--valid": words, "--goals": words, "--models": words, "--slurm": flag}
+        | {"--data": {}, "--folder": file | {"default": Path()}, "--run": file | {"default": Path()}}
+    )
     arguments = {
-        _resolve: {"--notebooks": files | required, "--params": file, "-p": override, "--out": files | {"default": []}}
-        | {"--variables": words, "--valid": words, "--goals": words},
+        _resolve: of_make | {"--dry-run": flag},
+        _preflight: of_make,
         _execute: {"notebook": file, "--params": file, "-p": override, "--report": file | required},
         _score: {"model": file, "--label": required, "--notebook": file | required, "--params": file}
         | {"--cache": file | required, "--done": file | required},

@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import os
 import re
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,14 @@ from typing import Any
 __all__ = ["resolve"]
 
 _OF_MAKE = ("SHELL", "UV_FIND_LINKS")  # variables that make accepts without listing them
+# QUICK=true: a first look at a data set in minutes. Smaller values of the data set are kept.
+_QUICK = {
+    "sample_cells": 20_000,
+    "max_cells": 2_000,
+    "clustering_seeds": [0, 1],
+    "classification_seeds": [42],
+    "n_starts": 1,
+}
 _TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 _KINDS = (*_TYPES, *(f"list[{kind}]" for kind in _TYPES))
 _HINTS = {
@@ -24,6 +33,7 @@ _HINTS = {
     "int": " Write numbers without quotes, and without an exponent.",
     "float": " Write numbers without quotes, and 0.01 or 1.0e-2 for 1e-2, which YAML reads as text.",
 }
+_LONGEST_FILE = 1_000_000  # characters of a parameters file
 _PARAMETERS_CELL = re.compile(r'^# %%[^\n]*\btags=\[[^\]\n]*"parameters"[^\n]*\n(.*?)(?=^# %%|\Z)', re.M | re.S)
 
 
@@ -38,11 +48,21 @@ def require_known(name: str, names: Iterable[str], where: object = "", what: str
         close = [valid[match] for match in difflib.get_close_matches(str(name).casefold(), valid)]
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
         place = f" in {where}" if where else ""
-        raise ParameterError(f"Unknown {what} {name}{place}.{hint} Valid {what}s: {', '.join(valid.values())}.")
+        raise ParameterError(f"Unknown {what} {_shown(name)}{place}.{hint} Valid {what}s: {', '.join(valid.values())}.")
 
 
 def declared(notebook: Path) -> dict[str, str]:
-    """Return the type of each parameter by name: the cell tagged ``parameters`` has lines ``name: type = literal``."""
+    """Return the type of each parameter by name."""
+    return {name: kind for name, (kind, _) in _declarations(notebook).items()}
+
+
+def defaults(notebook: Path) -> dict[str, Any]:
+    """Return the default of each parameter by name."""
+    return {name: default for name, (_, default) in _declarations(notebook).items()}
+
+
+def _declarations(notebook: Path) -> dict[str, tuple[str, Any]]:
+    """Return type and default by name: the cell tagged ``parameters`` has lines ``name: type = literal``."""
     text = notebook.read_text(encoding="utf-8")
     cells = list(_PARAMETERS_CELL.finditer(text))
     if len(cells) > 1:
@@ -51,7 +71,7 @@ def declared(notebook: Path) -> dict[str, str]:
         lines = ast.parse(cells[0][1]).body if cells else []
     except SyntaxError as error:
         raise ParameterError(f"{notebook}: the parameters cell is not valid Python: {error}") from None
-    types: dict[str, str] = {}
+    found: dict[str, tuple[str, Any]] = {}
     for line in lines:
         where = f"{notebook}, line {text.count(chr(10), 0, cells[0].start(1)) + line.lineno}"
         kind = ast.unparse(line.annotation) if isinstance(line, ast.AnnAssign) and line.value else ""
@@ -64,12 +84,16 @@ def declared(notebook: Path) -> dict[str, str]:
         except ValueError:
             raise ParameterError(f"{where}: expected a literal, found {ast.unparse(line.value)}.") from None
         _convert(default, kind, where)
-        types[line.target.id] = kind
-    return types
+        found[line.target.id] = kind, default
+    return found
 
 
 def resolve(
-    notebooks: Sequence[Path], file: Path | None = None, overrides: Sequence[tuple[str, str]] = ()
+    notebooks: Sequence[Path],
+    file: Path | None = None,
+    overrides: Sequence[tuple[str, str]] = (),
+    *,
+    quick: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Return the values set for each notebook, by notebook name and parameter, without the notebook's defaults.
 
@@ -81,6 +105,7 @@ def resolve(
     file : YAML with ``name: value`` for every notebook that declares the name, and a mapping under the name of a
         notebook for that notebook only
     overrides : names and values as text, from the command line, which replace those of the file
+    quick : set fewer cells, seeds and starts than the file, unless the command line sets them
     """
     types = {notebook.stem: declared(notebook) for notebook in notebooks}
     given = read_yaml(file) if file else {}
@@ -94,15 +119,32 @@ def resolve(
             if name in dict(overrides):
                 raise ParameterError(f"{file} sets {name} for {section}, and the command line sets it too. Keep one.")
             settings.append((f"{file}, {section}", {section: types[section]}, name, value))
-    settings += [("", types, name, text) for name, text in overrides]
     values: dict[str, dict[str, Any]] = {notebook: {} for notebook in types}
+    _set(values, settings)
+    if quick:
+        for notebook, kinds in types.items():
+            for name in kinds.keys() & _QUICK.keys():
+                values[notebook][name] = _smaller(values[notebook].get(name), _QUICK[name])
+    _set(values, [("", types, name, text) for name, text in overrides])
+    return values
+
+
+def _set(
+    values: dict[str, dict[str, Any]], settings: Iterable[tuple[Any, dict[str, dict[str, str]], str, Any]]
+) -> None:
+    """Set values in every notebook that declares them. A setting is where it was read, types, name and value."""
     for where, types_of, name, value in settings:
         require_known(name, sorted(set().union(*types_of.values())), where)
         for notebook, kinds in types_of.items():
             if name in kinds:
                 place = f"{where}: {name}" if where else name
                 values[notebook][name] = _convert(value, kinds[name], place, text=not where)
-    return values
+
+
+def _smaller(own: Any, quick: Any) -> Any:
+    """Return the smaller of the value of a data set and that of QUICK, both numbers or both lists; 0 means all."""
+    size = len(own) if isinstance(own, list) else own
+    return own if size and size <= (len(quick) if isinstance(quick, list) else quick) else quick
 
 
 def parse_variables(
@@ -118,6 +160,8 @@ def parse_variables(
             raise ParameterError(f"make has no variable {name}. Set {name.lower()} in {place}.")
         if name not in _OF_MAKE:
             require_known(name, valid, what="variable")
+        if name == "QUICK" and text not in ("true", "false", ""):
+            raise ParameterError(f"QUICK={text}: expected true or false.")
         if name == "SHARDS" and not re.fullmatch("[1-9][0-9]*", text):
             raise ParameterError(f"SHARDS={text}: expected a number of shards, such as SHARDS=8.")
         if name in kinds:
@@ -137,34 +181,83 @@ def parse_variables(
     return [(name.lower(), text) for name, text in given.items() if name in kinds and name != "K"]
 
 
-def write(file: Path, values: dict[str, Any]) -> None:
-    """Write values as YAML, atomically. A file with the same content keeps its modification time."""
+def write(file: Path, values: dict[str, Any], unimportant: Sequence[str] = ()) -> None:
+    """Write values as YAML, atomically. A file with the same values keeps its modification time.
+
+    So does a file in which only the values of `unimportant` names differ.
+    """
     import yaml
 
-    text = yaml.safe_dump(values, sort_keys=False)
-    if file.is_file() and file.read_text(encoding="utf-8") == text:
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    before = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
+    if before == text:
         return
+    date = file.stat() if before is not None and not differ(read_old(file), values, unimportant) else None
+    write_text(file, text)
+    if date:
+        os.utime(file, ns=(date.st_atime_ns, date.st_mtime_ns))
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text file atomically, and remove what killed processes left behind."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    part.replace(file)
+    for left in file.parent.glob(f".*.{file.name}"):
+        owner = left.name.split(".")[1]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists() and time.time() - left.stat().st_mtime > 10:
+            left.unlink(missing_ok=True)
+    part = file.with_name(f".{os.getpid()}.{file.name}")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(file)
+    except OSError as error:  # of a full disk, which names no file
+        raise OSError(error.errno, error.strerror, str(file)) from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def differ(before: dict[str, Any] | None, values: dict[str, Any], unimportant: Sequence[str] = ()) -> bool:
+    """Return whether values differ from earlier ones, or whether there were none."""
+    kept = [{name: value for name, value in of.items() if name not in unimportant} for of in (before or {}, values)]
+    return before is None or kept[0] != kept[1]
+
+
+def read_old(file: Path) -> dict[str, Any] | None:
+    """Return the values that an earlier call wrote, or None if there are none that can be read."""
+    try:
+        return read_yaml(file) if file.is_file() else None
+    except ParameterError:
+        return None
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
     """Return the content of a YAML file, in which each name may be given once."""
     import yaml
 
+    expected = "Write one 'name: value' in each line."
     try:
-        with file.open(encoding="utf-8") as stream:
-            loader = yaml.SafeLoader(stream)
-            node = loader.get_single_node()
-            _require_unique_names(node, file)
-            values = (loader.construct_document(node) if node else None) or {}
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-        raise ParameterError(f"Cannot read the parameters file {file}: {error}") from None
+        text = file.read_text(encoding="utf-8")
+        if len(text) > _LONGEST_FILE:
+            raise ParameterError(f"{file} has {len(text):,} characters, more than {_LONGEST_FILE:,}. {expected}")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ParameterError(f"{file} refers to another value with '*'. Write each value where it is used.")
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        _require_unique_names(node, file)
+        values = (loader.construct_document(node) if node else None) or {}
+    except ParameterError:
+        raise
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: such as the date 2026-02-31
+        found = _shown(" ".join(str(error).replace('in "<unicode string>", ', "").split()), 300)
+        raise ParameterError(f"Cannot read the parameters file {file} ({found}). {expected}") from None
     if not isinstance(values, dict):
-        raise ParameterError(f"{file}: expected lines of 'name: value', found {type(values).__name__}.")
+        raise ParameterError(f"{file} contains a {type(values).__name__}. {expected}")
     return values
+
+
+def _shown(text: object, longest: int = 80) -> str:
+    """Return a text for a message, without control characters, and cut if it is longer."""
+    text = "".join(char if char.isprintable() else "?" for char in str(text))
+    return text if len(text) <= longest else f"{text[:longest]} …"
 
 
 def _require_unique_names(node: Any, file: Path) -> None:
@@ -199,4 +292,5 @@ def _convert(value: Any, kind: str, where: str, *, text: bool = False) -> Any:
         return float(value)
     elif kind == "str" or isinstance(value, str):
         hint = _HINTS.get(kind, "")
-    raise ParameterError(f"{where}: expected {expected}, found {value!r} ({type(value).__name__}).{hint}")
+    found = f"{_shown(repr(value))} ({type(value).__name__})"
+    raise ParameterError(f"{where}: expected {expected}, found {found}.{hint or ' Write a value of this type.'}")

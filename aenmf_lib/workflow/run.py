@@ -1,4 +1,4 @@
-"""Run a notebook with given parameters, in this interpreter. The report is kept only if all cells pass."""
+"""Run a notebook with given parameters, in this interpreter. Its report exists only if all cells passed."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ import contextlib
 import logging
 import os
 import resource
+import shutil
 import signal
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
+
+from aenmf_lib.workflow import environment, errors
+from aenmf_lib.workflow.lock import Locked, only_one
 
 __all__ = ["execute"]
 
 log = logging.getLogger(__name__)
 _GRACE = 20  # seconds for a kernel to end by itself; Slurm by default gives all processes 30
+_SKIPPED = "Skipped: "
 
 
 class RunError(RuntimeError):
@@ -43,8 +50,10 @@ class LogStream:
 def execute(notebook: Path, values: dict[str, Any], report: Path) -> None:
     """Run a notebook in the current directory, with the interpreter that runs this function.
 
-    While the notebook runs, and if it fails, `report` is ``NAME.failed.ipynb`` instead. Raises RunError if a cell
-    failed, the notebook stopped before its end, or its process died.
+    `report` exists only if the last run passed: it is ``NAME.running.ipynb`` while the notebook runs, and
+    ``NAME.failed.ipynb`` if it failed. A cell that raises an exception named ``Skipped`` ends it with success.
+    Raises RunError if a cell failed, the notebook stopped before its end, its process died, or another process runs
+    the same notebook.
 
     Parameters
     ----------
@@ -52,16 +61,59 @@ def execute(notebook: Path, values: dict[str, Any], report: Path) -> None:
     values : its parameters, from ``parameters.resolve``
     report : the executed notebook
     """
+    running, failed = report.with_suffix(".running.ipynb"), report.with_suffix(".failed.ipynb")
+    try:
+        with only_one(report) as lock, tempfile.TemporaryDirectory(prefix="aenmf-") as private:
+
+            def clean_up() -> None:
+                with contextlib.suppress(OSError):
+                    running.replace(failed)
+                shutil.rmtree(private, ignore_errors=True)
+                lock.unlink(missing_ok=True)
+
+            _stop_kernel_on_signal(notebook.stem, clean_up)
+            for earlier in (report, failed, running):
+                earlier.unlink(missing_ok=True)
+            start = time.monotonic()
+            fault = _run(notebook, values, running, Path(private))
+            if fault.startswith(_SKIPPED):
+                log.info("%s: skipped: %s", notebook.stem, fault.removeprefix(_SKIPPED))
+            elif fault:
+                running.replace(failed)
+                raise RunError(f"{notebook.stem} failed: {fault}\nThe cells run so far, with the traceback: {failed}")
+            running.replace(report)
+            seconds = time.monotonic() - start
+            log.info("%s: done in %.0f s, peak memory %s: %s", notebook.stem, seconds, _peak_memory(), report)
+    except Locked as error:
+        raise RunError(str(error)) from None
+    except OSError as error:  # of this process: the report could not be written
+        with contextlib.suppress(OSError):
+            running.replace(failed)
+        raise RunError(f"{notebook.stem} failed: {errors.explain(error, running)}") from None
+
+
+def _run(notebook: Path, values: dict[str, Any], running: Path, private: Path) -> str:
+    """Run the cells, write them into `running`, and return why they failed or an empty string."""
     sys.modules.setdefault("rfc3987_syntax", None)  # an optional part of jsonschema: 0.8 s to import, not needed here
     import jupytext
     import papermill
-    from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
     from jupyter_client.manager import AsyncKernelManager
     from nbclient.exceptions import DeadKernelError
 
+    settings = {"IPYTHONDIR": str(private), "JUPYTER_RUNTIME_DIR": str(private)}
+
+    class Kernels(KernelSpecManager):
+        def get_kernel_spec(self, kernel_name: str) -> KernelSpec:  # not a user's own kernel of this name
+            return KernelSpec(argv=environment.kernel_command(), display_name=kernel_name, language="python")
+
     class Kernel(AsyncKernelManager):
         def _kernel_spec_manager_default(self) -> KernelSpecManager:
-            return KernelSpecManager(kernel_dirs=[])  # ignore a user's own kernel named python3
+            return Kernels()
+
+        async def start_kernel(self, **options: Any) -> None:
+            self.connection_file = str(private / "kernel.json")
+            await super().start_kernel(**options, env=environment.clean(os.environ) | settings)
 
     source = jupytext.read(notebook)
     code = [c.source for c in source.cells if c.cell_type == "code" and "parameters" not in c.metadata.get("tags", [])]
@@ -71,23 +123,17 @@ def execute(notebook: Path, values: dict[str, Any], report: Path) -> None:
             lines = (line for line in cell.source.splitlines() if line.strip() and not line.startswith("#"))
             log.info("%s [%d/%d] %s", notebook.stem, code.index(cell.source) + 1, len(code), next(lines, "")[:80])
 
-    failed = report.with_suffix(".failed.ipynb")
-    report.parent.mkdir(parents=True, exist_ok=True)
-    report.unlink(missing_ok=True)  # a report exists only if the last run passed
-    jupytext.write(source, failed)
+    jupytext.write(source, running)
     logging.getLogger("papermill").setLevel(logging.WARNING)
     stream = sys.stderr if sys.stderr.isatty() else LogStream(sys.stderr)
-    _stop_kernel_on_signal(notebook.stem)
-    start = time.monotonic()
     try:
         done = papermill.execute_notebook(
-            str(failed),
-            str(failed),
+            str(running),
+            str(running),
             values,
             kernel_name="python3",
             language="python",
             kernel_manager_class=Kernel,
-            extra_arguments=["--log-level=CRITICAL"],  # hide warnings about 127.0.0.1 not being encrypted
             on_cell_execute=announce,
             coalesce_streams=True,  # the report keeps the last state of a progress bar
             progress_bar=False,
@@ -95,21 +141,17 @@ def execute(notebook: Path, values: dict[str, Any], report: Path) -> None:
             stderr_file=stream,
         )
     except papermill.PapermillExecutionError as error:
-        reason = f"{error.ename}: {error.evalue}"
+        if error.ename == "Skipped":
+            return f"{_SKIPPED}{error.evalue}"
+        return f"{error.ename}: {errors.explain_text(error.ename, error.evalue)}"
     except DeadKernelError:
-        reason = f"its process died, most often because memory ran out: it had used {_peak_memory()}"
-    else:  # papermill does not report a sys.exit(0) in a cell
-        left = sum(c.cell_type == "code" and c.metadata.papermill.status != "completed" for c in done.cells)
-        if not left:
-            failed.replace(report)
-            seconds = time.monotonic() - start
-            log.info("%s: done in %.0f s, peak memory %s: %s", notebook.stem, seconds, _peak_memory(), report)
-            return
-        reason = f"it stopped before its end, with {left} cells left"
-    raise RunError(f"{notebook.stem} failed: {reason}\nThe cells run so far, with the traceback: {failed}")
+        return f"its process died, most often because memory ran out: it had used {_peak_memory()}"
+    # papermill does not report a sys.exit(0) in a cell
+    left = sum(c.cell_type == "code" and c.metadata.papermill.status != "completed" for c in done.cells)
+    return f"it stopped before its end, with {left} cells left" if left else ""
 
 
-def _stop_kernel_on_signal(name: str) -> None:
+def _stop_kernel_on_signal(name: str, clean_up: Callable[[], None]) -> None:
     """On SIGINT, SIGTERM or SIGHUP end the kernel with this process. A signal that is ignored (nohup) stays ignored."""
     numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
 
@@ -128,6 +170,7 @@ def _stop_kernel_on_signal(name: str) -> None:
                 process.kill()
         log.error("%s: stopped by %s", name, signal.Signals(number).name)
         logging.shutdown()
+        clean_up()
         os._exit(128 + number)  # a normal exit would wait for the kernel, which no longer exists
 
     for number in numbers:

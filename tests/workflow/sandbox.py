@@ -35,9 +35,11 @@ TABLES = [
 PYTHON = f"""\
 import os, sys
 from pathlib import Path
+isolated = sys.argv.pop(1) if sys.argv[1] == "-Es" else ""
 command = sys.argv[3] if sys.argv[1:3] == ["-m", "aenmf_lib"] else ""
-if command == "resolve" or sys.argv[1] == "slurm/submit.py":
-    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+if command in ("resolve", "preflight") or sys.argv[1] == "slurm/submit.py":
+    os.execv(sys.executable, [sys.executable, isolated, *sys.argv[1:]])
+assert isolated or not command
 if command == "simulate":
     made = [sys.argv[4]]
 elif command == "score":
@@ -50,8 +52,11 @@ elif command == "execute":
     notebook, *options = sys.argv[4:]
     given = {{options[i + 1]: options[i + 2] for i, option in enumerate(options) if option == "-p"}}
     report = Path(options[options.index("--report") + 1])
-    for path in [notebook, options[options.index("--params") + 1], *given.get("model_paths", "").split(",")]:
-        assert not path or Path(path).is_file(), path
+    values = Path(options[options.index("--params") + 1])
+    models = [line[2:] for line in values.read_text().splitlines() if line.startswith("- results/")]
+    assert bool(models) == ("06_benchmarks" in notebook)
+    for path in [notebook, *models]:
+        assert Path(path).is_file(), path
     with open("ran", "a") as ran:
         ran.write(Path(notebook).stem + "\\n")
     made = {{
@@ -63,6 +68,30 @@ elif command == "execute":
 for path in map(Path, made):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("made")
+"""
+
+# stubs of the hash of a file, and of the check, which fails if there is a file `refuse`
+FILES = """\
+import hashlib
+from pathlib import Path
+def file_info(path):
+    with open("hashed", "a") as hashed:
+        hashed.write(f"{path}\\n")
+    files = sorted(p for p in Path(path).rglob("*") if p.is_file()) or [Path(path)]
+    return {"path": path, "sha256": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()}
+"""
+CHECK = """\
+from pathlib import Path
+from types import SimpleNamespace
+def examine(values, *, models, slurm, variables, notebooks, folder):
+    refuse, data = Path("refuse"), values["01_filter"]["data"]
+    assert Path(data).exists() and notebooks == Path("notebooks")
+    with open("checked", "a") as checked:
+        checked.write("checked\\n")
+    errors = refuse.read_text().splitlines() if refuse.exists() else []
+    raised = {"max_cells": 2150} if Path("raise").exists() else {}
+    text = f"{data}: {' '.join(models)}{', slurm' if slurm else ''}, {variables.get('K', 'no K')}, {folder}"
+    return SimpleNamespace(errors=errors, warnings=["few cells"], text=text, command="", raised=raised)
 """
 
 
@@ -80,7 +109,8 @@ class Sandbox:
         self.root = root
         (root / "notebooks/params").mkdir(parents=True)
         used = ["Makefile", "slurm/slurm.mk", ".ci/make-venv", "aenmf_lib/__init__.py", "aenmf_lib/__main__.py"]
-        used += [f"aenmf_lib/workflow/{name}.py" for name in ("__init__", "cli", "parameters", "run")]
+        workflow = ("__init__", "cli", "environment", "errors", "inputs", "lock", "parameters", "plan", "run")
+        used += [f"aenmf_lib/workflow/{name}.py" for name in workflow]
         modules = [*ROOT.glob("aenmf_lib/*/*.py"), *ROOT.glob("aenmf_lib/*/*.mplstyle")]
         for name in {*used, *(str(path.relative_to(ROOT)) for path in modules)}:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -88,9 +118,11 @@ class Sandbox:
                 shutil.copy(ROOT / name, root / name)
             else:
                 (root / name).touch()
+        (root / "aenmf_lib/data/files.py").write_text(FILES)
+        (root / "aenmf_lib/workflow/check.py").write_text(CHECK)
         declared = {
-            "01_filter": 'data: str = ""\nmin_cells: int = 5\ndonor_key: str = ""\n',
-            "06_benchmarks": "max_cells: int = 0\nseed: int = 42\n",
+            "01_filter": 'data: str = ""\nmin_cells: int = 5\ndonor_key: str = ""\nsample_cells: int = 0\n',
+            "06_benchmarks": "model_paths: list[str] = []\nmax_cells: int = 0\nseed: int = 42\n",
             STUDY: "k: int = 80\nstrengths: list[float] = [0.2]\nstarts: int = 5\n",
         }
         for stage in [*STAGES, STUDY]:
@@ -123,6 +155,13 @@ class Sandbox:
         done = self(*arguments, **environment)
         assert done.returncode == 0, done.stderr
         return record.read_text().split()
+
+    def count(self, record: str) -> int:
+        """Return how many lines the stubs wrote into a record, and empty it."""
+        path = self.root / record
+        lines = path.read_text().splitlines() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return len(lines)
 
     def would_run(self, *arguments: str) -> list[str]:
         """Return the notebooks that make would run."""

@@ -142,7 +142,7 @@ def test_values_of_the_declared_type_are_accepted(notebooks, yaml, value):
         ("06_benchmarks: 3", r"06_benchmarks: expected a mapping.* found 3"),
         ("k: 1\nk: 2", r"cells.yaml, line 2: 'k' is already set in line 1"),
         ("02_train:\n  k: 1\n  k: 2", r"line 3: 'k' is already set in line 2"),
-        ("- k", "expected lines of 'name: value', found list"),
+        ("- k", "contains a list. Write one 'name: value'"),
         ("k: [", "Cannot read the parameters file"),
     ],
 )
@@ -186,6 +186,53 @@ def test_wrong_names_and_types_on_the_command_line_are_refused(notebooks, name, 
         resolve(notebooks, None, [(name, text)])
 
 
+def test_quick_sets_fewer_seeds_but_keeps_smaller_and_typed_values(tmp_path):
+    notebook, file = tmp_path / "06.py", tmp_path / "cells.yaml"
+    lines = [
+        "max_cells: int = 0",
+        "clustering_seeds: list[int] = [0, 1, 2]",
+        "classification_seeds: list[int] = [1, 2]",
+    ]
+    notebook.write_text(
+        "\n".join(['# %% tags=["parameters"]', *lines, "n_starts: int = 1", "sample_cells: int = 0", ""])
+    )
+    few = {"max_cells": 2000, "clustering_seeds": [0, 1], "classification_seeds": [42], "n_starts": 1}
+    assert resolve([notebook], quick=True)["06"] == few | {"sample_cells": 20_000}
+    file.write_text("max_cells: 500\nclustering_seeds: [7]\nclassification_seeds: [1, 2, 3]\n06: {n_starts: 9}\n")
+    own = {"max_cells": 500, "clustering_seeds": [7]}
+    assert resolve([notebook], file, quick=True)["06"] == few | own | {"sample_cells": 20_000}
+    typed = [("max_cells", "0"), ("sample_cells", "50000")]
+    assert resolve([notebook], file, typed, quick=True)["06"] == few | own | {"max_cells": 0, "sample_cells": 50_000}
+
+
+def test_write_keeps_the_date_if_only_an_unimportant_value_changes(tmp_path):
+    file = tmp_path / "01_filter.yaml"
+    write(file, {"data": "cells.h5ad", "min_cells": 5})
+    os.utime(file, (1, 1))
+    write(file, {"data": "moved/cells.h5ad", "min_cells": 5}, unimportant=("data",))
+    assert (file.read_text(), file.stat().st_mtime) == ("data: moved/cells.h5ad\nmin_cells: 5\n", 1)
+    write(file, {"data": "moved/cells.h5ad", "min_cells": 6}, unimportant=("data",))
+    assert file.stat().st_mtime > 1
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path, monkeypatch):
+    file = tmp_path / "01_filter.yaml"
+    write(file, {"k": 1})
+    stale = tmp_path / ".4194304.01_filter.yaml"  # of a killed process: larger than any process number
+    stale.touch()
+    os.utime(stale, (1, 1))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"01_filter\.yaml"):
+        patch.setattr(Path, "write_text", full)
+        write(file, {"k": 2})
+    assert file.read_text() == "k: 1\n"
+    write(file, {"k": 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["01_filter.yaml"]
+
+
 def test_a_missing_file_is_named(notebooks, tmp_path):
     with pytest.raises(ParameterError, match=r"Cannot read the parameters file .*none.yaml"):
         resolve(notebooks, tmp_path / "none.yaml")
@@ -227,8 +274,34 @@ def test_file_without_values_sets_nothing(tmp_path, text):
     assert resolve([ROOT / "notebooks/01_filter.py"], file) == {"01_filter": {}}
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("k: !!python/object/apply:os.system ['touch made']", "os.system"),
+        ("k: &a [*a]", "refers to another value"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nk: [*b, *b]", "refers to another value"),
+        ("k: 2026-02-31", "day is out of range"),
+        ("k: " + "9" * 5000, "4300 digits"),
+        ("k: " + "x" * 5000, "found 'x"),
+        ("k: 1\n---\nk: 2", "single document"),
+        ('"\\e[31mk": 1', "Unknown parameter"),
+        ("k: " + "[" * 5000 + "]" * 5000, "recursion"),
+        ("#" * 2_000_000, "2,000,000 characters"),
+    ],
+)
+def test_hostile_yaml_is_one_short_line_and_runs_nothing(notebooks, tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "cells.yaml"
+    file.write_text(text)
+    with pytest.raises(ParameterError, match=message) as error:
+        resolve(notebooks, file)
+    assert len(str(error.value)) < 700 + len(str(tmp_path))
+    assert str(error.value).isprintable()
+    assert not (tmp_path / "made").exists()
+
+
 def test_file_that_contains_itself_is_an_error(tmp_path):
     file = tmp_path / "p.yaml"
     file.write_text("a: &a\n  b: *a\n")
-    with pytest.raises(ParameterError, match="Cannot read the parameters file"):
+    with pytest.raises(ParameterError, match="refers to another value"):
         resolve([ROOT / "notebooks/01_filter.py"], file)

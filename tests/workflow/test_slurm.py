@@ -212,6 +212,26 @@ def test_deleted_file_is_rebuilt_and_queued_jobs_wait_for_it(make, slurm):
     assert ended(make, slurm) == [STAGES[2], STAGES[1], *STAGES[5:]]
 
 
+def test_errors_of_the_check_are_reported_before_anything_is_submitted(make, slurm):
+    (make.root / "refuse").write_text("K=90 is too large for 40 genes.")
+    refused = make("all")
+    assert refused.returncode
+    assert "error: K=90 is too large for 40 genes.\nNothing was run." in refused.stderr
+    assert "error: Nothing was submitted." in refused.stderr
+    assert queue(slurm, make.root) == {}
+    (make.root / "refuse").unlink()
+    (make.root / "slow-01_filter").touch()
+    assert make("all").returncode == 0
+    assert ", slurm, " in (make.root / "results/demo/k20/check.txt").read_text()
+
+
+def test_only_the_chosen_models_are_submitted(make, slurm):
+    (make.root / "slow-01_filter").touch()
+    sent = make("all", "MODELS=AE_NMF,Base_NMF")
+    assert re.findall(r"^ +\d+  (\w+)", sent.stdout, re.M) == [*SENT[:3], *SENT[5:]]
+    assert "06_scores, 4 tasks" in sent.stdout
+
+
 def test_status_changes_no_value(make, slurm):
     (make.root / "slow-01_filter").touch()
     make("all", "MAX_CELLS=7")

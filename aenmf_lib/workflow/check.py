@@ -1,0 +1,196 @@
+"""Check a data set and all parameters before anything runs: what is found, what is wrong, what it costs, what to type.
+
+Only metadata, the columns of the labels and a sample of the cells are read, so a check of a million cells takes
+seconds. All faults are reported at once.
+"""
+
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from aenmf_lib.metrics import classifiers
+from aenmf_lib.models.aenmf import AENMF
+from aenmf_lib.models.base_nmf import BaseNMF
+from aenmf_lib.models.conditional import CAENMF1, CAENMF2
+from aenmf_lib.training.second_moment import check_device
+from aenmf_lib.workflow import cluster, costs, parameters, report
+from aenmf_lib.workflow.cells_check import check_cells
+from aenmf_lib.workflow.costs import BENCHMARKS, CONDITIONAL, FILTER, STAGES, Size, Speed
+
+_MODELS = {model.name: model for model in (BaseNMF, AENMF, CAENMF1, CAENMF2)}
+
+
+@dataclass
+class Report:
+    """The result of `examine`."""
+
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    text: str = ""  # what `make check` prints
+    command: str = ""  # the complete command line
+    raised: dict[str, int] = field(default_factory=dict)  # values that QUICK raises, because the data need more
+    costs: pd.DataFrame | None = None  # of each stage, from `costs.predict`; None if the sizes are not known
+
+
+def examine(
+    values: Mapping[str, Mapping[str, Any]],
+    *,
+    models: Sequence[str],
+    slurm: bool = False,
+    variables: Mapping[str, str] | None = None,
+    notebooks: Path = Path("notebooks"),
+    folder: Path = Path("results"),
+) -> Report:
+    """Check the cells and the parameters of all stages. Faults of the user are reported, not raised.
+
+    Parameters
+    ----------
+    values : notebook -> parameter -> value
+        The values that are set, from `parameters.resolve`. All others have the defaults of the notebook.
+    models
+        The models to train: `Base_NMF, AE_NMF, CAE_NMF1, CAE_NMF2`, or some of them.
+    slurm
+        Whether the stages run on a cluster. Then the GPU and the memory of this machine do not matter.
+    variables
+        The variables on the command line of make, which the suggested command repeats. If None, the command names the
+        values that are not defaults.
+    notebooks, folder
+        The folder of the notebooks, and the folder to which the results will be written.
+    """
+    found = report.Findings()
+    defaults = {path.stem: parameters.defaults(path) for path in sorted(notebooks.glob("0*.py"))}
+    settings = {name: own | dict(values.get(name, {})) for name, own in defaults.items()}
+    quick = (variables or {}).get("QUICK") == "true"
+    _check_models(settings, models, slurm, found)
+    _check_benchmarks(settings[BENCHMARKS], found)
+    size = check_cells(settings, found, may_raise=quick and "MAX_CELLS" not in (variables or {}))
+    table = None
+    _check_folder(folder, found)
+    if size:
+        settings[BENCHMARKS] |= found.raised
+        table = _predict(size, settings, models, found)
+    if table is not None:
+        _check_resources(table, slurm, folder, found)
+    typed = _typed(values, defaults) if variables is None else dict(variables)
+    kept = {name: text for name, text in typed.items() if name not in found.dropped}
+    command = report.command(kept | found.options)
+    text = report.text(settings[FILTER]["data"], found, table, command, quick=quick, slurm=slurm)
+    return Report(found.errors, found.warnings, text, command, found.raised, table)
+
+
+def _typed(values: Mapping[str, Mapping[str, Any]], defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return the variables of make for the values that are not defaults, in the order of the notebooks."""
+    changed: dict[str, str] = {}
+    for notebook, own in values.items():
+        for name, value in own.items():
+            if value != defaults.get(notebook, {}).get(name):
+                text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+                changed[name.upper()] = text.lower() if isinstance(value, bool) else text
+    return {name: text for name, text in changed.items() if name in report.VARIABLES}
+
+
+# ---------------------------------------------------------------- parameters
+def _check_models(settings: Mapping[str, dict], models: Sequence[str], slurm: bool, found: report.Findings) -> None:
+    """Check each parameter of each model, then all together, and look for the device."""
+    for name in models:
+        if name not in _MODELS:
+            found.error(f"There is no model {name!r}. Choose from {', '.join(_MODELS)} (MODELS=…).", "MODELS")
+            continue
+        values, model = settings[STAGES[name]], _MODELS[name]
+        own = {key: value for key, value in values.items() if key in model.__dataclass_fields__}
+        if "preset" in own:
+            own["preset"] = own["preset"] or None
+        before = len(found.errors)
+        if name in CONDITIONAL and own["labels"] == "clusters":  # valid only together with a strength
+            own_alone = {key: value for key, value in own.items() if key != "labels"}
+        else:
+            own_alone = own
+        for key, value in own_alone.items():
+            found.attempt(model, **{key: value}, dropped=key.upper())
+        if len(found.errors) == before:
+            found.attempt(model, **own)
+        if not slurm and "device" in own:
+            found.attempt(check_device, own["device"], dropped="DEVICE")
+
+
+def _check_benchmarks(values: Mapping[str, Any], found: report.Findings) -> None:
+    """Check the parameters that only notebook 06 reads."""
+    for name in ("clustering_seeds", "classification_seeds", "unseen_seeds", "resolutions"):
+        numbers, least = values[name], "above 0" if name == "resolutions" else "of 0 or more"
+        too_small = [n for n in numbers if n < 0 or (name == "resolutions" and n == 0)]
+        if not numbers or len(set(numbers)) < len(numbers) or too_small:
+            expected = f"Expected at least one number {least}, each only once"
+            found.error(f"{name} is {numbers}. {expected}. Correct it in the parameters file.")
+    if values["n_jobs"] == 0:
+        found.error("n_jobs=0 is not valid. Set the number of workers, or -1 for all cores (N_JOBS=…).", "N_JOBS")
+    if values["max_cells"] < 0:
+        found.error(
+            f"max_cells={values['max_cells']} is negative. Set it to 0 for all cells (MAX_CELLS=0).", "MAX_CELLS"
+        )
+    found.attempt(
+        classifiers.find_classifiers, [classifiers.LOGISTIC, classifiers.KNN, values["forest"]], dropped="FOREST"
+    )
+    if values["lisi"] and not importlib.util.find_spec("scib_metrics"):
+        text = "lisi=true needs the package scib-metrics. Run `pip install scib-metrics`, or leave out LISI=true."
+        found.error(text, "LISI")
+
+
+# ---------------------------------------------------------------- resources
+def _predict(
+    size: Size, settings: Mapping[str, dict], models: Sequence[str], found: report.Findings
+) -> pd.DataFrame | None:
+    """Return the predicted cost of each stage, or None if there is no model to train."""
+    trained = [name for name in models if name in _MODELS and (size.n_donors > 1 or name not in CONDITIONAL)]
+    if not trained:
+        text = "All models in MODELS compare donors, and there is only one donor. Add Base_NMF or AE_NMF to MODELS."
+        found.error(text if set(models) <= set(CONDITIONAL) else "There is no model to train.")
+        return None
+    speed = Speed.measure()
+    table = costs.predict(size, settings, models=trained, speed=speed)
+    return cluster.add_cluster(table, size, settings, models=trained, speed=speed)
+
+
+def _check_resources(table: pd.DataFrame, slurm: bool, folder: Path, found: report.Findings) -> None:
+    """Compare the predictions with the memory and the disk of this machine, and with the requests on the cluster."""
+    there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
+    need, free = table["disk"].sum() - there, report.free_disk(folder)
+    if need > free:
+        found.error(
+            f"The results need {report.bytes_text(need)} of disk, and {folder}/ has {report.bytes_text(free)} free. "
+            "Free some disk space, or make results/ a link to a larger disk."
+        )
+    whole = table[table["part"] == ""]
+    if slurm:
+        for row in whole[whole["memory"] > whole["requested_memory"]].itertuples():
+            found.warnings.append(
+                f"{row.stage} may need {report.bytes_text(row.memory)}; its job requests "
+                f"{report.bytes_text(row.requested_memory)}. Raise memory in {cluster.REQUESTS}."
+            )
+        for row in whole[whole["cluster_seconds"] > whole["requested_seconds"]].itertuples():
+            found.warnings.append(
+                f"{row.stage} may take {report.time_text(row.cluster_seconds)}; its job requests "
+                f"{report.time_text(row.requested_seconds)}. Raise time in {cluster.REQUESTS}, or set MAX_CELLS."
+            )
+        return
+    total, available = report.memory()
+    for row in whole[whole["memory"] > available].itertuples():
+        text = f"{row.stage} may need {report.bytes_text(row.memory)} of memory"
+        advice = "Use a machine with more memory, SAMPLE_CELLS=100000, or QUICK=true for a first look"
+        if row.stage == BENCHMARKS:
+            advice += "; N_JOBS=1 needs less"
+        if row.memory > 2 * total:
+            found.error(f"{text}; this machine has {report.bytes_text(total)}. {advice}.")
+        else:
+            found.warnings.append(f"{text}; {report.bytes_text(available)} are available. {advice}.")
+
+
+def _check_folder(folder: Path, found: report.Findings) -> None:
+    """Look whether the results can be written."""
+    place = report.existing(folder)
+    if not os.access(place, os.W_OK | os.X_OK):
+        found.error(f"Results cannot be written to {folder}/: permission denied for {place}. Choose another folder.")

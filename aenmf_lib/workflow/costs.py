@@ -1,0 +1,341 @@
+"""Predicted time, memory and disk of each stage: from the sizes of the data, and the measured speed of this machine.
+
+A time is the number of operations of a stage, for the number of iterations that a fit typically needs, times the
+seconds of one operation. These constants were fitted to single fits and logs of one machine; `Speed` compares another
+machine with it. The aim is a factor of two; `benchmarks/predictions.py` compares predictions with new runs.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from aenmf_lib.metrics.classifiers import FOREST
+from aenmf_lib.metrics.integration import SILHOUETTE_CELLS
+from aenmf_lib.training.second_moment import EXPLICIT, choose_representation
+
+STAGES = {  # model -> notebook that trains it
+    "Base_NMF": "02_train_base_nmf",
+    "AE_NMF": "03_train_ae_nmf",
+    "CAE_NMF1": "04_train_cae_nmf1",
+    "CAE_NMF2": "05_train_cae_nmf2",
+}
+FILTER, BENCHMARKS, FIGURES = "01_filter", "06_benchmarks", "07_figures"
+CLASSIFICATION = "classification"  # a part of 06
+CONDITIONAL = ("CAE_NMF1", "CAE_NMF2")
+_GB = 1e9
+_WORKER = 0.25e9  # bytes of a parallel worker
+_RESOLUTION = 0.8  # of benchmark 1; the resolution curve computes only the others
+
+# Seconds of an operation on one core of the reference machine (2 cores, AMD EPYC, AVX2, 2026-11-27)
+_SPARSE = 2.4e-10  # a nonzero times one program, in a product of sparse cells
+_NONZERO = 1.0e-8  # a nonzero in a sweep of coordinate descent,
+_NONZERO_K = 2.0e-10  # and for each program
+_DENSE = 1.7e-11  # a multiplication and addition of a dense product
+_GENE = 2.0e-8  # updating one program of a gene by coordinate descent
+_PAIR = 1.0e-9  # a pair of programs, of a cell or gene, in a sweep of scikit-learn's NMF
+_BLOCK = 4e-4  # overhead of one block of 256 genes
+_GPU = 20.0  # a GPU computes the iterations this many times faster than two cores
+_STARTUP = {
+    FILTER: 5.0,
+    "Base_NMF": 7.0,
+    "AE_NMF": 10.5,
+    "CAE_NMF1": 11.0,
+    "CAE_NMF2": 11.5,
+    BENCHMARKS: 25.0,
+    FIGURES: 16.0,
+}
+_MEMORY = {
+    FILTER: 0.27,
+    "Base_NMF": 0.3,
+    "AE_NMF": 0.65,
+    "CAE_NMF1": 0.65,
+    "CAE_NMF2": 0.65,
+    BENCHMARKS: 0.6,
+    FIGURES: 0.4,
+}
+
+# Seconds of the small tasks of `Speed.measure` on the reference machine
+_REFERENCE = {"sparse": 0.0044, "dense": 0.0046, "trees": 0.0165}
+
+
+@dataclass(frozen=True)
+class Size:
+    """Sizes of a data set, before (`file_…`) and after the filter."""
+
+    n_cells: int
+    n_genes: int
+    nnz: int
+    n_donors: int
+    n_types: int
+    k: int
+    file_cells: int = 0
+    file_nnz: int = 0
+    names: float = 100.0  # bytes of the columns of obs per cell
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of a machine for sparse products, dense products and trees, relative to the reference machine."""
+
+    sparse: float = 1.0
+    dense: float = 1.0
+    trees: float = 1.0
+    cores: int = 2
+
+    @classmethod
+    def measure(cls) -> "Speed":
+        """Measure this machine with small tasks, in about a second."""
+        from scipy.sparse import csr_matrix
+        from sklearn.tree import DecisionTreeClassifier
+        from threadpoolctl import threadpool_limits
+
+        rng, n_cells, n_genes, n_expressed = np.random.default_rng(0), 5000, 4000, 200
+        genes = np.sort(rng.integers(n_genes, size=(n_cells, n_expressed), dtype=np.int32)).ravel()
+        X = csr_matrix(
+            (np.ones(len(genes), np.float32), genes, np.arange(n_cells + 1) * n_expressed), (n_cells, n_genes)
+        )
+        V, A = rng.random((n_genes, 20), dtype=np.float32), rng.random((700, 700), dtype=np.float32)
+        H, y = rng.random((3000, 20)), rng.integers(8, size=3000)
+        tasks = {
+            "sparse": lambda: X @ V,
+            "dense": lambda: A @ A,
+            "trees": lambda: DecisionTreeClassifier(max_features="sqrt", random_state=0).fit(H, y),
+        }
+        with threadpool_limits(1):
+            seconds = {name: min(_seconds(task) for _ in range(5)) for name, task in tasks.items()}
+        return cls(**{name: seconds[name] / _REFERENCE[name] for name in seconds}, cores=available_cores())
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _seconds(task: Callable[[], object]) -> float:
+    """Return the processor time of one call: other programs do not change it much."""
+    start = time.process_time()
+    task()
+    return time.process_time() - start
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the predictions of all stages read: sizes, values of all notebooks, models and machine."""
+
+    size: Size
+    values: Mapping[str, Mapping[str, Any]]
+    models: Collection[str]
+    speed: Speed
+
+    def of(self, stage: str) -> Mapping[str, Any]:
+        """Return the values of one notebook."""
+        return self.values.get(stage, {})
+
+    def parallel(self, seconds: float, share: float = 0.6) -> float:
+        """Return the time of a computation on all cores; `share` is what each core beyond the first contributes."""
+        return seconds / (1 + share * (min(self.speed.cores, 16) - 1))
+
+
+def predict(
+    size: Size, values: Mapping[str, Mapping[str, Any]], *, models: Collection[str], speed: Speed | None = None
+) -> pd.DataFrame:
+    """Return the predicted cost of each stage.
+
+    Parameters
+    ----------
+    size
+        The sizes of the data.
+    values : notebook -> parameter -> value
+        The values of the notebooks' parameters. A parameter that is missing has its usual value.
+    models, speed
+        The models that are trained, and the speed of the machine; the reference machine if None.
+
+    Returns
+    -------
+    One row per stage, and below it one per part of 06: ``stage, part, seconds, memory, disk`` (bytes). `part` is empty
+    in the row of a whole stage. ``mode`` is how a model stores XᵀX.
+    """
+    run = _Run(size, values, models, speed or Speed())
+    rows = [
+        _filter(run),
+        *(_training(run, model) for model in STAGES if model in models),
+        *_benchmarks(run),
+        _figures(run),
+    ]
+    return pd.DataFrame(rows, columns=["stage", "part", "seconds", "memory", "disk", "mode"]).fillna({"mode": ""})
+
+
+def _row(stage: str, seconds: float, memory: float, disk: float, part: str = "", mode: str = "") -> dict[str, Any]:
+    """Return one row of the table; `memory` in bytes."""
+    return {"stage": stage, "part": part, "seconds": seconds, "memory": memory, "disk": disk, "mode": mode}
+
+
+def _filter(run: _Run) -> dict[str, Any]:
+    """Predict notebook 01, which reads, normalizes and writes all counts."""
+    s, speed = run.size, run.speed.sparse
+    n, nnz = max(s.file_cells, s.n_cells), max(s.file_nnz, s.nnz)
+    seconds = _STARTUP[FILTER] + 1.2e-7 * nnz + 8e-6 * n
+    memory = _MEMORY[FILTER] * _GB + 28 * nnz + (400 + 3 * s.names) * n
+    return _row(FILTER, speed * seconds, memory, 8 * s.nnz + (40 + s.names) * s.n_cells + 60 * s.n_genes)
+
+
+def _training(run: _Run, model: str) -> dict[str, Any]:
+    """Predict the notebook that trains one model."""
+    s, stage, values, k = run.size, STAGES[model], run.of(STAGES[model]), run.size.k
+    sums = bool(values.get("sums_path"))
+    embeddings = 3 if model in CONDITIONAL else 1
+    U = {"CAE_NMF1": s.n_donors * s.n_genes, "CAE_NMF2": s.n_donors * k * s.n_genes}.get(model, 0)
+    in_file = 0 if model == "CAE_NMF2" and not values.get("donor_U") else U
+    disk = 4 * (embeddings * s.n_cells * k + s.n_genes * k + in_file) + (40 + s.names) * s.n_cells + 60 * s.n_genes
+    memory = _MEMORY[model] * _GB + (2 * s.names + 50) * s.n_cells + 8 * embeddings * s.n_cells * k
+    if not sums:
+        memory += 8 * s.nnz  # the cells
+    mode = ""
+    if model == "Base_NMF":
+        seconds, more = _base_nmf(run, values)
+    else:
+        seconds, more, mode = _autoencoder(run, model, values, sums)
+    startup = _STARTUP[model] * run.speed.trees
+    return _row(stage, startup + seconds, memory + more, disk, mode=mode)
+
+
+def _base_nmf(run: _Run, values: Mapping[str, Any]) -> tuple[float, float]:
+    """Return seconds and memory of scikit-learn's NMF: a singular value decomposition, then sweeps on one core."""
+    s, k, sweeps = run.size, run.size.k, min(values.get("max_iter", 100), 80)
+    start = 18 * s.nnz * (k + 10) * 1.3 * _SPARSE
+    sweep = s.nnz * (4e-9 + 2 * k * _SPARSE) + (s.n_cells + s.n_genes) * k**2 * _PAIR
+    error = s.nnz * k * 2 * _SPARSE + 5e-8 * s.nnz
+    return run.speed.sparse * (start + sweeps * sweep + error), 8 * s.nnz + 12 * (s.n_cells + s.n_genes) * (k + 10)
+
+
+def _autoencoder(run: _Run, model: str, values: Mapping[str, Any], sums: bool) -> tuple[float, float, str]:
+    """Return seconds, memory and mode of AE-NMF and of the conditional models, which start from it."""
+    s, k, by_donor = run.size, run.size.k, model == "CAE_NMF2"
+    n_parts = max(s.n_donors, 1) if by_donor else 1
+    on_gpu = str(values.get("device", "cpu")).startswith("cuda")
+    mode = EXPLICIT if sums else _mode(run, values, n_parts)
+    per_cell = s.nnz / max(s.n_cells, 1)
+    blocks = -(-s.n_genes // 256) * _BLOCK
+    genes = s.n_genes * k * _GENE
+
+    def sweep(nnz: float) -> float:  # implicit: a pass over the cells, by blocks of genes
+        return nnz * (_NONZERO + k * _NONZERO_K) + genes + blocks
+
+    start = 45 * sweep(per_cell * min(1024, s.n_cells)) + 20 * sweep(per_cell * min(4096, s.n_cells))
+    setup, own = 1.0e-7 * s.nnz + 1e-5 * s.n_cells, 0.0
+    if mode == EXPLICIT:
+        setup += 0 if sums else s.n_cells * s.n_genes**2 * _DENSE / 2
+        aenmf = s.n_genes**2 * k * 2 * _DENSE + genes + blocks
+        own = n_parts * (2 if by_donor else 1) * s.n_genes**2 * k * 2 * _DENSE
+    else:
+        aenmf = sweep(s.nnz)
+        own = sweep((2 if by_donor else 1) * s.nnz)
+    if by_donor:
+        own += 4 * n_parts * genes
+    iterations = min(values.get("max_iter", 1000), 20 + k / 6)
+    of_aenmf = values.get("n_starts", 1) * (start + iterations * aenmf / (_GPU if on_gpu else 1))
+    conditional = {"CAE_NMF1": 50, "CAE_NMF2": 65}.get(model, 0)
+    of_model = min(values.get("max_iter", 1000), conditional) * own / (_GPU if on_gpu else 1)
+    if values.get("labels") == "clusters" and model in CONDITIONAL:
+        of_model = 2 * of_model + _graph(run, s.n_cells)
+    elif model in CONDITIONAL and not values.get("strength", 0.2):
+        of_aenmf = start
+    untied = s.nnz * k * 20 * _SPARSE if values.get("untied") else 0.0
+    seconds = run.speed.sparse * (setup + run.parallel(of_aenmf + of_model) + untied)
+    return seconds, _autoencoder_memory(run, mode, n_parts, by_donor), mode
+
+
+def _mode(run: _Run, values: Mapping[str, Any], n_parts: int) -> str:
+    """Return how a fit stores XᵀX, as training chooses it; the requested mode if memory is too small for it."""
+    s, mode = run.size, values.get("mode", "auto")
+    sizes = {"n_cells": s.n_cells, "n_genes": s.n_genes, "nnz": s.nnz, "k": s.k, "n_partitions": n_parts}
+    try:
+        return choose_representation(**sizes, mode=mode)[0]
+    except (MemoryError, ValueError):
+        return mode if mode == EXPLICIT else "implicit"
+
+
+def _autoencoder_memory(run: _Run, mode: str, n_parts: int, by_donor: bool) -> float:
+    """Return the memory of a fit, beyond the cells and the program."""
+    s, k = run.size, run.size.k
+    groups = 10 * s.n_donors * s.n_types * s.n_genes * 1.5
+    programs = n_parts * k * s.n_genes * (40 if by_donor else 20)
+    if mode == EXPLICIT:
+        return groups + programs + 12 * n_parts * s.n_genes**2 + 8 * 1024 * s.n_genes
+    copies = 2 if by_donor else 1
+    return groups + programs + (16 + 8 * (copies - 1)) * s.nnz + 8 * copies * s.n_cells * k + 1024 * n_parts * s.n_genes
+
+
+def _graph(run: _Run, n: int) -> float:
+    """Return the seconds of one exact neighbor search."""
+    return n**2 * (5e-9 + 3.5e-11 * run.size.k) / math.sqrt(min(run.speed.cores, 16)) + 1e-5 * n
+
+
+def _benchmarks(run: _Run) -> Iterator[dict[str, Any]]:
+    """Predict notebook 06 and its parts."""
+    parts = {"clustering": _clustering(run), "UMAP": _umap(run), CLASSIFICATION: _classification(run)}
+    seconds = run.speed.trees * (_STARTUP[BENCHMARKS] + sum(part[0] for part in parts.values()))
+    memory = (
+        _MEMORY[BENCHMARKS] * _GB + max(part[1] for part in parts.values()) + len(run.models) * run.size.n_cells * 700
+    )
+    disk = len(run.models) * run.size.n_cells * 8 + run.size.n_cells * (40 + run.size.names) + 2e6
+    yield _row(BENCHMARKS, seconds, memory, disk)
+    for part, (own, peak) in parts.items():
+        yield _row(BENCHMARKS, run.speed.trees * own, _MEMORY[BENCHMARKS] * _GB + peak, 0, part)
+
+
+def _jobs(run: _Run) -> int:
+    """Return the number of parallel workers of notebook 06."""
+    n_jobs = run.of(BENCHMARKS).get("n_jobs", -1)
+    return max(1, min(n_jobs, run.speed.cores) if n_jobs > 0 else run.speed.cores + 1 + n_jobs)
+
+
+def _clustering(run: _Run) -> tuple[float, float]:
+    """Return seconds and memory of neighbor graphs, Leiden clusters and mixing; the silhouette has the most pairs."""
+    s, values, n_models = run.size, run.of(BENCHMARKS), len(run.models)
+    others = [r for r in values.get("resolutions", range(1, 7)) if r != _RESOLUTION]
+    runs = len(values.get("clustering_seeds", range(10))) + len(others)
+    leiden = 6e-5 * s.n_cells * (max(s.n_cells, 3000) / 12_000) ** 0.4
+    silhouette = 2 * 2.4e-8 * min(s.n_cells, SILHOUETTE_CELLS) ** 2
+    mixing = silhouette + (2 * 4e-4 * s.n_cells if values.get("lisi") else 0)
+    seconds = n_models * (_graph(run, s.n_cells) + mixing + runs * leiden / _jobs(run))
+    distances = min(2**30, 4 * min(s.n_cells, SILHOUETTE_CELLS) ** 2)  # scikit-learn computes 1 GiB of them at a time
+    return seconds + 6, max(distances, _jobs(run) * (_WORKER + 9000.0 * s.n_cells))
+
+
+def _umap(run: _Run) -> tuple[float, float]:
+    """Return seconds and memory of the layouts."""
+    n = run.size.n_cells
+    epochs = 500 if n <= 10_000 else 200
+    return len(run.models) * (1e-7 * 25 * epochs + 3e-4) * n, 4000.0 * n
+
+
+def _classification(run: _Run) -> tuple[float, float]:
+    """Return seconds and memory of all fits, also those on unseen donors."""
+    s, values = run.size, run.of(BENCHMARKS)
+    n = min(values.get("max_cells", 0) or s.n_cells, s.n_cells)
+    seeds, unseen = (len(values.get(name, range(n))) for name, n in (("classification_seeds", 5), ("unseen_seeds", 1)))
+    own = {}
+    for label, classes, hard in (("type", s.n_types, 1.0), ("donor", s.n_donors, 1.3)):
+        forest = 6.5e-6 * n * math.log2(max(n, 2)) * math.sqrt(s.k) * (1 + 0.03 * classes) * hard
+        if values.get("forest", FOREST) != FOREST:
+            forest /= 8
+        own[label] = forest + 0.04 + 1.25e-8 * n * s.k * classes
+    fits = 5 * seeds * (own["type"] + own["donor"]) + min(5, s.n_donors) * unseen * own["type"]
+    search = 3 * (6e-9 * n**2 / math.sqrt(run.speed.cores) + 1e-5 * n * seeds)
+    return len(run.models) * (fits / _jobs(run) + search) + 5, _jobs(run) * (
+        _WORKER + n * (8.0 * s.k + 45.0 * max(s.n_types, s.n_donors))
+    )
+
+
+def _figures(run: _Run) -> dict[str, Any]:
+    """Predict notebook 07."""
+    n, n_models = run.size.n_cells, len(run.models)
+    memory = _MEMORY[FIGURES] * _GB + (400 + 60 * n_models + 8 * n_models * run.size.k) * n
+    return _row(FIGURES, run.speed.trees * (_STARTUP[FIGURES] + 1.2e-5 * n * n_models), memory, 5e6)

@@ -1,0 +1,94 @@
+"""A lock next to a report: only one process at a time runs a notebook."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import getpass
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+_ENDING = 60  # seconds to wait for a process whose make was killed, and which therefore ends
+
+
+class Locked(RuntimeError):
+    """Another process has the lock. The message is for the user."""
+
+
+@contextlib.contextmanager
+def only_one(report: Path) -> Iterator[Path]:
+    """Lock a report while the block runs, and yield the lock file.
+
+    The system releases the lock when the process ends, in whatever way. Raises Locked if another process has the lock.
+    On a file system without locks it only warns.
+    """
+    path = report.with_name(f".{report.stem}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    locked, waiting_until = _lock(path), time.monotonic() + _ENDING
+    while locked is None:  # another process has it
+        process, user, host, parent = (path.read_text(errors="replace").split("\t") + ["?"] * 4)[:4]
+        if not (host == socket.gethostname() and _ends(process, parent) and time.monotonic() < waiting_until):
+            raise Locked(
+                f"{report.stem} is already being run by process {process} of user {user} on host {host}; wait until "
+                f"it has ended, or stop that process."
+            )
+        time.sleep(0.2)
+        locked = _lock(path)
+    try:
+        yield path
+    finally:
+        if locked >= 0:
+            path.unlink(missing_ok=True)  # while it is locked, so that nobody else can have it
+            os.close(locked)
+
+
+def _lock(path: Path) -> int | None:
+    """Return the file descriptor of the locked file, -1 if this file system has no locks, None if it is taken."""
+    while True:
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError:  # left behind by another user
+            file = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            return None
+        except OSError as error:
+            os.close(file)
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF):
+                raise
+            path.unlink(missing_ok=True)
+            log.warning("warning: %s has no file locks. Run make only once at a time.", path.parent)
+            return -1
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(path), os.fstat(file)):  # not removed by its last owner meanwhile
+                break
+        os.close(file)
+    with contextlib.suppress(OSError):  # read-only, or a full disk: the lock counts, not what is in it
+        os.ftruncate(file, 0)
+        user = getpass.getuser()
+        os.write(file, "\t".join([str(os.getpid()), user, socket.gethostname(), str(os.getppid())]).encode())
+    return file
+
+
+def _ends(process: str, parent: str) -> bool:
+    """Return whether a process of this machine has ended, or has lost its parent and is therefore about to end."""
+    return not (_exists(process) and _exists(parent))
+
+
+def _exists(process: str) -> bool:
+    """Return whether a process of this machine exists."""
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True

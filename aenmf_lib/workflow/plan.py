@@ -1,0 +1,154 @@
+"""Before the first stage: compare the values and the input with those of the last call, and check them."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aenmf_lib.workflow import inputs, parameters
+
+log = logging.getLogger(__name__)
+_CHECKED = {"all", "filter", "train", "scores", "benchmarks", "figures"}  # goals of make that are checked before
+
+
+class CheckError(ValueError):
+    """The check has found errors. The message is for the user."""
+
+
+@dataclass
+class Plan:
+    """The values of all notebooks for one call of make."""
+
+    values: dict[str, dict[str, Any]]  # by notebook and parameter
+    notebooks: Sequence[Path]
+    files: Sequence[Path]  # where the values are written, one file per notebook
+    folder: Path  # of the data set
+    run: Path  # of one number of programs
+    models: Sequence[str]
+    variables: dict[str, str]  # the command line of make
+    slurm: bool = False
+
+    def __post_init__(self) -> None:
+        filtering = self.values.get("01_filter", {})
+        if data := filtering.get("data"):
+            filtering["data"] = inputs.canonical(data)
+        self.raised = self.run / ".raised.yaml"  # values of QUICK that were too small for the classes
+        self._raise(parameters.read_old(self.raised))
+        self.before = {file.stem: parameters.read_old(file) for file in self.files}
+
+    @property
+    def changed(self) -> list[Path]:
+        """The files of values that this call would change."""
+        return [f for f in self.files if parameters.differ(self.before[f.stem], self.values[f.stem], ("data",))]
+
+    def update(self, goals: Sequence[str], *, dry_run: bool = False) -> None:
+        """Check values and input if they have changed, and write them. With `dry_run` only print what would change."""
+        data, check = self.values.get("01_filter", {}).get("data", ""), self.run / "check.txt"
+        found = inputs.Input(data, self.folder) if data and Path(data).exists() else None
+        if dry_run:
+            changed = [*self.changed, *([self.folder / "input.yaml"] if not found or found.changed else [])]
+            print(*changed)
+            return
+        if found:
+            found.require_own_results()
+        elif "01_filter" in self.values:
+            self._use_filtered(data, goals)
+        self._announce()
+        if found and {*goals} & _CHECKED and (self.changed or found.touched or not check.is_file()):
+            self._check(check)
+        for file in self.files:
+            if found or file.stem != "01_filter":
+                parameters.write(file, self.values[file.stem], unimportant=("data",))
+        if found:
+            found.write()
+
+    def examine(self) -> Any:
+        """Return the report of `workflow.check` for these values."""
+        from aenmf_lib.workflow import check
+
+        return check.examine(
+            self.values,
+            models=self.models,
+            slurm=self.slurm,
+            variables=self.variables,
+            notebooks=self.notebooks[0].parent,
+            folder=self.folder,
+        )
+
+    def _check(self, file: Path) -> None:
+        """Check before the first stage. Raise CheckError if there are errors, otherwise write the report."""
+        report = self.examine()
+        for warning in report.warnings:
+            log.warning("warning: %s", warning)
+        if report.errors:
+            again = shlex.join(f"{name}={text}" for name, text in self.variables.items())
+            raise CheckError("\nerror: ".join(report.errors) + f"\nNothing was run. All checks: make check {again}")
+        if raised := getattr(report, "raised", {}):
+            parameters.write(self.raised, raised)
+            self._raise(raised)
+        parameters.write_text(file, report.text.rstrip("\n") + "\n")
+
+    def _raise(self, least: dict[str, int] | None) -> None:
+        """Raise values of QUICK to the smallest possible ones."""
+        for name, number in (least or {}).items():
+            for values in self.values.values():
+                if name in values and self.variables.get("QUICK") == "true" and name.upper() not in self.variables:
+                    values[name] = max(values[name], number)
+
+    def _use_filtered(self, data: str, goals: Sequence[str]) -> None:
+        """Use the filtered cells of an input that is gone. Raise ParameterError if they have to be filtered again."""
+        inputs.require(data, self.folder, goals)
+        before, now = self.before.get("01_filter"), self.values.get("01_filter", {})
+        if before is not None and parameters.differ(before, now, ("data",)):
+            changes = "; ".join(line for stem, line in self._changes() if stem == "01_filter")
+            raise parameters.ParameterError(
+                f"{changes}. This needs the cells of {data}, which no longer exists. Pass the values of the last call, "
+                f"or put the file back."
+            )
+        log.warning("warning: %s no longer exists. %s.", data, inputs.describe(self.folder))
+
+    def _announce(self) -> None:
+        """Print the values that differ from those of existing results, and which stages run again."""
+        changes = [(stem, line) for stem, line in self._changes() if self._has_results(stem)]
+        for line in dict.fromkeys(line for _, line in changes):
+            log.info("%s", line)
+        if stages := sorted({stem for stem, _ in changes}):
+            log.info("These values differ from the last call. Computed again: %s, and what depends on it", stages[0])
+
+    def _has_results(self, stem: str) -> bool:
+        """Return whether a notebook has run with the earlier values."""
+        folder = self.folder if stem == "01_filter" else self.run
+        return (folder / f"{stem}.ipynb").is_file()
+
+    def _changes(self) -> list[tuple[str, str]]:
+        """Return the notebook and a line 'NAME: was …, now …' for each value that has changed."""
+        changes = []
+        for notebook in self.notebooks:
+            before, now = self.before.get(notebook.stem), self.values[notebook.stem]
+            if before is None or not parameters.differ(before, now, ("data",)):
+                continue
+            usual = parameters.defaults(notebook)
+            for name in sorted(usual.keys() & {*before, *now} - {"data"}):
+                was, is_now = (_show(name, of, usual[name]) for of in (before, now))
+                if was != is_now:
+                    changes.append((notebook.stem, f"{_NAMES.get(name, name.upper())}: was {was}, now {is_now}"))
+        return changes
+
+
+_NAMES = {"model_paths": "MODELS", "sums_path": "SHARDS"}
+
+
+def _show(name: str, values: dict[str, Any], default: Any) -> str:
+    """Return a value for the user, marked if it is the default."""
+    value = values.get(name, default)
+    if name == "model_paths":
+        return " ".join(Path(path).stem.rpartition("_k")[0] for path in value)
+    if isinstance(value, list):
+        text = ",".join(map(str, value))
+    else:
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+    return f"{text or 'empty'}{'' if name in values else ' (default)'}"
