@@ -122,7 +122,8 @@ def _describe_scaling(X: csr_matrix) -> str | None:
         found = f"contains whole numbers that add up to nearly the same total in each cell ({totals.min():.6g} to"
         return f"{found} {totals.max():.6g}), as rounded counts per million do"
     n_genes = np.diff(X.indptr)[np.diff(X.indptr) > 0]
-    with_ones = len(np.unique(np.searchsorted(X.indptr, np.flatnonzero(X.data == 1), side="right")))
+    cells = np.searchsorted(X.indptr, np.flatnonzero(X.data == 1), side="right")
+    with_ones = np.count_nonzero(np.diff(cells, prepend=0))
     if np.median(n_genes) >= _MIN_GENES and with_ones < 0.05 * len(totals):
         found = f"contains the value 1 in {with_ones} of {len(totals)} cells (smallest value {X.data.min():.4g})"
         return f"{found}, as scaled and rounded counts do"

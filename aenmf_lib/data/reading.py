@@ -1,10 +1,12 @@
 """Opening files of cells, and one guard around every read: all faults become one clear error, within the memory."""
 
 import contextlib
+import functools
 import math
 import mmap
 import os
 import re
+import struct
 import sys
 import threading
 from collections.abc import Iterator
@@ -25,6 +27,7 @@ _TEXT_BYTES = 64  # memory of a short text
 _SPARE = 2**32  # bytes that a read may need in addition to ten times the size of its values
 _AGAIN = "Copy or download the file again, or write it again with anndata."
 _HEAP, _MAX_SEARCHED = b"GCOL\x01\0\0\0", 2**28  # start of a heap of texts in HDF5; bytes
+_ENTRY = struct.Struct("<H6xQ")  # number and length of a text in it
 _KINDS = {  # first bytes of files that are not HDF5
     b"PK\x03\x04": "a zip archive, as .npz files, torch files and zipped zarr stores are",
     b"\x80": "a pickle of Python, which is not opened because it can contain any program",
@@ -190,7 +193,7 @@ def _open_hdf5(path: Path) -> h5py.File:
     """Open an HDF5 file. Raise OSError that says why it cannot be opened."""
     with guard(path), path.open("rb") as file:
         start = file.read(512)
-    _check_heaps(path)
+    _check_heaps(path, path.stat().st_size, path.stat().st_mtime_ns)
     try:
         return h5py.File(path, "r")
     except (OSError, RuntimeError) as error:
@@ -209,23 +212,24 @@ def _open_hdf5(path: Path) -> h5py.File:
         raise OSError(f"{size} cannot be opened as HDF5 ({text}). {_AGAIN}") from error
 
 
-def _check_heaps(path: Path) -> None:
+@functools.lru_cache
+def _check_heaps(path: Path, size: int, modified: int) -> None:
     """Raise OSError if reading a text would never end: HDF5 reads a text heap with an entry of size 0 in a circle.
 
-    It does not return to Python meanwhile, so nothing else can stop it. Large files are not searched.
+    It does not return to Python meanwhile, so nothing else can stop it. Large files are not searched, and a file of
+    the same `size` and time, when it was `modified`, is searched once.
     """
-    if not 0 < path.stat().st_size <= _MAX_SEARCHED:
+    if not 0 < size <= _MAX_SEARCHED:
         return
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
         for heap in re.finditer(_HEAP, raw):
             at = heap.start()
             entry, end = at + 16, min(at + int.from_bytes(raw[at + 8 : at + 16], "little"), len(raw))
             while entry + 16 <= end:
-                number = int.from_bytes(raw[entry : entry + 2], "little")
-                size = int.from_bytes(raw[entry + 8 : entry + 16], "little")
-                if number == size == 0:
+                number, length = _ENTRY.unpack_from(raw, entry)
+                if number == length == 0:
                     raise OSError(f"{path} is damaged: the texts at byte {entry} cannot be read. {_AGAIN}")
-                entry += 16 + -(-size // 8) * 8 if number else size
+                entry += 16 + -(-length // 8) * 8 if number else length
 
 
 def _is_text(start: bytes) -> bool:
