@@ -19,6 +19,8 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from aenmf_lib.data.tables import read_table
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -80,7 +82,7 @@ def run_in_turn(
     """
     path = RESULTS / f"{name}.csv"
     path.parent.mkdir(exist_ok=True)
-    done = pd.read_csv(path).to_dict("records") if keep and path.exists() else []
+    done = read_table(path).to_dict("records") if keep and path.exists() else []
     for run, row in tqdm([(run, row) for run in range(runs) for row in rows], desc=name):
         done.append({**row, "run": run, **run_in_process(_call, task, row, limit=limit), **machine(device)})
         pd.DataFrame(done).to_csv(path, index=False, float_format="%.6g")

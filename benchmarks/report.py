@@ -19,6 +19,7 @@ from measure import RESULTS
 
 from aenmf_lib import figures
 from aenmf_lib.conditioning import study
+from aenmf_lib.data.tables import read_table
 from aenmf_lib.results import RunInfo
 
 HERE = Path(__file__).parent
@@ -35,7 +36,7 @@ CORES = 16  # of the published scoring job
 
 def read(name: str) -> pd.DataFrame:
     """Return a table of results."""
-    return pd.read_csv(RESULTS / f"{name}.csv")
+    return read_table(RESULTS / f"{name}.csv")
 
 
 def markdown(head: list[str], rows: list[list[str]], sources: pd.DataFrame | None = None) -> str:

@@ -145,8 +145,9 @@ def filter_cells(
         symbol_key, symbols = find_gene_names(var, gene_name_key)
     except ValueError as error:
         summary.errors.append(str(error))
-    if summary.errors:
-        raise ValueError("\n".join(summary.errors))
+    if errors := summary.errors:
+        several = f"There are {len(errors)} problems with these cells:"
+        raise ValueError(errors[0] if len(errors) == 1 else "\n  ".join([several, *errors]))
     for message in summary.warnings:
         log.warning("%s", message)
     for message in summary.notes:
