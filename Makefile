@@ -149,13 +149,13 @@ figures: $(figures) $(RUN)/07_figures.ipynb  ## draw the figures, without any tr
 scores: $(scores)  ## classification in one job per model and label: make -j2 scores N_JOBS=1
 conditioning: $(study) $(RUN)/08_conditioning.ipynb  ## study of conditioning on the donor; not part of all
 endif
-check: | $(setup) $(cells)  ## report what make would do with the cells, what is wrong, and what it costs
+check: | $(setup) $(cells)  ## report the cells that would be read, all problems, and the cost of each stage
 	@$(call resolve,preflight)
 include slurm/slurm.mk
 
 # ---- Stages ----------------------------------------------------------------------------------------------------------
-# Every call resolves the values and looks at the input, but writes a file only when its content has changed.
-# 'make -n' writes nothing: it asks which files would change.
+# Every call resolves the values and checks the input, but writes a file only when its content has changed.
+# 'make -n' writes nothing: 'resolve --dry-run' prints the files that would change.
 flags := $(firstword -$(MAKEFLAGS))
 dry := $(if $(findstring =,$(flags)),,$(findstring n,$(filter-out --%,$(flags))))
 $(values) $(input): $(if $(dry),,resolved)
@@ -167,7 +167,7 @@ ifneq ($(and $(dry),$(filter-out $(idle),$(goals)),$(shell command -v "$(PYTHON)
 ifndef AENMF_KEEP_VALUES
 changed := $(shell $(call resolve,resolve) --dry-run || echo stop)
 ifeq ($(changed),stop)
-$(error The values of the notebooks are wrong)
+$(error The values of the notebooks are not valid. Correct the error above)
 endif
 $(changed): FORCE
 endif
@@ -190,7 +190,7 @@ training := data training models results metrics/neighbors metrics/validation
 train = $(call stage,$(1),$(RUN),$(RUN)/$(2)_k$(K).h5ad,$(filtered) $(3),$(training),\
     -p cells_path $(filtered) -p out $(RUN)/$(2)_k$(K).h5ad)
 
-# Without its input, the filter cannot run: the existing cells are used as they are.
+# If the input no longer exists, the filter cannot run: the existing filtered cells are used.
 ifeq ($(gone),)
 $(eval $(call stage,01_filter,$(DIR),$(filtered),$(input),data results,-p out $(filtered)))
 endif

@@ -6,13 +6,13 @@
 # %% tags=["parameters"]
 data: str = "data/demo.h5ad"  # input file: cells × genes, with raw counts in a layer, raw.X or X
 out: str = "results/demo/filtered.h5ad"  # output file
-min_cells: int = 0  # keep donors with at least this many cells; 0: 5,000, or fewer if the donors are small
+min_cells: int = 0  # keep donors with at least this many cells; 0 means 5,000, or fewer if the donors are small
 donor_key: str = "donor_id"  # obs column with the donor
 cell_type_key: str = "cell_type"  # obs column with the cell type
 gene_name_key: str = ""  # var column with the gene symbols; '' searches the usual names
-layer: str = ""  # matrix with the raw counts: a layer, X or raw.X; '' searches all
+layer: str = ""  # matrix with the raw counts: a layer, X or raw.X; '' searches all of them
 # rarely changed
-keep_obs: list[str] = []  # further obs columns to keep; all if empty
+keep_obs: list[str] = []  # further obs columns to keep; if empty, all are kept
 keep_unlabeled: bool = False  # keep cells without a type; scores against cell_type exclude these cells
 drop_missing: bool = False  # drop cells without donor or type; if False, such cells are an error
 drop_empty: bool = False  # drop cells without counts; if False, such cells are an error
@@ -21,7 +21,7 @@ merge_labels: bool = False  # merge labels that differ only in case or spaces
 primary_only: bool = False  # drop cells that CELLxGENE does not mark as primary data
 fractional: bool = False  # accept counts that are not integers, as in a layer of corrected counts
 sample_cells: int = 0  # keep at most this many random cells; 0 keeps all
-seed: int = 42  # of the random sample
+seed: int = 42  # random seed of the sample
 
 # %%
 import logging
@@ -91,7 +91,7 @@ cells.obs.groupby(["cell_type", "donor_id"], observed=True).size().unstack(fill_
 #
 # ## Write the filtered cells
 # The output file also records the source of its cells: the input file with its hash, the columns, the donors, and the
-# package versions. In Python, `data.prepare(path, min_cells=…)` does all of this in one call.
+# package versions. In Python, `data.prepare(path, min_cells=…)` reads, filters and normalizes the cells in one call.
 
 # %%
 cells.uns["provenance"] |= {"input": file_info(data), "counts_from": where, **results.run_info()}

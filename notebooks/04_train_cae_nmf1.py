@@ -46,8 +46,8 @@ cells
 
 # %% [markdown]
 # ## Check that there are donors to compare
-# The model needs cells of at least two donors. With one donor, the notebook ends here: the results file then only
-# records the reason, and tables and figures leave the model out.
+# The model needs cells of at least two donors. With one donor, the notebook ends here, and the results file records
+# only the reason. The tables of notebook 06 then show the model without scores, and the figures leave it out.
 
 # %%
 results.require_donors(cells, out, CAENMF1)
@@ -65,7 +65,7 @@ results.require_donors(cells, out, CAENMF1)
 # times the reconstruction error. The size of the penalty is then comparable between data sets. Donor means also differ
 # by chance. If chance explains a share s of the penalty, the *effective strength* is `strength` × (1 − s). The log and
 # the summary report it. If donors cannot be compared, because no type or cluster has cells of two donors, there is no
-# penalty, and the log and the summary say so.
+# penalty, and the log and the summary report it.
 
 # %%
 model = CAENMF1(
@@ -99,8 +99,8 @@ pd.Series((model.U_**2).sum(axis=1) ** 0.5, index=model.donors_, name="‖U‖ o
 
 # %% [markdown]
 # An effective strength near 0 means that the donors differ by no more than chance, unless the summary says that donors
-# could not be compared. The model is then almost AE-NMF. In the demo, the effective strength is almost as large as
-# `strength`.
+# could not be compared. In both cases, the model is almost AE-NMF. In the demo, the effective strength is almost as
+# large as `strength`.
 #
 # Each profile also contains expression that all donors share. Compare profiles between donors instead of reading a
 # single profile. Profiles of donors with few cells have

@@ -45,8 +45,8 @@ cells
 
 # %% [markdown]
 # ## Check that there are donors to compare
-# The model needs cells of at least two donors. With one donor, the notebook ends here: the results file then only
-# records the reason, and tables and figures leave the model out.
+# The model needs cells of at least two donors. With one donor, the notebook ends here, and the results file records
+# only the reason. The tables of notebook 06 then show the model without scores, and the figures leave it out.
 
 # %%
 results.require_donors(cells, out, CAENMF2)

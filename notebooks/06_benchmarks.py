@@ -43,14 +43,14 @@ pd.DataFrame({"cell_type used": used_cell_type, "groups": embeddings.groups}).as
 # `cell_type used` is True, the penalty of the model used the cell types. The scores of this model against `cell_type`
 # are then not independent evidence. `groups` are the groups of cells within which the penalty compared donors.
 #
-# The next list contains the models that were skipped, with the reason. Usually it is empty. The published tables have a
-# row without scores for each of them.
+# The next list shows the models that were skipped, with the reason. Usually the list is empty. The published tables
+# have one row without scores for each skipped model.
 
 # %%
 pd.Series(embeddings.skipped, name="skipped", dtype=object)
 
 # %% [markdown]
-# A label with one class, such as `donor_id` with one donor, has empty scores in all tables, and a warning says so.
+# A label with one class, such as `donor_id` with one donor, has empty scores in all tables, and a warning reports it.
 #
 # With fewer seeds or cells, a run is shorter and its scores are less precise. The table compares this run with the
 # published settings.

@@ -16,8 +16,8 @@ embeddings = results.read_embeddings(model_paths)
 embeddings.obs.groupby("cell_type", observed=True)["donor_id"].agg(cells="size", donors="nunique")
 
 # %% [markdown]
-# A label with one class has no scores: its panels are left out, and the captions say so. They also list the models that
-# were skipped.
+# A label with one class has no scores. The figures leave its panels out, and the captions report it. The captions also
+# list the skipped models.
 #
 # ## Clustering agreement
 # The figure compares Leiden clusters with the cell types (higher is better) and with the donors (lower is better). Each

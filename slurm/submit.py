@@ -45,7 +45,7 @@ def submit(site: argparse.Namespace, make: list[str], goals: list[str]) -> None:
         if site.resolve:  # the values of the notebooks and the check of the input
             done = subprocess.run(shlex.split(site.resolve), check=False)
             if done.returncode:
-                raise SlurmError("Nothing was submitted.")
+                raise SlurmError("Nothing was submitted, because the check found errors. Correct the errors above.")
         stages = read_graph(make, goals)
         jobs = {name: [job for job in queued if job.name == stage.job_name] for name, stage in stages.items()}
         new = {
@@ -205,7 +205,7 @@ def main() -> None:
     except SlurmError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {error.filename or error}: {error.strerror}. Make room or ask for permission there.")
+        sys.exit(f"error: {error.filename or error}: {error.strerror}. Free some space or ask for permission there.")
 
 
 if __name__ == "__main__":

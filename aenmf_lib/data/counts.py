@@ -71,12 +71,12 @@ def find_counts(
 ) -> Found:
     """Find the raw counts (or ``X`` if not `counts`) of an open file or an AnnData, as `read_counts` does.
 
-    To `load` says that all cells are read afterwards: a matrix without an alternative is then read only once.
+    Set `load` if all cells are read afterwards: if there is only one matrix, it is then read only once.
     """
     path, places, tables = _path(cells), _places(cells), _tables(cells)
     if not counts:
         if "X" not in places:
-            raise ValueError(f"{path} has no X. If it contains raw counts elsewhere, set counts=True.")
+            raise ValueError(f"{path} has no X. Expected log1p of counts per 10,000. For raw counts, set counts=True.")
         matrix, key, var = _open(cells, "X", places, tables)
         if load:
             matrix.load()
@@ -160,7 +160,7 @@ def _open(cells: object, where: str, places: dict, tables: dict) -> tuple[Matrix
     """Return a matrix, its key and its genes. Raise ValueError if its shape does not fit obs and var."""
     (key, var_key), path = places[where], _path(cells)
     if var_key not in tables:
-        raise ValueError(f"{path}: {where} has no {var_key}. Write the file again with anndata.")
+        raise ValueError(f"{path}: {where} has no {var_key}, the table of genes. Write the file again with anndata.")
     matrix, var = Matrix(_node(cells, key), path, where), tables[var_key]
     n_cells, n_genes = matrix.shape
     if (n_cells, n_genes) != (len(tables["obs"]), len(var)):
@@ -219,8 +219,8 @@ def _choose(path: str, judged: list[_Judged], layer: str) -> _Judged:
         rejected = "; ".join(f"{short(one.where, quote=False)} {one.fault}" for one in judged) or "it has no matrix"
         advice = "set fractional=true (FRACTIONAL=true)" + (f" and layer={layer!r}" if layer else "")
         raise ValueError(
-            f"{path} contains no raw counts: {rejected}. Expected non-negative integers. If they are counts that were "
-            f"corrected or scaled, {advice}. Otherwise store the raw counts in a layer 'counts'."
+            f"{path} contains no raw counts: {rejected}. Expected non-negative integers. If the values are corrected "
+            f"or scaled counts, {advice}. Otherwise store the raw counts in a layer 'counts'."
         )
     first = usable[0]
     others = [one for one in usable[1:] if not _same_counts(first, one)]
@@ -232,12 +232,12 @@ def _choose(path: str, judged: list[_Judged], layer: str) -> _Judged:
         )
         choice = first.where.removeprefix("layers['").removesuffix("']")
         raise ValueError(
-            f"{path} has {1 + len(others)} matrices of different counts: {listed}. Choose one: "
+            f"{path} has {1 + len(others)} matrices with different counts: {listed}. Choose one: "
             f"layer={choice!r} (LAYER={choice}), the name of another layer, X or raw.X."
         )
     larger = [one for one in usable[1:] if one.matrix.shape[1] > first.matrix.shape[1]]
     if larger:
-        log.warning("%s has the same counts as %s for %d genes more: choose it with LAYER=%s", larger[0].where,
+        log.warning("%s has the same counts as %s, and %d more genes. To use them, set LAYER=%s", larger[0].where,
                     first.where, larger[0].matrix.shape[1] - first.matrix.shape[1], larger[0].where)  # fmt: skip
     return first
 
@@ -276,5 +276,5 @@ def check_cells(
         cell = f"cell {rows[first]}, {short(names[rows[first]])}"
         found = f"{matrix.path}: {matrix.where} {fault}, in cells {rows[0]} to {rows[-1]} (first: {cell})"
         expected = "counts" if counts else "log1p of counts per 10,000"
-        raise ValueError(f"{found}. Expected {expected}. Correct the file, or leave out the cell.")
+        raise ValueError(f"{found}. Expected {expected}. Correct the file, or remove the cell.")
     return clean_X, n_rounded

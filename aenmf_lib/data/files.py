@@ -81,7 +81,7 @@ def _reserve(target: io.FileIO, size: int, path: str | Path) -> None:
     except OSError as error:
         free = shutil.disk_usage(Path(path).parent).free
         found = f"{path} cannot be written: it needs up to {size / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free"
-        raise OSError(error.errno, f"{found} ({error.strerror}). Free space and run the command again") from None
+        raise OSError(error.errno, f"{found} ({error.strerror}). Free some space and run the command again") from None
 
 
 def _size_of(value: object) -> int:
@@ -124,7 +124,7 @@ def read_npz(path: str | Path, version: int, what: str, names: Sequence[str] | N
 
 
 def file_info(path: str | Path) -> dict[str, str]:
-    """Return the path and the SHA-256 hash of a file; of a zarr folder, the hash of the names and contents of all."""
+    """Return the path and the SHA-256 hash of a file; of a zarr folder, of all names and contents."""
     path = Path(path)
     if not path.is_dir():
         return {"path": str(path), "sha256": _hash_file(path)}

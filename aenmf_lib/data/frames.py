@@ -24,7 +24,7 @@ def read_frame(file: h5py.File | zarr.Group, part: str, path: str) -> pd.DataFra
         size = check_size(group)
         columns, index = [str(name) for name in attributes["column-order"]], str(attributes["_index"])
     values, n_rows = {}, None
-    for read in (_length, read_elem):  # lengths first: HDF5 crashes if it runs out of memory in reading texts
+    for read in (_length, read_elem):  # lengths first: HDF5 crashes if it runs out of memory while it reads texts
         for name in dict.fromkeys([index, *columns]):
             with guard(path, f"{part}/{name}", size=size):
                 values[name] = read(group[name])
@@ -70,8 +70,8 @@ def plain_frame(frame: pd.DataFrame, part: str, path: str) -> pd.DataFrame:
                 changed.append(name)
     if changed:
         listed = ", ".join(map(short, changed[:5])) + ", …" * (len(changed) > 5)
-        log.info("%s: %d columns are read as text, because their values are of several types or of a type that is not "
-                 "stored everywhere: %s", part, len(changed), listed)  # fmt: skip
+        log.info("%s: %d columns are read as text, because their values are of several types or of a type that not all "
+                 "versions of anndata can write: %s", part, len(changed), listed)  # fmt: skip
     index.name = None if index.name in (*names, "_index") else index.name
     return pd.DataFrame(columns, index=index, columns=names if names else None)
 

@@ -8,12 +8,12 @@ from scipy.sparse import csr_matrix
 log = logging.getLogger(__name__)
 
 _NEAR = 1e-6  # values that are not farther from a whole number are rounded
-_LARGEST = 2.0**31  # no count is larger; wrapped negative numbers are
+_LARGEST = 2.0**31  # no count is larger; negative integers that are read as unsigned are
 _EXACT = 2**24  # float32 represents all whole numbers up to this one
 _LOG_MAX = 20.0  # log1p of counts per 10,000 is below this value
-_MIN_CELLS = 20  # cells with counts from which their totals, and their ones, tell that counts were scaled
-_MIN_GENES = 20  # expressed genes per cell from which real counts contain ones
-_MANY = 20  # values of 2 or more that chance would give; if there are none, the counts were reduced to 0 and 1
+_MIN_CELLS = 20  # cells with counts that are needed to detect scaling by their totals and by the values of 1
+_MIN_GENES = 20  # with at least this many expressed genes, a cell of raw counts usually contains a value of 1
+_MANY = 20  # if chance would give this many values of 2 or more, and there is none, the counts were binarized
 
 
 def clean(X: csr_matrix, *, fractional: bool = False) -> tuple[csr_matrix, int, str | None]:
@@ -66,28 +66,28 @@ def describe_non_counts(values: np.ndarray, *, fractional: bool = False) -> str 
 
 
 def judge(sample: csr_matrix, *, fractional: bool = False) -> tuple[csr_matrix, str, str]:
-    """Return the sample as counts, its kind ('counts', 'fractional', 'empty' or ''), and why it has no kind."""
+    """Return the sample as counts, its kind ('counts', 'fractional', 'empty' or ''), and why it is not counts."""
     X, _, fault = clean(sample)
     if fault is None and not X.data.any():
         return X, "empty", "contains only zeros"
     if fault is None:
         scaled = _describe_scaling(X)
         return X, "counts" if scaled is None else "fractional" * fractional, scaled or ""
-    loose, _, out_of_range = clean(sample, fractional=True)
+    values, _, out_of_range = clean(sample, fractional=True)
     if out_of_range is not None:
         return sample, "", fault
-    logs = loose.copy()
+    logs = values.copy()
     with np.errstate(over="ignore"):
         logs.data = np.expm1(logs.data.astype(np.float64))
     totals = _totals(logs)
     if len(totals) >= _MIN_CELLS and np.isfinite(totals).all() and np.ptp(totals) < 1e-2 * totals.mean():
         found = fault.partition(" and seems")[0]
         return (
-            loose,
+            values,
             "",
             f"{found} and seems to be log-normalized: expm1 of the values adds up to {totals.mean():.6g} in each cell",
         )
-    return loose, "fractional" * fractional, fault
+    return values, "fractional" * fractional, fault
 
 
 def _totals(X: csr_matrix) -> np.ndarray:

@@ -34,7 +34,7 @@ _LIKELY = {  # words in the names of columns, the most likely first
 
 @dataclass
 class LabelSummary:
-    """The donors and types of a data set, the cells that stay, and all that is wrong or worth knowing about them."""
+    """The donors and types of a data set, the cells that stay, and all errors, warnings and notes about them."""
 
     donors: pd.DataFrame  # one row per donor, most cells first: donor_id, n_cells (before sampling), kept
     keep: np.ndarray  # (n_cells,) bool
@@ -72,7 +72,7 @@ def summarize_labels(
     obs, usable
         The cells, and a mask of those that may stay, such as the cells with counts; None for all.
     donor_key, cell_type_key, min_cells, keep_obs, drop_missing, keep_unlabeled
-        As for `filter_cells`, as are all others.
+        These and all other parameters are those of `filter_cells`.
     """
     keep = np.ones(len(obs), dtype=bool) if usable is None else np.array(usable, dtype=bool)
     nothing = pd.Series(np.nan, index=obs.index, dtype=object)
@@ -122,7 +122,7 @@ def _describe_missing_column(obs: pd.DataFrame, key: str, what: str, option: str
     """Return an error that lists the columns that may be meant, with their number of values."""
     likely = likely_columns(obs, key, what)
     listed = [f"{name!r} ({n} value{'s' * (n != 1)})" for name, n in list(likely.items())[:6]]
-    kind = {DONOR: "the donors", CELL_TYPE: "the cell types"}.get(what, "what you mean")
+    kind = {DONOR: "the donors", CELL_TYPE: "the cell types"}.get(what, "what you are looking for")
     close = f"These may contain {kind}: {', '.join(listed)}. " if listed else ""
     columns = _join(map(repr, obs)) or "none"
     advice = f"Choose one of them ({option}={next(iter(likely), '…')})" if obs.shape[1] else "Add it to the file"
@@ -133,7 +133,7 @@ def _select_primary(found: LabelSummary, obs: pd.DataFrame, *, only: bool) -> No
     """Drop the cells that are no primary data if `only`; otherwise warn if there are some, but not all."""
     if _PRIMARY not in obs:
         if only:
-            found.errors.append(f"primary_only needs obs[{_PRIMARY!r}], which CELLxGENE files have. Leave it out.")
+            found.errors.append(f"primary_only needs obs[{_PRIMARY!r}] (CELLxGENE). Leave out PRIMARY_ONLY=true.")
         return
     primary = as_text(obs[_PRIMARY]).str.casefold().isin(["true", "1"]).to_numpy()
     n = int((found.keep & ~primary).sum())
@@ -142,7 +142,7 @@ def _select_primary(found: LabelSummary, obs: pd.DataFrame, *, only: bool) -> No
         found.notes.append(f"{text}. These cells are dropped.")
         found.keep &= primary
         if not found.keep.any():
-            found.errors.append(f"{text}, so primary_only leaves no cell. Leave it out (PRIMARY_ONLY=true).")
+            found.errors.append(f"{text}, so primary_only keeps no cell. Leave out PRIMARY_ONLY=true.")
     elif n and (found.keep & primary).any():
         drop = "To drop them, set primary_only=true (PRIMARY_ONLY=true)"
         found.warnings.append(f"{text}: they are copies of cells of other data sets. {drop}.")
@@ -159,8 +159,8 @@ def _drop_labels(
     for label in sorted(wanted - {text for name in matched for text in (name, names[name])}) if complete else ():
         folded = {clean.casefold(): name for name, clean in names.items()}
         close = [repr(folded[match]) for match in difflib.get_close_matches(label.casefold(), folded)]
-        hint = f"The closest labels are {', '.join(close)}" if close else "Use the exact spelling of a label"
-        found.errors.append(f"drop_labels contains {label!r}, which occurs nowhere in {columns}. {hint}.")
+        hint = f"Did you mean {' or '.join(close)}? " if close else ""
+        found.errors.append(f"drop_labels contains {label!r}, which is not in {columns}. {hint}Use the exact spelling.")
     if matched:
         dropped = found.keep & np.any([text.isin(matched) for text in labels.values()], axis=0)
         found.notes.append(f"{int(dropped.sum())} cells are dropped by drop_labels: {_join(map(repr, matched))}.")
@@ -168,33 +168,33 @@ def _drop_labels(
 
 
 def _clean_labels(found: LabelSummary, text: pd.Series, key: str, *, merge: bool) -> pd.Series:
-    """Warn about labels that name nothing and labels that differ only in case or spaces. Merge the latter if asked."""
+    """Warn about labels such as 'unknown' and labels that differ only in case or spaces. `merge` merges the latter."""
     sizes = text[found.keep].value_counts().sort_index().sort_values(ascending=False, kind="stable")
     show = [f"{name!r} ({n} cells)" for name, n in sizes.items()]
     spellings = pd.Series({name: _clean(name).casefold() for name in sizes.index}, dtype=object)
     similar = spellings.duplicated(keep=False).to_numpy(dtype=bool)
-    odd = np.array([name != _clean(name) for name in sizes.index], dtype=bool) & ~similar
+    untidy = np.array([name != _clean(name) for name in sizes.index], dtype=bool) & ~similar
     words = [re.sub(r"[\s_.-]+", " ", name.casefold()).strip() or name for name in sizes.index]
-    hollow = [_PLACEHOLDERS.fullmatch(name) is not None for name in words]
+    unnamed = [_PLACEHOLDERS.fullmatch(name) is not None for name in words]
     place, option = f"obs[{key!r}]", "set merge_labels=true (MERGE_LABELS=true)"
-    if any(hollow):
-        named = ",".join(map(_clean, sizes.index[hollow]))
+    if any(unnamed):
+        named = ",".join(map(_clean, sizes.index[unnamed]))
         found.warnings.append(
-            f"{place} has labels that seem to name no single type or donor: {_join(np.array(show, object)[hollow])}. "
-            f'They count like all others. To drop these cells, set drop_labels (DROP_LABELS="{named}").'
+            f"{place} has labels that do not seem to name a type or donor: {_join(np.array(show, object)[unnamed])}. "
+            f'They are used like all others. To drop these cells, set drop_labels (DROP_LABELS="{named}").'
         )
     if similar.any():
         order = spellings[similar].sort_values(kind="stable").index  # the most frequent spelling first
         listed = _join(f"{name!r} ({sizes[name]} cells)" for name in order)
-        done = "They are merged." if merge else f"They stay different. To merge them, {option}."
+        done = "They are merged." if merge else f"They stay separate. To merge them, {option}."
         (found.notes if merge else found.warnings).append(
             f"{place} has {similar.sum()} labels that differ only in case or spaces: {listed}. {done}"
         )
-    if odd.any():
-        listed = _join(np.array(show, object)[odd])
+    if untidy.any():
+        listed = _join(np.array(show, object)[untidy])
         done = "They are cleaned." if merge else f"To clean them, {option}."
         (found.notes if merge else found.warnings).append(
-            f"{place} has {odd.sum()} labels with line breaks, tabs or needless spaces: {listed}. {done}"
+            f"{place} has {untidy.sum()} labels with line breaks, tabs or extra spaces: {listed}. {done}"
         )
     if not merge:
         return text
@@ -209,7 +209,7 @@ def _join(items: Iterable[str], most: int = 30) -> str:
 
 
 def _clean(label: str) -> str:
-    """Return a label without line breaks and needless spaces."""
+    """Return a label without line breaks and extra spaces."""
     return " ".join(label.split())
 
 
@@ -226,7 +226,7 @@ def _drop_missing(found: LabelSummary, text: pd.Series, key: str, *, drop: bool,
 
 
 def _choose_donors(found: LabelSummary) -> None:
-    """Keep the donors with at least `min_cells` cells, which is chosen here if 0. No such donor is an error."""
+    """Keep the donors with at least `min_cells` cells; 0 means the default. No such donor is an error."""
     sizes = found.donor[found.keep].value_counts()
     if not found.min_cells and len(sizes):
         found.min_cells = _MIN_CELLS
@@ -287,7 +287,7 @@ def _draw_sample(found: LabelSummary, sample: int, seed: int) -> None:
         return
     codes, names = pd.factorize(found.donor.to_numpy()[rows], sort=True)
     if sample < len(names):
-        found.errors.append(f"sample={sample} is smaller than the {len(names)} donors. Set it to {len(names)} or more.")
+        found.errors.append(f"sample={sample} is smaller than the number of donors. Set it to {len(names)} or more.")
         return
     share = np.bincount(codes) * (sample / len(rows))
     n = np.maximum(np.floor(share), 1).astype(int)

@@ -49,7 +49,7 @@ class Matrix:
             self._open(node)
 
     def _guard(self) -> AbstractContextManager:
-        """Return a guard that adds the name of this matrix to a Fault or a lack of memory."""
+        """Return a guard that adds the name of this matrix to a Fault or MemoryError."""
         size = math.prod(self._data.shape) * self._data.dtype.itemsize
         return guard(self.path, self.where, (Fault, MemoryError), size=3 * size)
 
@@ -103,15 +103,15 @@ class Matrix:
             raise Fault(f"{found}, but there are {n_entries} values")
         pointers = pointers.astype(np.int64)
         if (back := np.diff(pointers) < 0).any():
-            raise Fault(f"has index pointers that run backwards (first: number {back.argmax() + 1})")
+            raise Fault(f"has index pointers that decrease (first: number {back.argmax() + 1})")
         self._pointers = pointers
-        if isinstance(self._data, zarr.Array) and n_entries:
-            for name, array in (("data", self._data), ("indices", self._indices)):
-                if n_genes > 1 and (n := array.nchunks - array.nchunks_initialized) > 0:
-                    raise Fault(f"lacks {n} of {array.nchunks} chunks of its {name}")
+        for name, array in (("data", self._data), ("indices", self._indices)):
+            n_chunks, n_missing = _count_chunks(array)
+            if n_genes > 1 and n_missing > 0:  # they would be read as zeros
+                raise Fault(f"lacks {n_missing} of {n_chunks} chunks of its {name}")
 
     def read(self, lo: int = 0, hi: int | None = None) -> csr_matrix:
-        """Return the cells `lo` to before `hi`: sorted CSR, duplicates summed, float32 or (if they need it) float64."""
+        """Return the cells `lo` to before `hi`: sorted CSR, duplicates summed, float32 (float64 if necessary)."""
         hi = self.shape[0] if hi is None else min(hi, self.shape[0])
         with self._guard():
             if not self._is_ready(lo, hi) and self.format == "csc":
@@ -124,7 +124,7 @@ class Matrix:
             return self._window[lo - self._first : hi - self._first]
 
     def load(self) -> None:
-        """Read all cells now, from which `read` and `read_sample` then take theirs."""
+        """Read all cells now. `read` and `read_sample` then return parts of them."""
         self._window = self.read()
 
     def read_sample(self, rows: int) -> csr_matrix:
@@ -212,7 +212,7 @@ class Matrix:
         return values, indices.astype(np.int32, copy=self._in_memory)
 
     def _canonical(self, X: csr_matrix) -> csr_matrix:
-        """Return X with sorted indices and without duplicates. Pieces of a value are summed in float64."""
+        """Return X with sorted indices and without duplicates. Duplicates are summed in float64."""
         X.sort_indices()
         if not X.has_canonical_format:
             n, X = X.nnz, X.astype(np.float64)
@@ -234,6 +234,16 @@ def report_repairs(matrix: Matrix, n_rounded: int) -> None:
         log.warning("%s: %d duplicated entries were summed", matrix.where, matrix.n_duplicates)
     if n_rounded:
         log.info("%s: %d values within 1e-6 of whole numbers were rounded", matrix.where, n_rounded)
+
+
+def _count_chunks(array: object) -> tuple[int, int]:
+    """Return the number of chunks of an array with values, and how many of these are not in the file."""
+    if isinstance(array, zarr.Array) and array.size:
+        return array.nchunks, array.nchunks - array.nchunks_initialized
+    if isinstance(array, h5py.Dataset) and array.chunks and array.size:
+        n_chunks = math.prod(-(-n // chunk) for n, chunk in zip(array.shape, array.chunks, strict=True))
+        return n_chunks, n_chunks - array.id.get_num_chunks()
+    return 0, 0
 
 
 def _join(blocks: list[csr_matrix]) -> csr_matrix:

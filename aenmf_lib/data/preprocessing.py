@@ -36,7 +36,7 @@ def prepare(
     Parameters
     ----------
     cells, layer, fractional
-        A file or AnnData with raw counts, and where they are, as for `read_counts`.
+        A file or AnnData with raw counts, and the matrix that contains them, as for `read_counts`.
     min_cells, options
         The minimum number of cells per donor, and all other options of `filter_cells`.
 
@@ -195,7 +195,7 @@ def _list(names: str | Sequence[str]) -> list[str]:
 
 
 def find_gene_names(var: pd.DataFrame, gene_name_key: str = "") -> tuple[str, pd.Series | None]:
-    """Return the column of the gene symbols, and the symbols as text, (n_genes,), with the id where there is none.
+    """Return the column of the gene symbols, and the symbols as text, (n_genes,). Ids replace missing symbols.
 
     The column is `gene_name_key`, or the first of the usual names (in any case) with symbols that are not the ids.
     Without such a column the result is ``("", None)``. Raises ValueError if `gene_name_key` is not in `var`.
@@ -203,7 +203,7 @@ def find_gene_names(var: pd.DataFrame, gene_name_key: str = "") -> tuple[str, pd
     if gene_name_key and gene_name_key not in var:
         columns = ", ".join(map(repr, var)) or "none"
         found = f"There is no var column {gene_name_key!r}. The columns are: {columns}"
-        raise ValueError(f"{found}. Choose one of them (GENE_NAME_KEY=…), or none to use the gene names.")
+        raise ValueError(f"{found}. Choose one of them (GENE_NAME_KEY=…), or leave it empty to search.")
     ids = pd.Series(var.index.astype(str), index=var.index, dtype=object)
     folded = {str(name).casefold(): name for name in reversed(var.columns)}
     for name in [gene_name_key] if gene_name_key else [folded[name] for name in _SYMBOLS if name in folded]:
@@ -214,7 +214,7 @@ def find_gene_names(var: pd.DataFrame, gene_name_key: str = "") -> tuple[str, pd
 
 
 def _rename_clashes(frame: pd.DataFrame, part: str, own: dict[str, str]) -> pd.DataFrame:
-    """Rename columns and an index with a name in `own` (our name -> the column for it), unless they are that column.
+    """Rename columns and an index with a name in `own` (new name -> column for it), unless they are that column.
 
     A slash, which would make a folder in the file, becomes an underscore. Categories that do not occur are removed.
     """

@@ -1,4 +1,4 @@
-"""Opening files of cells, and one guard around every read: all faults become one clear error, within the memory."""
+"""Opening files of cells. A guard around each read limits its memory, and turns all faults into one clear error."""
 
 import contextlib
 import functools
@@ -22,7 +22,7 @@ if sys.platform == "linux":
 
 IN_MEMORY = "the AnnData"  # stands for the path of cells that are not in a file
 
-_MAX_ELEMENTS, _MAX_DEPTH = 50_000, 64  # parts of one element; more are links that form a circle
+_MAX_ELEMENTS, _MAX_DEPTH = 50_000, 64  # parts and levels of one element; if there are more, links form a circle
 _TEXT_BYTES = 64  # memory of a short text
 _SPARE = 2**32  # bytes that a read may need in addition to ten times the size of its values
 _AGAIN = "Copy or download the file again, or write it again with anndata."
@@ -30,7 +30,7 @@ _HEAP, _MAX_SEARCHED = b"GCOL\x01\0\0\0", 2**28  # start of a heap of texts in H
 _ENTRY = struct.Struct("<H6xQ")  # number and length of a text in it
 _KINDS = {  # first bytes of files that are not HDF5
     b"PK\x03\x04": "a zip archive, as .npz files, torch files and zipped zarr stores are",
-    b"\x80": "a pickle of Python, which is not opened because it can contain any program",
+    b"\x80": "a pickle of Python, which is not opened because it can run any code",
     b"\x1f\x8b": "compressed with gzip (unpack it: gunzip)",
     b"\x93NUMPY": "an array of NumPy (.npy)",
     b"<": "a web page or XML: the download may need a login",
@@ -53,8 +53,8 @@ def guard(
 ) -> Iterator[None]:
     """Turn errors of a read into OSError, ValueError or MemoryError with the file, the element and the remedy.
 
-    The default is to `catch` all, as damaged data raise errors of every kind in HDF5, zarr, NumPy, SciPy and pandas:
-    then only calls of these libraries belong inside. A read of `size` bytes cannot use much more memory than these.
+    By default it catches all errors, because damaged data raise errors of every kind in HDF5, zarr, NumPy, SciPy and
+    pandas. Then only calls of these libraries belong inside. During a read of `size` bytes, memory is limited.
     """
     try:
         with _limit_memory(size):
@@ -108,7 +108,7 @@ def _limit_memory(size: int) -> Iterator[None]:
     """Limit the memory of the process during a read of `size` bytes: compressed data can expand without end.
 
     The limit applies to all threads. A thread that reads in the background must not disturb the others: then the limit
-    is what the machine can give.
+    is the available memory of the machine.
     """
     if sys.platform != "linux":
         yield
@@ -214,10 +214,10 @@ def _open_hdf5(path: Path) -> h5py.File:
 
 @functools.lru_cache
 def _check_heaps(path: Path, size: int, modified: int) -> None:
-    """Raise OSError if reading a text would never end: HDF5 reads a text heap with an entry of size 0 in a circle.
+    """Raise OSError if reading a text would never end: an entry of size 0 in a heap of texts makes HDF5 loop forever.
 
-    It does not return to Python meanwhile, so nothing else can stop it. Large files are not searched, and a file of
-    the same `size` and time, when it was `modified`, is searched once.
+    HDF5 does not return to Python during this loop, so only this search prevents it. Large files are not searched. A
+    file that has the same `size` and the same time in `modified` is searched once.
     """
     if not 0 < size <= _MAX_SEARCHED:
         return
@@ -291,7 +291,7 @@ def check_size(node: h5py.Group | h5py.Dataset | zarr.Group | zarr.Array) -> int
         (node, depth), n_nodes = nodes.pop(), n_nodes + 1
         if n_nodes > _MAX_ELEMENTS or depth > _MAX_DEPTH:
             limit = f"{_MAX_ELEMENTS:,} parts or {_MAX_DEPTH} levels"
-            raise Fault(f"has more than {limit}, as a link to one of its own groups makes")
+            raise Fault(f"has more than {limit}; perhaps it has a link to one of its own groups")
         if is_array(node):
             check_local(node)
             itemsize = node.dtype.itemsize if getattr(node.dtype, "kind", "O") in "biufcSUV" else _TEXT_BYTES
@@ -312,7 +312,7 @@ def check_local(array: h5py.Dataset | zarr.Array) -> None:
         n_chunks = math.prod(-(-n // chunk) for n, chunk in zip(array.shape, array.chunks, strict=True))
         size = n_chunks * (math.prod(array.chunks) * array.dtype.itemsize + 4096)
         if (stored := array.id.get_storage_size()) > size:
-            raise Fault(f"has {stored:,} bytes of compressed values that should not have more than {size:,}")
+            raise Fault(f"has {stored:,} bytes of compressed values, more than the possible {size:,}")
 
 
 def check_memory(size: int) -> None:

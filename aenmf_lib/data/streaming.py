@@ -38,8 +38,8 @@ class CellStream:
     path
         A file written by notebook 01, or a file of raw counts.
     counts, layer, fractional
-        Read raw counts, found as by `data.read_counts`, and normalize them as `data.normalize` does (to the same
-        bits). Without `counts`, ``X`` is read and must be log1p of counts per 10,000.
+        Read raw counts, found as by `data.read_counts`, and normalize them as `data.normalize` does (with
+        identical results). Without `counts`, ``X`` is read and must be log1p of counts per 10,000.
     genes
         Names of the genes to return, in this order; all genes if None. Ensembl ids match without their version. Cells
         are scaled by their counts of all genes.

@@ -18,7 +18,7 @@ def write_table(table: pd.DataFrame, path: str | Path) -> None:
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
-    """Read a CSV file that `write_table` wrote. Later errors of the figures about the table name its file.
+    """Read a CSV file that `write_table` wrote. Errors that the figures raise for the table name its file.
 
     The columns `NAMES` are text. In the other columns numbers are exact, and an empty number is NaN. Raises
     FileNotFoundError if the file does not exist, and ValueError if it is empty or not a table.

@@ -115,7 +115,7 @@ def text_width(text: str) -> float:
 
 
 def printable(name: str) -> str:
-    """Return a name as it is drawn: with a blank for line breaks, tabs and other characters that cannot be printed."""
+    """Return a name as it is drawn: with a space for line breaks, tabs and other characters that cannot be printed."""
     return " ".join("".join(c if c.isprintable() else " " for c in str(name)).split()) or "(blank)"
 
 

@@ -25,7 +25,7 @@ _LIBRARY = Path(__file__).parents[1]
 class ScoreCache:
     """A CSV file of scores. Rows are appended as soon as computed; a file with other columns is replaced.
 
-    `columns` are those of the table, in order; those in `key` identify a row, and those in `text` are no numbers. A row
+    `columns` are those of the table, in order; those in `key` identify a row, and those in `text` contain text. A row
     is found by its key and its fingerprint, so a score is computed again only when the data, the settings or the code
     behind it change. Without a path the scores are in memory only. The folder named like the file without suffix
     (``scores/`` for ``scores.csv``) may contain such files of other processes. They are read but not changed.

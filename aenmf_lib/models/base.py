@@ -118,7 +118,7 @@ def squared_error(cells: Cells, H: np.ndarray, W: np.ndarray) -> tuple[float, fl
     H, W, squares, cross = np.asarray(H, dtype=np.float64), np.asarray(W, dtype=np.float64), 0.0, 0.0
     if H.ndim != 2 or W.ndim != 2 or (*H.shape, *W.shape) != (cells.n_obs, len(W), H.shape[1], cells.n_vars):
         raise ValueError(f"H has shape {H.shape} and W {W.shape}. Expected {cells.n_obs} cells × k and k × "
-                         f"{cells.n_vars} genes.")  # fmt: skip
+                         f"{cells.n_vars} genes. Pass H and W of one fit.")  # fmt: skip
     for X, rows in iter_matrices(cells):
         squares += np.square(X.data, dtype=np.float64).sum()
         cross += np.sum((X @ W.T) * H[rows])
@@ -128,7 +128,7 @@ def squared_error(cells: Cells, H: np.ndarray, W: np.ndarray) -> tuple[float, fl
 def check_rank(k: int, n_cells: int, n_genes: int) -> None:
     """Raise ValueError if there are fewer cells or genes than k programs."""
     if k > (most := min(n_cells, n_genes)):
-        choose = f"Choose k between 1 and {most}." if most else "Pass cells that have genes."
+        choose = f"Choose k between 1 and {most}." if most else "Pass at least one cell and one gene."
         raise ValueError(f"k={k} is too large for {n_cells:,} cells × {n_genes:,} genes. {choose}")
 
 

@@ -127,7 +127,7 @@ class _Conditional(AENMF):
     def _check_aenmf(self, aenmf: AENMF, moments: Moments) -> None:
         """Raise ValueError unless aenmf is a fitted AE-NMF of these genes, with the same rank and gene weights."""
         if not isinstance(aenmf, AENMF) or not hasattr(aenmf, "W_"):
-            raise ValueError(f"aenmf is {type(aenmf).__name__} without a fit. Pass a fitted AENMF, or None.")
+            raise ValueError(f"aenmf ({type(aenmf).__name__}) is not a fitted AENMF. Pass a fitted one, or None.")
         if aenmf.W_.shape != (self.k, moments.n_genes) or aenmf.gene_weights != self.gene_weights:
             raise ValueError(f"aenmf has W of shape {aenmf.W_.shape} and gene_weights={aenmf.gene_weights!r}. "
                              f"Expected {(self.k, moments.n_genes)} and {self.gene_weights!r}.")  # fmt: skip

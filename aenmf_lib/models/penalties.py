@@ -112,8 +112,8 @@ def _compare_donors(moments: Moments, group: str) -> tuple[bool, str]:
     if not n_shared:
         return False, f"no {group} has cells of two donors, so donors cannot be compared within {group}s"
     if moments.n_cells == len(moments.group_counts):
-        return False, (f"every {group} has a single cell per donor, so a difference between donors cannot be compared "
-                       "with that between cells")  # fmt: skip
+        return False, (f"every {group} has a single cell per donor, so differences between donors cannot be compared "
+                       "with differences between cells")  # fmt: skip
     n_cells = int(counts[(donors > 1)[codes]].sum())
     if n_shared == n_types or (n_shared > 1 and 2 * n_shared >= n_types and 2 * n_cells >= moments.n_labeled):
         return True, ""

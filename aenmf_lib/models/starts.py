@@ -23,7 +23,7 @@ def check_start(start: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     found = f"is a {type(start).__name__} of values that form no matrix"
     if W is not None:
         found = f"has shape {W.shape}" + (f", minimum {W.min():g}" if W.size else "")
-    raise ValueError(f"start {found}. Expected {shape}, all ≥ 0 and finite.")
+    raise ValueError(f"start {found}. Expected {shape}, all ≥ 0 and finite. Pass such a matrix, or None.")
 
 
 def compare_starts(

@@ -83,7 +83,7 @@ def write(path: str | Path, model, cells, *, donor_U: bool = False) -> None:
 
 
 def without_matrix(cells, donor_key: str = DONOR, cell_type_key: str = CELL_TYPE) -> AnnData:
-    """Return obs with the columns donor_id and cell_type, if the cells have them, and var with feature_name."""
+    """Return the cells without X: obs with donor_id and cell_type, if there are any, and var with feature_name."""
     obs = cells.obs.copy()
     for key, label in ((donor_key, DONOR), (cell_type_key, CELL_TYPE)):
         if key == label or key not in obs:
@@ -150,7 +150,8 @@ def read(path: str | Path) -> AnnData:
     if cells is None:
         raise ValueError(f"{path} {faults[0]}")
     if faults:
-        raise ValueError(f"{path} is not a valid results file:\n  " + "\n  ".join(faults))
+        advice = "Train the model again, or write the file again with results.write."
+        raise ValueError(f"{path} is not a valid results file. {advice}\n  " + "\n  ".join(faults))
     return cells
 
 

@@ -113,7 +113,7 @@ def find_faults(cells: AnnData) -> list[str]:
         faults.append(f"X is a matrix of {cells.n_obs} × {cells.n_vars}; a results file must have no X")
     if skip_reason(cells.uns):
         if (model := str(cells.uns[PROVENANCE].get("model"))) not in MODELS:
-            faults.append(f"uns['{PROVENANCE}']['model'] is {model!r}, which is no model")
+            faults.append(f"uns['{PROVENANCE}']['model'] is {model!r}, which is not one of {', '.join(MODELS)}")
         if cells.obsm or cells.varm:
             faults.append(f"the model was skipped, but obsm or varm has {', '.join([*cells.obsm, *cells.varm])}")
         return faults

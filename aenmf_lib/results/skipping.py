@@ -1,4 +1,4 @@
-"""Skipping a model that cannot be trained on the cells: a results file that says why, in place of results."""
+"""Skipping a model that cannot be trained on the cells: a results file then records the reason instead of results."""
 
 import logging
 from pathlib import Path
@@ -41,7 +41,7 @@ def skip(path: str | Path, model, cells: AnnData | CellStream, reason: str) -> N
     name = getattr(model, "name", model)
     if name not in MODELS or not reason:
         raise ValueError(
-            f"skip got model={name!r} and reason={reason!r}. Expected one of {', '.join(MODELS)}, and why."
+            f"skip got model={name!r} and reason={reason!r}. Expected one of {', '.join(MODELS)}, and a reason."
         )
     out = without_matrix(cells)
     out.uns[PROVENANCE] = {"model": name, SKIPPED: reason, **describe_cells(cells), **run_info()}

@@ -60,7 +60,7 @@ def as_csr(X: spmatrix | sparray | np.ndarray) -> csr_matrix:
     parts = X.tocsr() if X.dtype == dtype else X.astype(dtype).tocsr()
     matrix = csr_matrix((parts.data, parts.indices, parts.indptr), X.shape)
     if not matrix.has_canonical_format:
-        matrix = matrix.astype(np.float64)  # pieces of a value are summed in float64, as streams do
+        matrix = matrix.astype(np.float64)  # duplicates are summed in float64, as in streams
         matrix.sum_duplicates()
         return matrix.astype(dtype)
     return X if isinstance(X, csr_matrix) and X.dtype == dtype else matrix
@@ -112,8 +112,8 @@ def check_indices(X: spmatrix | sparray) -> None:
     nnz = min(len(X.indices), len(X.data))
     valid = len(X.indptr) == n_major + 1 and X.indptr[0] == 0 and X.indptr[-1] <= nnz and (np.diff(X.indptr) >= 0).all()
     if not valid:
-        raise ValueError(f"X is damaged: its index pointers are not {n_major + 1} rising numbers from 0 to {nnz}. Make "
-                         "it again, for example with scipy.sparse.csr_matrix(dense).")  # fmt: skip
+        raise ValueError(f"X is damaged: its index pointers are not {n_major + 1} increasing numbers from 0 to {nnz}. "
+                         "Create it again, for example with scipy.sparse.csr_matrix(dense).")  # fmt: skip
     if nnz and not 0 <= X.indices.min() <= X.indices.max() < n_minor:
         raise ValueError(f"X is damaged: its indices range from {X.indices.min()} to {X.indices.max()}, but should be "
-                         f"at least 0 and below {n_minor}. Make it again from the original data.")  # fmt: skip
+                         f"at least 0 and below {n_minor}. Create it again from the original data.")  # fmt: skip

@@ -75,7 +75,7 @@ def _find_counts(file: metadata.File, values: Mapping[str, Any], found: Findings
     is_chosen = table["chosen"]
     if layer:
         is_chosen = table["where"].isin([layer, f"layers['{layer}']"]) & (table["kind"] == "counts")
-    if fractional or not is_chosen.any():  # the filter itself decides; its error is ours
+    if fractional or not is_chosen.any():  # the filter decides; its error is reported
         taken = found.attempt(counts.find_counts, file, layer=layer, fractional=fractional)
         is_chosen = table["where"] == (taken.where if taken else "")
     others = "; ".join(f"{row.where} {row.kind}" for row in table[~is_chosen].itertuples())
@@ -100,7 +100,7 @@ def _check_genes(file: metadata.File, where: str, values: Mapping[str, Any], fou
     _check_names("var", var.index, values, found)
     symbols = found.attempt(find_gene_names, var, values["gene_name_key"])
     if symbols:
-        found.lines.append(("gene symbols", f"var[{symbols[0]!r}]" if symbols[0] else "none found: names are gene ids"))
+        found.lines.append(("gene symbols", f"var[{symbols[0]!r}]" if symbols[0] else "none found: var names are used"))
 
 
 def _check_names(part: str, names: pd.Index, values: Mapping[str, Any], found: Findings) -> None:
@@ -115,7 +115,7 @@ def _check_names(part: str, names: pd.Index, values: Mapping[str, Any], found: F
 def _check_labels(
     obs: pd.DataFrame, empty: np.ndarray, values: Mapping[str, Any], found: Findings
 ) -> labels.LabelSummary | None:
-    """Check donors and types; continue with what is suggested, so that all that follows is checked too."""
+    """Check donors and types; continue with the suggested values, so that later checks run too."""
     if n := int(empty.sum()):
         text = f"The counts are all 0 for {n} of {len(obs)} cells (first: {obs.index[empty][0]!r})"
         if values["drop_empty"]:
@@ -166,7 +166,8 @@ def _check_rank(size: Size, contents: metadata.Contents, found: Findings) -> Non
         found.options["K"] = str(max(1, min(most, 20, max(size.n_types, most // 2))))
     elif not contents.complete and contents.seen < size.k:
         found.warnings.append(
-            f"Only {contents.seen} genes have counts in the cells that were read, fewer than k={size.k}."
+            f"Only {contents.seen} genes have counts in the cells that were read, fewer than k={size.k}. "
+            "Perhaps choose a smaller K."
         )
     if size.k < size.n_types:
         found.warnings.append(
@@ -175,8 +176,8 @@ def _check_rank(size: Size, contents: metadata.Contents, found: Findings) -> Non
         )
     if size.n_cells <= _NEIGHBORS:
         found.error(
-            f"Only {size.n_cells} cells are left. The neighbor graph of notebook 06 needs {_NEIGHBORS + 1}. Keep more "
-            "(a smaller MIN_CELLS)."
+            f"Only {size.n_cells} cells are left. The neighbor graph of notebook 06 needs {_NEIGHBORS + 1}. "
+            "Keep more cells, for example with a smaller MIN_CELLS."
         )
 
 
@@ -184,7 +185,7 @@ def _check_classes(kept: pd.DataFrame, values: dict[str, Any], found: Findings, 
     """Compare the sizes of the classes with the folds, and MAX_CELLS with the number of classes."""
     splits, least = Splits(), {label: smallest_max_cells(kept, label) for label in (CELL_TYPE, DONOR)}
     for label in least:
-        sizes = kept[label].value_counts()
+        sizes = kept[label].astype(object).value_counts()  # without categories that no cell has
         small = sizes[sizes < splits.min_cells_per_class]
         if len(small):
             found.warnings.append(
@@ -193,7 +194,7 @@ def _check_classes(kept: pd.DataFrame, values: dict[str, Any], found: Findings, 
             )
         if not least[label] and len(sizes) > 1:
             found.warnings.append(
-                f"Fewer than two classes of {label} are large enough: it has no classification scores."
+                f"Fewer than two classes of {label} are large enough, so {label} has no classification scores."
             )
     needed, max_cells = max(least.values()), values["max_cells"]
     if 0 < max_cells < min(needed, len(kept)):

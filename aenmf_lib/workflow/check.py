@@ -1,4 +1,4 @@
-"""Check a data set and all parameters before anything runs: what is found, what is wrong, what it costs, what to type.
+"""Check a data set and all parameters before anything runs: report the cells, all errors, the cost and the command.
 
 Only metadata, the columns of the labels and a sample of the cells are read, so a check of a million cells takes
 seconds. All faults are reported at once.
@@ -107,10 +107,10 @@ def _check_models(settings: Mapping[str, dict], models: Sequence[str], slurm: bo
             own["preset"] = own["preset"] or None
         before = len(found.errors)
         if name in CONDITIONAL and own["labels"] == "clusters":  # valid only together with a strength
-            own_alone = {key: value for key, value in own.items() if key != "labels"}
+            separate = {key: value for key, value in own.items() if key != "labels"}
         else:
-            own_alone = own
-        for key, value in own_alone.items():
+            separate = own
+        for key, value in separate.items():
             found.attempt(model, **{key: value}, dropped=key.upper())
         if len(found.errors) == before:
             found.attempt(model, **own)
@@ -148,7 +148,7 @@ def _predict(
     trained = [name for name in models if name in _MODELS and (size.n_donors > 1 or name not in CONDITIONAL)]
     if not trained:
         text = "All models in MODELS compare donors, and there is only one donor. Add Base_NMF or AE_NMF to MODELS."
-        found.error(text if set(models) <= set(CONDITIONAL) else "There is no model to train.")
+        found.error(text if set(models) <= set(CONDITIONAL) else "There is no model to train. Set MODELS.")
         return None
     speed = Speed.measure()
     table = costs.predict(size, settings, models=trained, speed=speed)
@@ -161,15 +161,15 @@ def _check_resources(table: pd.DataFrame, slurm: bool, folder: Path, found: repo
     need, free = table["disk"].sum() - there, report.free_disk(folder)
     if need > free:
         found.error(
-            f"The results need {report.bytes_text(need)} of disk, and {folder}/ has {report.bytes_text(free)} free. "
-            "Free some disk space, or make results/ a link to a larger disk."
+            f"The results need {report.bytes_text(need)} of disk space, and {folder}/ has {report.bytes_text(free)} "
+            "free. Free some disk space, or make results/ a link to a larger disk."
         )
     whole = table[table["part"] == ""]
     if slurm:
         for row in whole[whole["memory"] > whole["requested_memory"]].itertuples():
             found.warnings.append(
-                f"{row.stage} may need {report.bytes_text(row.memory)}; its job requests "
-                f"{report.bytes_text(row.requested_memory)}. Raise memory in {cluster.REQUESTS}."
+                f"{row.stage} may need {report.bytes_text(row.memory)} of memory; its job "
+                f"requests {report.bytes_text(row.requested_memory)}. Raise memory in {cluster.REQUESTS}."
             )
         for row in whole[whole["cluster_seconds"] > whole["requested_seconds"]].itertuples():
             found.warnings.append(
@@ -190,7 +190,7 @@ def _check_resources(table: pd.DataFrame, slurm: bool, folder: Path, found: repo
 
 
 def _check_folder(folder: Path, found: report.Findings) -> None:
-    """Look whether the results can be written."""
+    """Check whether the results can be written."""
     place = report.existing(folder)
     if not os.access(place, os.W_OK | os.X_OK):
-        found.error(f"Results cannot be written to {folder}/: permission denied for {place}. Choose another folder.")
+        found.error(f"Results cannot be written to {folder}/: permission denied for {place}. Ask its owner.")

@@ -16,7 +16,7 @@ _UNITS = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 
 def read_requests(path: Path = REQUESTS) -> pd.DataFrame:
-    """Return the requests by stage: ``cpus, memory`` (bytes), ``seconds, width``. Without the file there are none."""
+    """Return the requests by stage: ``cpus, memory`` (bytes), ``seconds, width``; no rows without the file."""
     if not path.is_file():
         return pd.DataFrame(columns=["cpus", "memory", "seconds", "width"])
     names = ["stage", "kind", "gpus", "cpus", "memory", "time", "width"]
@@ -33,8 +33,8 @@ def add_cluster(
     """Return the table of `costs.predict` with the time of each job on a cluster, and what the job requests.
 
     The new columns are ``cluster_seconds, cluster_memory, requested_memory, requested_seconds``, NaN if nothing is
-    requested. One core there is taken to be as fast as here. The job of 06 waits for those of the classification, which
-    have a row of their own.
+    requested. One core there is assumed to be as fast as here. The job of 06 waits for the jobs of the classification,
+    which have a row of their own.
     """
     requests, new = read_requests(), []
     tables = {n: predict(size, values, models=models, speed=replace(speed, cores=n)) for n in set(requests["cpus"])}

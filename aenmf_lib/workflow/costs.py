@@ -126,7 +126,7 @@ def _seconds(task: Callable[[], object]) -> float:
 
 @dataclass(frozen=True)
 class _Run:
-    """What the predictions of all stages read: sizes, values of all notebooks, models and machine."""
+    """The inputs of all predictions: sizes, values of all notebooks, models and machine."""
 
     size: Size
     values: Mapping[str, Mapping[str, Any]]
@@ -138,7 +138,7 @@ class _Run:
         return self.values.get(stage, {})
 
     def parallel(self, seconds: float, share: float = 0.6) -> float:
-        """Return the time of a computation on all cores; `share` is what each core beyond the first contributes."""
+        """Return the time of a computation on all cores; each core after the first adds `share`."""
         return seconds / (1 + share * (min(self.speed.cores, 16) - 1))
 
 
@@ -152,7 +152,7 @@ def predict(
     size
         The sizes of the data.
     values : notebook -> parameter -> value
-        The values of the notebooks' parameters. A parameter that is missing has its usual value.
+        The values of the notebooks' parameters. A missing parameter has its default.
     models, speed
         The models that are trained, and the speed of the machine; the reference machine if None.
 

@@ -36,7 +36,7 @@ def clean(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def clean_this_process() -> None:
-    """Clean the environment of this process, before the packages are imported, and so that of its children."""
+    """Clean the environment of this process and of its children, before the packages are imported."""
     cleaned = clean(os.environ)
     os.environ.clear()
     os.environ.update(cleaned)
@@ -49,7 +49,7 @@ def kernel_command() -> list[str]:
 
 
 def stop_with_make() -> None:
-    """Send SIGTERM to this process when the make that started it has ended, in whatever way."""
+    """Send SIGTERM to this process when the make that started it has ended, for any reason."""
 
     def watch(parent: int) -> None:
         while os.getppid() == parent:

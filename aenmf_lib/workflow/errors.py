@@ -10,8 +10,8 @@ _ERRNO = re.compile(r"\[Errno (\d+)\]|\berrno ?= ?(\d+)")  # as Python and as HD
 _AGAIN = "then type the same command again: finished stages are kept"
 _REMEDIES = {
     errno.ENOSPC: f"Free some space on this disk (df -h shows the disks), {_AGAIN}",
-    errno.EDQUOT: f"Your quota on this disk is used up. Delete files or ask for more, {_AGAIN}",
-    errno.EFBIG: f"The file would exceed a size limit (ulimit -f, or the file system). Raise it, {_AGAIN}",
+    errno.EDQUOT: f"Your quota on this disk is used up. Delete files or ask for a larger quota, {_AGAIN}",
+    errno.EFBIG: f"The file would exceed a size limit (of ulimit -f, or of the file system). Raise the limit, {_AGAIN}",
     errno.EROFS: "This file system is read-only. Work in a clone of the repository on a disk that you can write to",
     errno.EACCES: "Ask its owner for permission, or work in your own clone of the repository",
     errno.EPERM: "Ask its owner for permission, or work in your own clone of the repository",
@@ -57,7 +57,7 @@ def is_known(error: BaseException) -> bool:
 def _os_error(number: int, text: str) -> str:
     """Return a sentence with the reason of the system, and the remedy if there is one."""
     reason = os.strerror(number)
-    said = text if reason.lower() in text.lower() else f"{reason}: {text}"
+    message = text if reason.lower() in text.lower() else f"{reason}: {text}"
     if number not in _REMEDIES:
-        return said
-    return f"{said.rstrip('.')}. {_REMEDIES[number]}."
+        return message
+    return f"{message.rstrip('.')}. {_REMEDIES[number]}."

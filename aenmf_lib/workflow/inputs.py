@@ -1,4 +1,4 @@
-"""The input of a data set, known by its content: its path and date may change without changing any result."""
+"""The input of a data set, recognized by its content: a new path or date changes no result."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def canonical(path: str) -> str:
 
 
 def require(data: str, folder: Path, goals: Sequence[str] = ()) -> None:
-    """Raise ParameterError if the input is missing and `goals` need it, or if it is no file of cells."""
+    """Raise ParameterError if the input is missing and `goals` need it, or if it is not a file of cells."""
     if not data and not (folder / "filtered.h5ad").is_file():
         place = "notebooks/params/<data set>.yaml"
         raise ParameterError(f"No cells to read. Pass DATA=cells.h5ad, or add the line 'data: cells.h5ad' to {place}.")
@@ -43,8 +43,8 @@ def require(data: str, folder: Path, goals: Sequence[str] = ()) -> None:
         if needing:
             raise ParameterError(
                 f"{data} no longer exists. {describe(folder)}. To use these cells, replace the goal "
-                f"'{min(needing)}' by: train, benchmarks or figures. To filter again, put the file back or pass DATA="
-                f"its new place."
+                f"'{min(needing)}' by: train, benchmarks or figures. To filter again, put the file back or pass its "
+                f"new path as DATA=…."
             )
         return
     if path.is_symlink():
@@ -74,7 +74,7 @@ class Input:
     """A file or zarr folder, compared with the input that results were made from.
 
     ``<folder>/input.yaml`` has path and hash, and is written only when the content changes: stages depend on it.
-    ``<folder>/.input.json`` remembers size and dates, so that the content is read again only when one of them changes.
+    ``<folder>/.input.json`` records size and dates, so that the content is read again only when one of them changes.
     """
 
     def __init__(self, path: str, folder: Path) -> None:
@@ -103,7 +103,7 @@ class Input:
             return self.record["sha256"]
         size = Path(self.path).stat().st_size
         if size > _LARGE:
-            log.info("Reading %s (%.0f GB) for its hash", self.path, size / 1e9)
+            log.info("Reading %s (%.0f GB) to compute its hash", self.path, size / 1e9)
         from aenmf_lib.data.files import file_info
 
         return file_info(self.path)["sha256"]
@@ -119,7 +119,7 @@ class Input:
         if other != self.path and (self.folder / "filtered.h5ad").is_file() and self.changed:
             raise ParameterError(
                 f"{self.folder}/ was made from {other}, not from {self.path}. Pass DATASET=other to keep both, or "
-                f"remove it with: make clean DATASET={self.folder.name}"
+                f"remove the folder with: make clean DATASET={self.folder.name}"
             )
 
     def write(self) -> None:

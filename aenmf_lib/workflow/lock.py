@@ -25,7 +25,7 @@ class Locked(RuntimeError):
 def only_one(report: Path) -> Iterator[Path]:
     """Lock a report while the block runs, and yield the lock file.
 
-    The system releases the lock when the process ends, in whatever way. Raises Locked if another process has the lock.
+    The system releases the lock when the process ends, for any reason. Raises Locked if another process has the lock.
     On a file system without locks it only warns.
     """
     path = report.with_name(f".{report.stem}.lock")
@@ -44,7 +44,7 @@ def only_one(report: Path) -> Iterator[Path]:
         yield path
     finally:
         if locked >= 0:
-            path.unlink(missing_ok=True)  # while it is locked, so that nobody else can have it
+            path.unlink(missing_ok=True)  # while it is locked, so that no other process can have it
             os.close(locked)
 
 
@@ -71,7 +71,7 @@ def _lock(path: Path) -> int | None:
             if os.path.samestat(os.stat(path), os.fstat(file)):  # not removed by its last owner meanwhile
                 break
         os.close(file)
-    with contextlib.suppress(OSError):  # read-only, or a full disk: the lock counts, not what is in it
+    with contextlib.suppress(OSError):  # read-only, or a full disk: only the lock matters, not the content of the file
         os.ftruncate(file, 0)
         user = getpass.getuser()
         os.write(file, "\t".join([str(os.getpid()), user, socket.gethostname(), str(os.getppid())]).encode())

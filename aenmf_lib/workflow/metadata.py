@@ -1,4 +1,4 @@
-"""What `check` reads of a file of cells: columns of obs, var, and index pointers and some indices of a matrix."""
+"""The parts of a file that `check` reads: columns of obs, var, and index pointers and some indices of a matrix."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from aenmf_lib.data.matrices import Matrix
 from aenmf_lib.data.reading import guard, is_array, path_of, read_element
 
 _CHUNK = 2**22  # indices that are read at a time
-_CHUNKS = 16  # and how often, to count the expressed genes
+_CHUNKS = 16  # number of such reads, to count the expressed genes
 _FEW_CELLS = 200_000  # text columns of larger files are read only if they are named
 
 File = h5py.File | zarr.Group
@@ -32,7 +32,7 @@ class Contents:
 
 
 def read_obs(file: File, wanted: Iterable[str], needed: Sequence[str]) -> pd.DataFrame:
-    """Return the names of the cells and the `wanted` columns; if a `needed` one is missing, all that may be meant."""
+    """Return the names of the cells and the `wanted` columns; all likely ones if a `needed` column is missing."""
     path = path_of(file)
     with guard(path, "obs"):
         group, attributes = file["obs"], dict(file["obs"].attrs)

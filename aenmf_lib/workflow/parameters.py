@@ -18,7 +18,7 @@ from typing import Any
 __all__ = ["resolve"]
 
 _OF_MAKE = ("SHELL", "UV_FIND_LINKS")  # variables that make accepts without listing them
-# QUICK=true: a first look at a data set in minutes. Smaller values of the data set are kept.
+# QUICK=true: a first look at a data set in minutes. Smaller values in the parameters file are kept.
 _QUICK = {
     "sample_cells": 20_000,
     "max_cells": 2_000,
@@ -184,7 +184,7 @@ def parse_variables(
 def write(file: Path, values: dict[str, Any], unimportant: Sequence[str] = ()) -> None:
     """Write values as YAML, atomically. A file with the same values keeps its modification time.
 
-    So does a file in which only the values of `unimportant` names differ.
+    A file in which only the values of `unimportant` names differ keeps it too.
     """
     import yaml
 
@@ -199,7 +199,7 @@ def write(file: Path, values: dict[str, Any], unimportant: Sequence[str] = ()) -
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a text file atomically, and remove what killed processes left behind."""
+    """Write a text file atomically, and remove temporary files of killed processes."""
     file.parent.mkdir(parents=True, exist_ok=True)
     for left in file.parent.glob(f".*.{file.name}"):
         owner = left.name.split(".")[1]
@@ -209,7 +209,7 @@ def write_text(file: Path, text: str) -> None:
     try:
         part.write_text(text, encoding="utf-8")
         part.replace(file)
-    except OSError as error:  # of a full disk, which names no file
+    except OSError as error:  # the error of a full disk names no file
         raise OSError(error.errno, error.strerror, str(file)) from None
     finally:
         part.unlink(missing_ok=True)
@@ -266,9 +266,10 @@ def _require_unique_names(node: Any, file: Path) -> None:
     for key, value in node.value if node and node.id == "mapping" else ():
         line = key.start_mark.line + 1
         if key.id != "scalar":
-            raise ParameterError(f"{file}, line {line}: expected a name, found a list or mapping.")
+            raise ParameterError(f"{file}, line {line}: expected a name, found a list or mapping. Correct it.")
         if key.value in lines:
-            raise ParameterError(f"{file}, line {line}: '{key.value}' is already set in line {lines[key.value]}.")
+            where = f"{file}, line {line}"
+            raise ParameterError(f"{where}: '{key.value}' is already set in line {lines[key.value]}. Keep one.")
         lines[key.value] = line
         key.tag = "tag:yaml.org,2002:str"  # also where YAML would read a truth value, as in 'on'
         _require_unique_names(value, file)

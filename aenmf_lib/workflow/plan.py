@@ -86,7 +86,7 @@ class Plan:
             log.warning("warning: %s", warning)
         if report.errors:
             again = shlex.join(f"{name}={text}" for name, text in self.variables.items())
-            raise CheckError("\nerror: ".join(report.errors) + f"\nNothing was run. All checks: make check {again}")
+            raise CheckError("\nerror: ".join(report.errors) + f"\nNothing was run. Whole report: make check {again}")
         if raised := getattr(report, "raised", {}):
             parameters.write(self.raised, raised)
             self._raise(raised)
@@ -100,14 +100,14 @@ class Plan:
                     values[name] = max(values[name], number)
 
     def _use_filtered(self, data: str, goals: Sequence[str]) -> None:
-        """Use the filtered cells of an input that is gone. Raise ParameterError if they have to be filtered again."""
+        """Use the filtered cells of a missing input. Raise ParameterError if they have to be filtered again."""
         inputs.require(data, self.folder, goals)
         before, now = self.before.get("01_filter"), self.values.get("01_filter", {})
         if before is not None and parameters.differ(before, now, ("data",)):
             changes = "; ".join(line for stem, line in self._changes() if stem == "01_filter")
             raise parameters.ParameterError(
-                f"{changes}. This needs the cells of {data}, which no longer exists. Pass the values of the last call, "
-                f"or put the file back."
+                f"{changes}. This change needs the cells of {data}, which no longer exists. Pass the values of the "
+                f"last call, or put the file back."
             )
         log.warning("warning: %s no longer exists. %s.", data, inputs.describe(self.folder))
 
@@ -117,7 +117,7 @@ class Plan:
         for line in dict.fromkeys(line for _, line in changes):
             log.info("%s", line)
         if stages := sorted({stem for stem, _ in changes}):
-            log.info("These values differ from the last call. Computed again: %s, and what depends on it", stages[0])
+            log.info("These values differ from the last call. Computed again: %s, and stages that need it", stages[0])
 
     def _has_results(self, stem: str) -> bool:
         """Return whether a notebook has run with the earlier values."""

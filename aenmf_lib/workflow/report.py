@@ -33,11 +33,11 @@ class Findings:
     warnings: list[str] = field(default_factory=list)
     lines: list[tuple[str, str]] = field(default_factory=list)  # (what, found) of the first part of the report
     options: dict[str, str] = field(default_factory=dict)  # suggested variables of make
-    dropped: set[str] = field(default_factory=set)  # variables of make that are at fault
+    dropped: set[str] = field(default_factory=set)  # variables of make that caused an error
     raised: dict[str, int] = field(default_factory=dict)  # values that QUICK raises
 
     def attempt(self, function: Callable, *arguments: Any, dropped: str = "", **options: Any) -> Any:
-        """Return the result of a function, or record its error (and the variable at fault) and return None."""
+        """Return the result of a function, or record its error (and the variable that caused it) and return None."""
         try:
             return function(*arguments, **options)
         except FAULTS as error:
@@ -124,14 +124,14 @@ def _costs(table: pd.DataFrame, *, slurm: bool) -> list[str]:
     for row in table.itertuples():
         name = f"  {row.part}" if row.part else row.stage
         there = "" if pd.isna(row.cluster_seconds) else time_text(row.cluster_seconds)
-        asked = (
+        requested = (
             ""
             if pd.isna(row.requested_memory)
             else f"{bytes_text(row.requested_memory)}, {time_text(row.requested_seconds)}"
         )
         disk = bytes_text(row.disk) if row.disk else ""
         here = f"  {name:<22}{bytes_text(row.memory):>9}{disk:>9}{time_text(row.seconds):>9}"
-        lines.append(f"{here}{there:>11}{asked:>24}".rstrip())
+        lines.append(f"{here}{there:>11}{requested:>24}".rstrip())
     whole = table[table["part"] == ""]
     there = whole["cluster_seconds"].sum()
     last = time_text(there) if there else ""

@@ -37,7 +37,7 @@ class LogStream:
         self.flush = stream.flush
 
     def write(self, text: str) -> None:
-        """Write the next piece of output, in which a carriage return starts the next state of a bar."""
+        """Write the next part of the output, in which a carriage return starts the next state of a progress bar."""
         *lines, self.rest = (self.rest + text).split("\n")
         states = [line.rstrip("\r").rpartition("\r")[2] for line in lines]
         now = time.monotonic()

@@ -180,7 +180,9 @@ def test_equal_counts_are_read_from_the_first_place(tmp_path, caplog):
     assert [read() for read in readers(cells, tmp_path)] == ["raw.X"] * 3
     cells.layers["counts"] = cells.X.copy()
     assert [read() for read in readers(cells, tmp_path)] == ["layers['counts']"] * 3
-    assert "raw.X has the same counts as layers['counts'] for 10 genes more: choose it with LAYER=raw.X" in caplog.text
+    assert (
+        "raw.X has the same counts as layers['counts'], and 10 more genes. To use them, set LAYER=raw.X" in caplog.text
+    )
     for layer, where in {"X": "X", "raw.X": "raw.X", "a": "layers['a']"}.items():
         assert [read() for read in readers(cells, tmp_path, layer=layer)] == [where] * 3
 
@@ -190,7 +192,7 @@ def test_different_counts_are_listed_and_a_layer_is_asked_for(tmp_path):
     cells.layers["spliced"] = cells.X.copy()
     cells.layers["spliced"].data[-1] += 1  # in the last cell only
     n = cells.X.sum() / 200
-    expected = re.escape(f"2 matrices of different counts: X: 200 cells × 300 genes, {n:.6g} counts per cell; layers['")
+    expected = re.escape(f"matrices with different counts: X: 200 cells × 300 genes, {n:.6g} counts per cell; layers['")
     for read in readers(cells, tmp_path):
         with pytest.raises(ValueError, match=expected + ".*LAYER=X"):
             read()

@@ -182,7 +182,7 @@ def replace_data(file, **options):
 def test_compressed_values_that_expand_are_refused(h5ad, monkeypatch):
     bomb = zlib.compress(bytes(2**28), 9)
     edits = {
-        "should not have more than": {"chunks": (700,)},
+        "more than the possible": {"chunks": (700,)},
         "cannot be read": {"chunks": (2**20,), "maxshape": (None,)},
     }
     monkeypatch.setattr(reading, "_SPARE", 2**27)

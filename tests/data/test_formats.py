@@ -172,3 +172,16 @@ def test_missing_zarr_chunk_is_an_error_and_not_zeros(tmp_path):
     for read in (data.read_counts, lambda path: CellStream(path, counts=True), data.load):
         with pytest.raises(ValueError, match=r"cells.zarr: X lacks 1 of 1 chunks of its data"):
             read(path)
+
+
+def test_missing_hdf5_chunk_is_an_error_and_not_zeros(tmp_path):
+    path = tmp_path / "cells.h5ad"
+    example().write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        values = file["X/data"][:]
+        del file["X/data"]
+        written = file["X"].create_dataset("data", shape=values.shape, dtype=values.dtype, chunks=(len(values) // 2,))
+        written[: len(values) // 2] = values[: len(values) // 2]
+    for read in (data.read_counts, lambda path: CellStream(path, counts=True), data.load):
+        with pytest.raises(ValueError, match=r"cells.h5ad: X lacks \d of \d chunks of its data"):
+            read(path)

@@ -79,7 +79,7 @@ def test_gene_ids_removes_the_versions_of_ensembl_ids_only():
 def test_placeholder_labels_are_reported_with_their_number_and_the_option(label):
     for summary, key in ((summarize(types=("T", label)), "cell_type"), (summarize(("a", label)), "donor_id")):
         (warning,) = summary.warnings
-        assert f"obs['{key}'] has labels that seem to name no single type or donor: {label!r} (6 cells)." in warning
+        assert f"obs['{key}'] has labels that do not seem to name a type or donor: {label!r} (6 cells)." in warning
         assert f'drop_labels (DROP_LABELS="{label}")' in warning
         assert summary.keep.all()  # a warning drops nothing
 
@@ -95,8 +95,8 @@ def test_drop_labels_drops_types_and_donors_and_an_unknown_label_is_an_error():
     assert not summary.warnings[1:] and "Only the cell type 'T'" in summary.warnings[0]
     summary = summarize(types=("T", "Unknown"), drop_labels=["unknwon"])
     (error,) = summary.errors
-    assert "drop_labels contains 'unknwon', which occurs nowhere in obs['cell_type'] or obs['donor_id']" in error
-    assert "The closest labels are 'Unknown'" in error
+    assert "drop_labels contains 'unknwon', which is not in obs['cell_type'] or obs['donor_id']" in error
+    assert "Did you mean 'Unknown'" in error
 
 
 def test_near_duplicates_are_reported_and_merged_on_request_into_the_most_frequent_spelling():
@@ -106,7 +106,7 @@ def test_near_duplicates_are_reported_and_merged_on_request_into_the_most_freque
     listed = "'T cell ' (5 cells), 'T\\ncell' (1 cells), 'T cell' (1 cells), 't  cell' (1 cells)"
     assert f"4 labels that differ only in case or spaces: {listed}." in similar
     assert "set merge_labels=true (MERGE_LABELS=true)" in similar
-    assert "1 labels with line breaks, tabs or needless spaces: 'B\\ncell' (2 cells)" in odd
+    assert "1 labels with line breaks, tabs or extra spaces: 'B\\ncell' (2 cells)" in odd
     assert summary.n_types == 6
     merged = summarize(["a", "b"] * 6, types, merge_labels=True)
     assert dict(merged.cell_type.value_counts()) == {"T cell": 8, "B cell": 2, "NK": 2}
@@ -130,7 +130,7 @@ def test_cells_that_are_not_primary_data_are_reported_and_dropped_on_request(as_
     assert list(summary.keep) == [True] * 8 + [False] * 4
     assert not summary.warnings
     assert not summarize(is_primary_data=np.zeros(N, bool)).warnings
-    assert "leaves no cell" in summarize(is_primary_data=np.zeros(N, bool), primary_only=True).errors[0]
+    assert "keeps no cell" in summarize(is_primary_data=np.zeros(N, bool), primary_only=True).errors[0]
     assert "primary_only needs obs['is_primary_data']" in summarize(primary_only=True).errors[0]
 
 

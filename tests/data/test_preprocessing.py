@@ -289,7 +289,7 @@ def test_sample_keeps_the_shares_of_the_donors_whatever_the_order_of_genes(count
 def test_every_donor_keeps_a_cell_in_a_small_sample(counts):
     cells, _ = data.filter_cells(counts, min_cells=1, sample=3)
     assert dict(cells.obs["donor_id"].value_counts()) == {"big": 1, "small": 1, "edge": 1}
-    with pytest.raises(ValueError, match="sample=2 is smaller than the 3 donors"):
+    with pytest.raises(ValueError, match="sample=2 is smaller than the number of donors"):
         data.filter_cells(counts, min_cells=1, sample=2)
 
 

@@ -139,7 +139,7 @@ def test_stream_finds_the_same_counts_as_read_counts(path):
     cells.X = data.normalize(cells.X)
     cells = cells[:, 5:].copy()
     cells.write_h5ad(path)
-    with pytest.raises(ValueError, match=r"2 matrices of different counts: raw.X: 60 cells × 40 genes, .*LAYER=raw.X"):
+    with pytest.raises(ValueError, match=r"matrices with different counts: raw.X: 60 cells × 40 genes, .*LAYER=raw.X"):
         CellStream(path, counts=True)
     raw, doubled = (CellStream(path, counts=True, layer=name) for name in ("raw.X", "doubled"))
     assert (raw.where, raw.n_vars, doubled.where, doubled.n_vars) == ("raw.X", 40, "layers['doubled']", 35)
@@ -298,7 +298,7 @@ def test_indices_out_of_range_raise(path, monkeypatch, value):
 @pytest.mark.parametrize(
     ("at", "value", "message"),
     [
-        (50, 10**6, "run backwards"), (50, -3, "index pointers from 0 to"), (50, 3, "run backwards"),
+        (50, 10**6, "that decrease"), (50, -3, "index pointers from 0 to"), (50, 3, "that decrease"),
         (-1, 5, "index pointers from 0 to 5, but there are"), (0, 1, "index pointers from 1 to"),
     ],
 )  # fmt: skip
@@ -360,7 +360,7 @@ def test_matrix_shape_that_differs_from_obs_raises(path):
 def test_file_without_x_raises(path):
     with h5py.File(path, "r+") as file:
         del file["X"]
-    with pytest.raises(ValueError, match=r"has no X\. If it contains raw counts elsewhere"):
+    with pytest.raises(ValueError, match=r"has no X\. Expected log1p of counts per 10,000"):
         CellStream(path)
 
 

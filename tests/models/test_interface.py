@@ -171,7 +171,7 @@ def test_start_may_be_a_list_and_an_invalid_one_raises(cells, model):
 
 
 def test_unfitted_aenmf_and_no_strengths_raise(cells):
-    with pytest.raises(ValueError, match=r"aenmf is AENMF without a fit"):
+    with pytest.raises(ValueError, match=r"aenmf \(AENMF\) is not a fitted AENMF"):
         CAENMF1(k=3).fit(cells, aenmf=AENMF(k=3))
     with pytest.raises(ValueError, match="strengths is empty"):
         list(strength_path(CAENMF1(k=3), Moments.from_cells(cells), []))
@@ -198,7 +198,7 @@ def test_log_has_no_line_about_a_representation_that_was_requested(cells, caplog
 def test_rank_above_the_cells_is_checked_without_data():
     with pytest.raises(ValueError, match=r"k=80 is too large for 60 cells × 40 genes\. Choose k between 1 and 40"):
         base.check_rank(80, 60, 40)
-    with pytest.raises(ValueError, match=r"for 0 cells × 40 genes\. Pass cells that have genes"):
+    with pytest.raises(ValueError, match=r"for 0 cells × 40 genes\. Pass at least one cell and one gene"):
         base.check_rank(3, 0, 40)
 
 

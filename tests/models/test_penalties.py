@@ -154,7 +154,7 @@ def test_penalty_is_zero_if_donors_cannot_be_compared(tiny, each, caplog):
         assert weights.note == expected
         assert "labels='none'" in caplog.text
     else:
-        assert weights.note.endswith("cannot be compared with that between cells; there is no penalty")
+        assert weights.note.endswith("cannot be compared with differences between cells; there is no penalty")
 
 
 def test_types_and_cells_that_determine_the_penalty_are_reported_if_they_are_few(tiny, caplog):

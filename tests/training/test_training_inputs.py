@@ -94,7 +94,7 @@ def test_stale_flag_does_not_hide_duplicates(tiny):
     [
         (lambda X: X.indices.__setitem__(3, 40), "indices range from 0 to 40, but should be at least 0 and below 40"),
         (lambda X: X.indices.__setitem__(3, -1), "indices range from -1"),
-        (lambda X: X.indptr.__setitem__(2, 10**6), "index pointers are not 61 rising numbers from 0 to"),
+        (lambda X: X.indptr.__setitem__(2, 10**6), "index pointers are not 61 increasing numbers from 0 to"),
         (lambda X: X.data.__setitem__(3, np.inf), "contains 1 values that are NaN or infinite"),
         (lambda X: X.data.__setitem__(3, -1), "contains 1 negative values"),
     ],

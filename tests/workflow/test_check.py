@@ -206,6 +206,11 @@ def test_small_classes_are_a_warning(examine):
     assert any("'rare', 3" in warning for warning in found.warnings) and found.errors == []
 
 
+def test_donors_that_are_dropped_are_no_small_classes(examine):
+    donors = pd.Categorical(["small"] * 5 + [f"d{i % 4}" for i in range(235)])
+    assert not any("fewer than" in warning for warning in examine(counts(donor_id=donors), MIN_CELLS="20").warnings)
+
+
 def test_unknown_model_is_an_error(examine):
     found = examine(counts(), models=["AE_NMF", "PCA"])
     assert any("'PCA'" in error for error in found.errors)

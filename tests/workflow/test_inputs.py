@@ -153,7 +153,7 @@ def test_results_of_a_file_that_is_gone_can_be_used(filtered):
     assert filtered.ran("figures", CELLS) == STAGES[5:]
     refused = filtered("figures", CELLS, "MIN_CELLS=9")
     assert refused.returncode == 2
-    assert "MIN_CELLS: was 5 (default), now 9. This needs the cells of mine.h5ad" in refused.stderr
+    assert "MIN_CELLS: was 5 (default), now 9. This change needs the cells of mine.h5ad" in refused.stderr
 
 
 def test_the_data_set_of_a_folder_needs_no_path(filtered):
@@ -219,7 +219,7 @@ def test_errors_of_the_check_stop_before_any_stage(make):
     refused = make("all", CELLS, "K=90")
     assert refused.returncode == 2
     assert "warning: few cells\n" in refused.stderr
-    assert "error: one donor only\nerror: K=90 is too large\nNothing was run. All checks: make check" in refused.stderr
+    assert "error: one donor only\nerror: K=90 is too large\nNothing was run. Whole report: make " in refused.stderr
     assert f"make check {CELLS} K=90" in refused.stderr
     assert not (make.root / "ran").exists()
     assert not (make.root / "results").exists()
@@ -243,7 +243,7 @@ def test_forgotten_values_are_listed_before_stages_run_again(make):
     make.ran("benchmarks", CELLS, "MIN_CELLS=1000", "MAX_CELLS=9", "SEED=3")
     again = make("figures", CELLS, "SEED=3")
     assert "MAX_CELLS: was 9, now 0 (default)\nMIN_CELLS: was 1000, now 5 (default)\n" in _sorted(again.stderr)
-    assert "Computed again: 01_filter, and what depends on it" in again.stderr
+    assert "Computed again: 01_filter, and stages that need it" in again.stderr
     assert "SEED" not in again.stderr
     assert "was" not in make("figures", CELLS, "SEED=3").stderr
 
