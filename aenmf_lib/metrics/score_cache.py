@@ -82,9 +82,9 @@ class ScoreCache:
             logger.info("%s was written by another version: its scores are computed again.", path)
             return False
         for name in table.columns.difference(list(self.text)):
-            if table[name].dtype == object:
-                wrong = table.loc[pd.to_numeric(table[name], errors="coerce").isna(), name].dropna().iloc[0]
-                problem = f"{path}: the column {name!r} contains {str(wrong)[:60]!r}. Numbers are expected."
+            wrong = table.loc[pd.to_numeric(table[name], errors="coerce").isna(), name].dropna()
+            if len(wrong):
+                problem = f"{path}: the column {name!r} contains {str(wrong.iloc[0])[:60]!r}. Numbers are expected."
                 raise ValueError(f"{problem} Remove the file: its scores are computed again.")
         self.rows |= {tuple(row[name] for name in self.key): row for row in table.to_dict("records")}
         return True

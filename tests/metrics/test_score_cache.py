@@ -238,3 +238,11 @@ def test_text_in_a_column_of_scores_is_refused(tmp_path):
     path.write_text("Model,F1,made_from\nAE_NMF,0.5,ab\nAE_NMF,0.2x5,cd\n")
     with pytest.raises(ValueError, match=r"scores\.csv: the column 'F1' contains '0\.2x5'.* Remove the file"):
         ScoreCache(path, ["Model", "F1"], ["Model"])
+
+
+def test_cache_of_a_run_that_was_killed_before_its_first_score_is_read(tmp_path):
+    path = tmp_path / "scores.csv"
+    for _ in range(2):  # the second time the file has a header only
+        cache = ScoreCache(path, ["Model", "F1"], ["Model"])
+    assert cache.rows == {}
+    assert path.read_text() == "Model,F1,made_from\n"
