@@ -69,7 +69,7 @@ PYTHON := $(shell for env in "$$VIRTUAL_ENV" "$$CONDA_PREFIX"; do \
 ifeq ($(PYTHON),)
 PYTHON := .venv/bin/python
 setup := .venv/made-from
-broken := $(shell .venv/bin/python -c '' 2>/dev/null || echo FORCE)
+broken := $(shell .venv/bin/python -Es -c '' 2>/dev/null || echo FORCE)
 endif
 endif
 # -Es: without PYTHONPATH and other settings of the user, and without the packages in the user's home
@@ -86,10 +86,10 @@ endif
 RUN := $(DIR)/k$(K)
 FIGURES := clustering resolution classification classes umap programs training
 ALL_MODELS := Base_NMF AE_NMF CAE_NMF1 CAE_NMF2
-lower = $(shell printf %s $(call quoted,$(1)) | tr 'A-Z,' 'a-z ')
+lower = $(shell printf %s $(call quoted,$(1)) | tr 'A-Z,' 'a-z ' | xargs)
 all_models := $(call lower,$(ALL_MODELS))
-chosen := $(or $(call lower,$(MODELS)),$(all_models))
-ifneq ($(filter-out $(all_models),$(chosen)),)
+chosen := $(if $(MODELS),$(call lower,$(MODELS)),$(all_models))
+ifneq ($(filter-out $(all_models),$(chosen))$(if $(chosen),,none),)
 $(error MODELS='$(MODELS)': expected some of $(ALL_MODELS), such as MODELS="Base_NMF AE_NMF")
 endif
 MODEL_FILES := $(filter $(chosen),$(all_models))

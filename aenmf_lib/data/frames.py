@@ -59,7 +59,7 @@ def plain_frame(frame: pd.DataFrame, part: str, path: str) -> pd.DataFrame:
         if not isinstance(frame, pd.DataFrame):
             raise Fault("is not a table")
         index = _plain_names(frame.index, part)
-        names = ["index" if name == "_index" else str(name) for name in frame.columns]
+        names = ["index" if name == "_index" else _writable(str(name)) for name in frame.columns]
         if repeated := pd.Index(names)[pd.Index(names).duplicated()].tolist():
             raise Fault(f"has more than one column {short(repeated[0])}", "Rename the columns.")
     columns, changed = {}, []
@@ -74,6 +74,11 @@ def plain_frame(frame: pd.DataFrame, part: str, path: str) -> pd.DataFrame:
                  "versions of anndata can write: %s", part, len(changed), listed)  # fmt: skip
     index.name = None if index.name in (*names, "_index") else index.name
     return pd.DataFrame(columns, index=index, columns=names if names else None)
+
+
+def _writable(name: str) -> str:
+    """Return a name that HDF5 and zarr can give to a column: a slash makes a group, and '' and '.' are the parent."""
+    return "_" if name in ("", ".", "..") else name.replace("/", "_")
 
 
 def _plain_names(index: pd.Index, part: str) -> pd.Index:

@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import numbers
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -283,7 +284,11 @@ def _compare_donors(found: LabelSummary) -> None:
 def _draw_sample(found: LabelSummary, sample: int, seed: int) -> None:
     """Keep at most `sample` random cells: each donor keeps its share of the cells, and at least one cell."""
     rows = np.flatnonzero(found.keep)
-    if sample <= 0 or sample >= len(rows):
+    for name, number in (("sample", sample), ("seed", seed)):
+        if not isinstance(number, numbers.Integral) or number < 0:
+            found.errors.append(f"{name}={number!r} is not valid. Choose a whole number of at least 0.")
+            return
+    if sample == 0 or sample >= len(rows):
         return
     codes, names = pd.factorize(found.donor.to_numpy()[rows], sort=True)
     if sample < len(names):

@@ -52,6 +52,10 @@ def prepare(
     >>> cells.obs["donor_id"].nunique()
     5
     """
+    if not isinstance(cells, AnnData | str | Path):
+        raise ValueError(f"prepare got a {type(cells).__name__}. Pass an AnnData, or the path of an .h5ad or .zarr.")
+    if isinstance(cells, AnnData) and cells.isbacked:
+        cells = cells.to_memory()
     counts, where = read_counts(cells, layer=layer, fractional=fractional)
     filtered, _ = filter_cells(counts, min_cells=min_cells, fractional=fractional, **options)
     source = cells.filename if isinstance(cells, AnnData) else cells
@@ -240,16 +244,21 @@ def _rename_clashes(frame: pd.DataFrame, part: str, own: dict[str, str]) -> pd.D
 def normalize(X: csr_matrix, genes: np.ndarray | None = None) -> csr_matrix:
     """Scale each cell to 10,000 counts and take log1p. Cells without counts stay 0.
 
+    Raises ValueError if `X` is not a matrix, or is damaged.
+
     Parameters
     ----------
     X, genes
-        Counts, (n_cells, n_genes), and the genes to return (int or bool). All counts of a cell determine its scale.
+        Counts, (n_cells, n_genes), in any sparse or dense matrix, and the genes to return (int or bool). All counts of
+        a cell determine its scale. Entries that are stored in several pieces are summed first.
 
     Returns
     -------
     (n_cells, n_selected) CSR float32
         A new matrix with sorted indices and no stored zeros.
     """
+    if not isinstance(X, csr_matrix) or not X.has_canonical_format:
+        X = Matrix(X, IN_MEMORY, "X").read()
     X = X.astype(np.float32, copy=genes is None)
     total = np.asarray(X.sum(axis=1, dtype=np.float64)).ravel()
     scale = np.divide(_TARGET_SUM, total, out=np.zeros_like(total), where=total > 0)

@@ -181,7 +181,10 @@ def _open_zarr(path: Path) -> zarr.Group:
         raise OSError(f"{path} is a folder, but not a zarr store. Pass the path of an .h5ad file or a .zarr folder.")
     for folder, folders, names in os.walk(path):
         for name in folders + names:
-            mode = (inside := Path(folder, name)).lstat().st_mode
+            mode, size = (status := (inside := Path(folder, name)).lstat()).st_mode, status.st_size
+            if size == 0 and (mode & 0o170000) == 0o100000:  # some readers take an empty shard for zeros
+                found = f"{path}: {inside.relative_to(path)} is empty (was a copy interrupted, or a disk full?)"
+                raise ValueError(f"{found}. Copy or write the folder again.")
             if (mode & 0o170000) not in (0o040000, 0o100000):  # neither a folder nor a file
                 kind = "a link to another file" if inside.is_symlink() else "a special file"
                 raise ValueError(f"{path}: {inside.relative_to(path)} is {kind}. Copy the data into the folder.")
@@ -245,8 +248,8 @@ def _check_parts(file: h5py.File | zarr.Group, path: Path) -> h5py.File | zarr.G
             file.visititems_links(lambda name, link: isinstance(link, h5py.ExternalLink) and outside.append(name))
         parts = list(file)
         mods = list(file["mod"]) if "mod" in parts and hasattr(file["mod"], "keys") else []
-        groups = [name for name in parts if not is_array(file[name])] if not outside else []
-        tenx = any("barcodes" in file[name] for name in groups)
+        groups = [name for name in parts if not is_array(file[name])] if not outside and not mods else []
+        tenx = any("barcodes" in file[name] for name in groups if name not in ("obs", "var"))
     if outside:
         raise ValueError(f"{path}: {outside[0]} is a link to another file. Copy the data into the file.")
     if missing := [part for part in ("obs", "var") if part not in parts or mods]:

@@ -173,7 +173,7 @@ class AENMF(base.Model):
             exceeds the memory.
         """
         begin = time.perf_counter()
-        self.donor_key_, self.cell_type_key_ = donor_key, cell_type_key
+        self._set_keys(donor_key, cell_type_key)
         moments = self._weight_genes(self._load_moments(cells, sums), aenmf)
         self._fit(moments, self._to_tensor(start, moments), checkpoint)
         self.seconds_ = time.perf_counter() - begin
@@ -249,6 +249,8 @@ class AENMF(base.Model):
 
     def _check_moments(self, moments: Moments) -> None:
         """Raise ValueError if moments do not fit this model. Those computed by `_moments` fit."""
+        if moments.sq_norm == 0:
+            raise ValueError("All values of the cells are 0, so there is nothing to fit. Pass cells with counts.")
         labels = moments.sums.labels
         for part, needed, found in (
             ("by_donor", self.by_donor, moments.by_donor),

@@ -47,6 +47,13 @@ class Model:
         for name, value in vars(self).items():
             _check_parameter(name, value, self.choices.get(name))
 
+    def _set_keys(self, donor_key: str, cell_type_key: str) -> None:
+        """Store the names of the columns. Raise ValueError if one is not a name."""
+        for option, key in (("donor_key", donor_key), ("cell_type_key", cell_type_key)):
+            if not isinstance(key, str) or not key:
+                raise ValueError(f"{option}={key!r} is not the name of a column. Pass the name of an obs column.")
+        self.donor_key_, self.cell_type_key_ = donor_key, cell_type_key
+
     @property
     def uses_cell_type(self) -> bool:
         """Whether training reads the cell types. Scores against ``cell_type`` are then not label-free."""

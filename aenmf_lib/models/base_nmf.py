@@ -98,7 +98,7 @@ class BaseNMF(Model):
             The cells are not valid (raw counts, for example), or k is larger than the number of cells or genes.
         """
         begin = time.perf_counter()
-        self.donor_key_, self.cell_type_key_ = donor_key, cell_type_key
+        self._set_keys(donor_key, cell_type_key)
         cells = as_cells(cells)
         check_rank(self.k, cells.n_obs, cells.n_vars)
         X = _in_memory(cells)

@@ -73,7 +73,8 @@ class _Conditional(AENMF):
             donor_key=DONOR, cell_type_key=CELL_TYPE) -> "_Conditional":  # fmt: skip
         """Fit the model to all cells and return it; see `AENMF.fit`. ``labels='clusters'`` needs cells in memory."""
         begin = time.perf_counter()
-        self.groups_, self.donor_key_, self.cell_type_key_ = None, donor_key, cell_type_key
+        self.groups_ = None
+        self._set_keys(donor_key, cell_type_key)
         if not isinstance(cells, Moments):
             cells = as_cells(cells)
         if self.labels == "clusters" and (sums or isinstance(cells, Moments | CellStream)):

@@ -6,6 +6,7 @@ import numpy as np
 from anndata import AnnData
 from scipy.sparse import csr_matrix, issparse, sparray, spmatrix, vstack
 
+from aenmf_lib.data.judging import LOG_MAX
 from aenmf_lib.data.streaming import CellStream
 
 Cells = AnnData | CellStream | spmatrix | sparray | np.ndarray
@@ -83,11 +84,17 @@ def _iter_stream(cells: CellStream) -> Iterator[tuple[csr_matrix, slice]]:
 
 
 def check_normalized(X: csr_matrix) -> None:
-    """Raise ValueError if all values are whole numbers, which log1p of counts per 10,000 are not."""
+    """Raise ValueError if all values are whole numbers, or one is too large to be log1p of counts per 10,000."""
     if _is_whole(X.data[:: max(1, len(X.data) // _SAMPLE)]) and _is_whole(X.data) and X.data.any():
         raise ValueError(
             f"X contains only whole numbers (largest {X.data.max():g}), as raw counts do. {_EXPECTED} Normalize them "
             "first: cells.X = data.normalize(X), or cells = data.prepare(adata, min_cells=…)."
+        )
+
+    if X.nnz and (largest := X.data.max()) > LOG_MAX:
+        raise ValueError(
+            f"X contains values up to {largest:g}, which a logarithm of counts cannot have. {_EXPECTED} Normalize the "
+            "raw counts: cells.X = data.normalize(counts), or cells = data.prepare(adata, min_cells=…)."
         )
 
 

@@ -52,6 +52,11 @@ def _plan(options: argparse.Namespace) -> plan.Plan:
     variables = {name: typed[name] for name in options.valid if name in typed.keys() - {"PYTHON", "EXECUTOR"}}
     overrides, quick = [*options.overrides, *given], variables.get("QUICK") == "true"
     values = parameters.resolve(options.notebooks, options.params, overrides, quick=quick)
+    if options.params and "K" not in typed:
+        given_k, read_k = parameters.read_yaml(options.params).get("k"), dict(options.overrides).get("k")
+        if None not in (given_k, read_k) and str(given_k) != read_k:
+            found = f"{options.params} sets k to {given_k!r}, but make reads {read_k}"
+            raise parameters.ParameterError(f"{found}. Write it in a line of its own, such as 'k: 20'.")
     if options.data and "data" in parameters.declared(options.notebooks[0]):
         values[options.notebooks[0].stem].setdefault("data", options.data)
     for file in options.out:

@@ -185,3 +185,26 @@ def test_missing_hdf5_chunk_is_an_error_and_not_zeros(tmp_path):
     for read in (data.read_counts, lambda path: CellStream(path, counts=True), data.load):
         with pytest.raises(ValueError, match=r"cells.h5ad: X lacks \d of \d chunks of its data"):
             read(path)
+
+
+def test_empty_file_in_a_zarr_folder_is_an_error_and_not_zeros(tmp_path):
+    path = write(example(), tmp_path, "zarr v3 csr")
+    next(file for file in (path / "X/data").rglob("*") if file.name != "zarr.json" and file.is_file()).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"cells\.zarr: X.data.* is empty .*Copy or write the folder again"):
+        data.read_counts(path)
+
+
+def test_counts_with_the_rounding_error_of_float32_are_whole():
+    cells = example()
+    cells.X = csr_matrix(cells.X, dtype=np.float64)
+    cells.X.data[0] = 5000
+    cells.X *= 1 + 1e-7
+    assert data.read_counts(cells)[0].X.max() == 5000
+
+
+@pytest.mark.parametrize("name", ["", ".", "a/b"])
+def test_column_whose_name_is_a_path_can_be_written_and_read(tmp_path, name):
+    cells = example()
+    cells.obs[name] = 1
+    files.write_h5ad(cells, tmp_path / "cells.h5ad")
+    assert {"_", "a_b"} & set(data.read_h5ad(tmp_path / "cells.h5ad").obs)

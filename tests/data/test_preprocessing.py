@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import tiny_cells
-from scipy.sparse import csc_matrix, csr_matrix
+from scipy.sparse import csc_matrix, csr_array, csr_matrix
 
 from aenmf_lib import data
 from aenmf_lib.data import preprocessing
@@ -320,3 +320,17 @@ def test_min_cells_0_is_5000_or_a_tenth_of_the_largest_donor(counts, caplog):
     obs = pd.DataFrame({"donor_id": ["a"] * 5000 + ["b"] * 6000 + ["c"] * 4999, "cell_type": "T"})
     summary = preprocessing.summarize_labels(obs)
     assert (summary.min_cells, list(summary.donors["kept"])) == (5000, [True, True, False])
+
+
+@pytest.mark.parametrize("kind", [np.asarray, csc_matrix, csr_array, "pieces"])
+def test_normalize_accepts_any_matrix_and_sums_pieces(kind):
+    X = csr_matrix(np.random.default_rng(0).poisson(1.0, (20, 20)).astype(np.float32))
+    pieces = csr_matrix((np.repeat(X.data / 2, 2), np.repeat(X.indices, 2), X.indptr * 2), X.shape)
+    other = pieces if kind == "pieces" else kind(X.toarray())
+    np.testing.assert_array_equal(data.normalize(other).toarray(), data.normalize(X).toarray())
+
+
+@pytest.mark.parametrize(("option", "value"), [("sample", 50.5), ("sample", -1), ("seed", -1)])
+def test_sample_and_seed_that_are_not_whole_numbers_are_refused(counts, option, value):
+    with pytest.raises(ValueError, match=rf"{option}={value} is not valid"):
+        data.filter_cells(counts, min_cells=1, **({"sample": 2} | {option: value}))

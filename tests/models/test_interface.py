@@ -206,3 +206,16 @@ def test_filtered_cells_of_normalize_are_accepted(h5ad):
     counts, _ = data.read_counts(h5ad)
     counts.X = data.normalize(counts.X)
     assert AENMF(k=3, max_iter=2).fit_transform(counts).shape == (60, 3)
+
+
+def test_values_that_no_logarithm_of_counts_has_and_empty_cells_are_refused(tiny):
+    with pytest.raises(ValueError, match=r"values up to .*data\.normalize"):
+        AENMF(k=2).fit(tiny.X * 10.5)
+    with pytest.raises(ValueError, match="All values of the cells are 0"):
+        AENMF(k=2).fit(np.zeros((20, 20)))
+
+
+@pytest.mark.parametrize("key", [None, "", 5, ["donor_id"]])
+def test_key_that_is_not_a_name_is_refused(tiny, key):
+    with pytest.raises(ValueError, match="is not the name of a column"):
+        CAENMF1(k=2).fit(tiny, donor_key=key)

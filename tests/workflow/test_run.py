@@ -286,7 +286,7 @@ def test_settings_of_the_user_do_not_reach_a_kernel(folder, tmp_path):
     ("arguments", "message"),
     [
         (("-p", "kk", "20"), "error: Unknown parameter kk. Did you mean k? Valid parameters: k, then.\n"),
-        (("-p", "k", "1e2"), "error: k: expected int, found '1e2' (str).\n"),
+        (("-p", "k", "1e2"), "error: k: expected int, found '1e2' (str). Write a value of this type.\n"),
         (("--params", "cells.yaml"), "error: cells.yaml: k: expected int, found '20' (str)."),
     ],
 )
