@@ -86,7 +86,7 @@ endif
 RUN := $(DIR)/k$(K)
 FIGURES := clustering resolution classification classes umap programs training
 ALL_MODELS := Base_NMF AE_NMF CAE_NMF1 CAE_NMF2
-lower = $(shell printf %s $(call quoted,$(1)) | tr 'A-Z,' 'a-z ' | xargs)
+lower = $(strip $(shell printf %s $(call quoted,$(1)) | tr 'A-Z,' 'a-z '))
 all_models := $(call lower,$(ALL_MODELS))
 chosen := $(if $(MODELS),$(call lower,$(MODELS)),$(all_models))
 ifneq ($(filter-out $(all_models),$(chosen))$(if $(chosen),,none),)

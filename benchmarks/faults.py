@@ -123,7 +123,7 @@ class Faults:
         except subprocess.TimeoutExpired:
             wrong = f"make still runs 60 s after the kill of {victim}"
             os.killpg(process.pid, signal.SIGKILL)
-        if not wrong and victim == "the kernel" and pids and now:
+        if not wrong and victim == "the kernel" and pids and now and process.returncode:  # 0: it had done its work
             wrong = error_fault(process.returncode, output(process))
             wrong = f"{wrong}: {first_error(output(process))}" if wrong else ""
         return now or "between stages", wrong

@@ -234,6 +234,15 @@ def simulated() -> str:
     return markdown(["donor effect", "", *heads, "starts"], rows) + f"\n\n{', '.join(sorted(dates))}."
 
 
+def fuzz() -> str:
+    """Return how many damaged files gave which outcome, by kind of file."""
+    table = read("fuzz").groupby("suite", sort=False).sum(numeric_only=True)
+    table.loc["all"] = table.sum()
+    names = {"h5ad": ".h5ad", "zarr": ".zarr", "other": "YAML, .npz, csv"}
+    rows = [[names.get(suite, suite), *(f"{n:,}" for n in (row.sum(), *row))] for suite, row in table.iterrows()]
+    return markdown(["", "files", *table], rows)
+
+
 def _study_rows(long: pd.DataFrame, names: list[str]) -> list[list[str]]:
     """Return one row per model of a study: its label, some columns, and the number of starts."""
     table = study.summarize(long)
@@ -261,6 +270,7 @@ TABLES: dict[str, Callable[[], str]] = {
     },
     "conditioning, kang2018_third_k80, donor_id": partial(conditioning, "kang2018_third_k80", "donor_id"),
     "simulated": simulated,
+    "fuzz": fuzz,
 }
 
 

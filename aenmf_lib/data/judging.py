@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 _NEAR = 1e-6  # values that are not farther from a whole number, relative to it, are rounded
 _LARGEST = 2.0**31  # no count is larger; negative integers that are read as unsigned are
 _EXACT = 2**24  # float32 represents all whole numbers up to this one
-LOG_MAX = 20.0  # log1p of counts per 10,000 is below this value
+_LOG_MAX = 20.0  # log1p of counts per 10,000 is below this value
 _MIN_CELLS = 20  # cells with counts that are needed to detect scaling by their totals and by the values of 1
 _MIN_GENES = 20  # with at least this many expressed genes, a cell of raw counts usually contains a value of 1
 _MANY = 20  # if chance would give this many values of 2 or more, and there is none, the counts were binarized
@@ -58,7 +58,7 @@ def _is_fraction(values: np.ndarray) -> np.ndarray:
 def _describe_fractions(values: np.ndarray, n: int) -> str:
     """Return a description of values of which `n` are not whole numbers."""
     first, largest = values[_is_fraction(values)][0], values.max()
-    normalized = "log-normalized" if largest < LOG_MAX else "normalized"
+    normalized = "log-normalized" if largest < _LOG_MAX else "normalized"
     kind = "corrected" if n < len(values) / 2 else normalized
     found = f"contains {n} values that are not integers (first {first:.8g}, largest {largest:.8g})"
     return f"{found} and seems to be {kind}"

@@ -6,13 +6,13 @@ import numpy as np
 from anndata import AnnData
 from scipy.sparse import csr_matrix, issparse, sparray, spmatrix, vstack
 
-from aenmf_lib.data.judging import LOG_MAX
 from aenmf_lib.data.streaming import CellStream
 
 Cells = AnnData | CellStream | spmatrix | sparray | np.ndarray
 
 _EXPECTED = "Expected log1p of counts per 10,000, as data.load returns."
 _ROWS = 4096  # rows of a dense matrix that are converted at a time
+_LARGEST = 50.0  # no logarithm of counts is larger, whatever its base and the total of a cell
 _SAMPLE = 100_000  # values, spread over all, that usually show that X does not contain raw counts
 
 
@@ -91,7 +91,7 @@ def check_normalized(X: csr_matrix) -> None:
             "first: cells.X = data.normalize(X), or cells = data.prepare(adata, min_cells=…)."
         )
 
-    if X.nnz and (largest := X.data.max()) > LOG_MAX:
+    if X.nnz and (largest := X.data.max()) > _LARGEST:
         raise ValueError(
             f"X contains values up to {largest:g}, which a logarithm of counts cannot have. {_EXPECTED} Normalize the "
             "raw counts: cells.X = data.normalize(counts), or cells = data.prepare(adata, min_cells=…)."
