@@ -13,7 +13,7 @@ _EXACT = 2**24  # float32 represents all whole numbers up to this one
 _LOG_MAX = 20.0  # log1p of counts per 10,000 is below this value
 _MIN_CELLS = 20  # cells with counts that are needed to detect scaling by their totals and by the values of 1
 _MIN_GENES = 20  # with at least this many expressed genes, a cell of raw counts usually contains a value of 1
-_MANY = 20  # if chance would give this many values of 2 or more, and there is none, the counts were binarized
+_MANY = 20  # counts were binarized if at least this many values above 1 are expected by chance, but there is none
 
 
 def clean(X: csr_matrix, *, fractional: bool = False) -> tuple[csr_matrix, int, str | None]:
@@ -73,11 +73,12 @@ def describe_non_counts(values: np.ndarray, *, fractional: bool = False) -> str 
 def judge(sample: csr_matrix, *, fractional: bool = False) -> tuple[csr_matrix, str, str]:
     """Return the sample as counts, its kind ('counts', 'fractional', 'empty' or ''), and why it is not counts."""
     X, _, fault = clean(sample)
+    accepted = "fractional" if fractional else ""
     if fault is None and not X.data.any():
         return X, "empty", "contains only zeros"
     if fault is None:
         scaled = _describe_scaling(X)
-        return X, "counts" if scaled is None else "fractional" * fractional, scaled or ""
+        return X, "counts" if scaled is None else accepted, scaled or ""
     values, _, out_of_range = clean(sample, fractional=True)
     if out_of_range is not None:
         return sample, "", fault
@@ -92,7 +93,7 @@ def judge(sample: csr_matrix, *, fractional: bool = False) -> tuple[csr_matrix, 
             "",
             f"{found} and seems to be log-normalized: expm1 of the values adds up to {totals.mean():.6g} in each cell",
         )
-    return values, "fractional" * fractional, fault
+    return values, accepted, fault
 
 
 def _totals(X: csr_matrix) -> np.ndarray:
