@@ -13,7 +13,8 @@ from aenmf_lib.data.counts import read_counts
 from aenmf_lib.data.files import file_info
 from aenmf_lib.data.frames import plain_frame
 from aenmf_lib.data.judging import clean
-from aenmf_lib.data.labels import CELL_TYPE, DONOR, LABELS, as_text, summarize_labels
+from aenmf_lib.data.label_summary import summarize_labels
+from aenmf_lib.data.labels import CELL_TYPE, DONOR, LABELS, as_text
 from aenmf_lib.data.labels import NO_TYPE as NO_TYPE
 from aenmf_lib.data.labels import is_missing as is_missing
 from aenmf_lib.data.labels import read_labels as read_labels

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from aenmf_lib.data import counts, files, labels
-from aenmf_lib.data.labels import CELL_TYPE, DONOR
+from aenmf_lib.data import counts, files, label_summary
+from aenmf_lib.data.labels import CELL_TYPE, DONOR, is_missing
 from aenmf_lib.data.preprocessing import find_gene_names
 from aenmf_lib.metrics.splits import Splits, smallest_max_cells
 from aenmf_lib.models.base import check_rank
@@ -114,7 +114,7 @@ def _check_names(part: str, names: pd.Index, values: Mapping[str, Any], found: F
 
 def _check_labels(
     obs: pd.DataFrame, empty: np.ndarray, values: Mapping[str, Any], found: Findings
-) -> labels.LabelSummary | None:
+) -> label_summary.LabelSummary | None:
     """Check donors and types; continue with the suggested values, so that later checks run too."""
     if n := int(empty.sum()):
         text = f"The counts are all 0 for {n} of {len(obs)} cells (first: {obs.index[empty][0]!r})"
@@ -126,21 +126,21 @@ def _check_labels(
     keys = {DONOR: values["donor_key"], CELL_TYPE: values["cell_type_key"]}
     options = {name: values[name] for name in _LABEL_OPTIONS}
     options |= {"usable": ~empty, "sample": values["sample_cells"], "seed": values["seed"]}
-    summaries = [labels.summarize_labels(obs, *keys.values(), **options)]
+    summaries = [label_summary.summarize_labels(obs, *keys.values(), **options)]
 
     def again() -> None:
-        summaries.append(labels.summarize_labels(obs, *keys.values(), **options))
+        summaries.append(label_summary.summarize_labels(obs, *keys.values(), **options))
 
     for label, option in ((DONOR, "DONOR_KEY"), (CELL_TYPE, "CELL_TYPE_KEY")):
         if keys[label] not in obs:
-            likely = [*labels.likely_columns(obs, keys[label], label), "COLUMN"]
+            likely = [*label_summary.likely_columns(obs, keys[label], label), "COLUMN"]
             keys[label] = found.options[option] = likely[0]
     if found.options.keys() & {"DONOR_KEY", "CELL_TYPE_KEY"}:
         again()
     unlabeled = False
     for label, option in ((DONOR, "drop_missing"), (CELL_TYPE, "keep_unlabeled")):
         known = keys[label] in obs and not options["drop_missing"] and not options[option]
-        if known and labels.is_missing(obs[keys[label]])[~empty].any():
+        if known and is_missing(obs[keys[label]])[~empty].any():
             found.options[option.upper()], options[option], unlabeled = "true", True, True
     if unlabeled:
         again()

@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 import psutil
 
-from aenmf_lib.data.labels import CELL_TYPE, DONOR, LabelSummary
+from aenmf_lib.data.label_summary import LabelSummary
+from aenmf_lib.data.labels import CELL_TYPE, DONOR
 from aenmf_lib.data.reading import available_memory
 from aenmf_lib.workflow.costs import Size, available_cores
 

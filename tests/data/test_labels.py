@@ -6,7 +6,8 @@ import pytest
 
 from aenmf_lib import data
 from aenmf_lib.data import labels
-from aenmf_lib.data.labels import NO_TYPE, as_text, read_labels, summarize_labels
+from aenmf_lib.data.label_summary import summarize_labels
+from aenmf_lib.data.labels import NO_TYPE, as_text, read_labels
 
 N = 12
 
