@@ -201,7 +201,7 @@ $(eval $(call train,05_train_cae_nmf2,cae_nmf2,$(sums)))
 # If `scores` is a goal too, 06 waits for it. Otherwise 06 computes these scores itself.
 $(eval $(call stage,06_benchmarks,$(RUN),$(tables) $(umap),$(models),data results metrics,-p out_dir $(RUN),\
     $(if $(filter scores,$(MAKECMDGOALS)),$(scores))))
-$(eval $(call stage,07_figures,$(RUN),$(figures),$(models) $(tables) $(umap),data results figures models/programs,\
+$(eval $(call stage,07_figures,$(RUN),$(figures),$(models) $(tables) $(umap),data results figures programs/tables models/matching,\
     -p tables_dir $(RUN) -p out_dir $(RUN)/figures))
 $(eval $(call stage,08_conditioning,$(RUN),$(study),$(filtered),data training models metrics results conditioning \
     figures,-p cells_path $(filtered) -p out_dir $(RUN)))

@@ -11,8 +11,8 @@ from importlib import import_module
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _MODELS = {"AENMF": "aenmf", "CAENMF1": "conditional", "CAENMF2": "conditional", "BaseNMF": "base_nmf"}
-_PACKAGES = ("conditioning", "data", "figures", "metrics", "models", "results", "training", "workflow")
-__all__ = [*_MODELS, *_PACKAGES, "programs"]
+_PACKAGES = ("conditioning", "data", "figures", "metrics", "models", "programs", "results", "training", "workflow")
+__all__ = [*_MODELS, *_PACKAGES]
 
 
 def __getattr__(name: str):
@@ -21,7 +21,7 @@ def __getattr__(name: str):
     if name in _MODELS:
         return getattr(import_module(f"{__name__}.models.{_MODELS[name]}"), name)
     if name in __all__:
-        return import_module(f"{__name__}.models.programs" if name == "programs" else f"{__name__}.{name}")
+        return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}. Available: {', '.join(__all__)}.")
 
 

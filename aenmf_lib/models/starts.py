@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from aenmf_lib.models import programs
+from aenmf_lib.models.matching import stability as compare
 from aenmf_lib.training.solver import Solution
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def compare_starts(
     `Ws` are the programs of the solutions, (k, n_genes) each, in the units of X.
     """
     others = [i for i in range(len(solutions)) if i != best]
-    stability = programs.stability([Ws[i] for i in (best, *others)])
+    stability = compare([Ws[i] for i in (best, *others)])
     cosines = stability.filter(like="start ").mean().to_numpy(float)
     rows = [(min(found.loss_history), found.n_iter, found.seconds, found.reason) for found in solutions]
     starts = pd.DataFrame(rows, columns=["objective", "iterations", "seconds", "stop"])

@@ -22,13 +22,12 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from aenmf_lib import figures, results
+from aenmf_lib import figures, programs, results
 from aenmf_lib.data import LABELS, read_h5ad
 from aenmf_lib.figures import FIGURES, cells, style
 from aenmf_lib.figures.style import COLORS, DOUBLE
 from aenmf_lib.metrics import classification
 from aenmf_lib.metrics.classifiers import CLASSIFIERS
-from aenmf_lib.models import programs
 from aenmf_lib.results import RunInfo
 
 MODEL_COLORS = {model: COLORS[model] for model in results.MODELS}

@@ -1,0 +1,24 @@
+"""What to do with fitted programs: tables of genes and usages, and the comparison of fits.
+
+Names are imported on first use, so that a table of genes does not import the models.
+"""
+
+from importlib import import_module
+
+_MODULES = {
+    "match_programs": "models.matching",
+    "stability": "models.matching",
+    "top_genes": "programs.tables",
+    "usage_by_type": "programs.tables",
+}
+__all__ = [*_MODULES]
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}. Available: {', '.join(__all__)}.")
+    return getattr(import_module(f"aenmf_lib.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
