@@ -6,7 +6,8 @@ added. The same moments serve every rank, seed and penalty.
 """
 
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from aenmf_lib.data import files, preprocessing
 from aenmf_lib.data.preprocessing import CELL_TYPE, DONOR, NO_TYPE
 from aenmf_lib.data.progress import tqdm
 from aenmf_lib.training import products
+from aenmf_lib.training.group_sums import GroupSums, select_rows
 from aenmf_lib.training.inputs import Cells, as_cells, iter_matrices
 from aenmf_lib.training.products import SecondMoment
 from aenmf_lib.training.second_moment import (
@@ -33,74 +35,57 @@ __all__ = ["Moments"]
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # version of the file format
+FORMAT = 3  # version of the file format
 SAMPLE_SIZE = 4096  # cells in the sample
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass
 class CellSample:
-    """The cells whose names have the smallest hashes: a random sample that does not depend on the order of cells."""
+    """The cells whose names have the smallest hashes: a random sample that does not depend on the order of cells.
+
+    `hashes` contains the hashes of all cells of each partition if the cells are stored (implicit moments by donor). The
+    sample of some donors is then drawn anew from all of their cells; otherwise it consists of those already sampled.
+    """
 
     keys: np.ndarray  # (m,) uint64, sorted
     X: csr_matrix  # (m, n_genes)
+    partition: np.ndarray  # (m,) str
+    hashes: dict[str, np.ndarray] = field(default_factory=dict)  # partition: (n_cells,) uint64
 
     @classmethod
-    def from_cells(cls, X: csr_matrix, names: pd.Index, before: "CellSample | None" = None) -> "CellSample":
-        """Return the sample of these cells and of the cells that the sample `before` was drawn from."""
-        keys = pd.util.hash_array(names.to_numpy(object))
+    def from_cells(
+        cls, X: csr_matrix, keys: np.ndarray, partition: np.ndarray, before: "CellSample | None" = None
+    ) -> "CellSample":
+        """Return the sample of these cells, whose names have the hashes `keys`, and of the cells of `before`."""
         order = np.argsort(keys, kind="stable")[:SAMPLE_SIZE]
         if before and len(before.keys) == SAMPLE_SIZE:  # larger hashes cannot enter
             order = order[keys[order] < before.keys[-1]]
-        sample = cls(keys[order], X[order])
+        sample = cls(keys[order], X[order], partition[order])
         return before + sample if before else sample
 
     def __add__(self, other: "CellSample") -> "CellSample":
+        hashes = dict(self.hashes)
+        for name, more in other.hashes.items():
+            hashes[name] = np.concatenate([hashes[name], more]) if name in hashes else more
         if not len(other.keys):
-            return self
-        keys = np.concatenate([self.keys, other.keys])
-        order = np.argsort(keys, kind="stable")[:SAMPLE_SIZE]
-        return CellSample(keys[order], vstack([self.X, other.X], format="csr")[order])
+            return replace(self, hashes=hashes)
+        X, partition = vstack([self.X, other.X], format="csr"), np.concatenate([self.partition, other.partition])
+        return replace(CellSample.from_cells(X, np.concatenate([self.keys, other.keys]), partition), hashes=hashes)
 
-
-@dataclass
-class GroupSums:
-    """Sums over cells: the parts of `Moments` except the second moments and the sample."""
-
-    n_cells: int = 0
-    sq_norm: float = 0.0  # tr S = ‖X‖²
-    groups: dict[tuple[str, str], tuple[int, np.ndarray]] = field(default_factory=dict)  # (type, donor): count and sum
-    gene_sq: dict[str, np.ndarray] = field(default_factory=dict)  # diagonal of each second moment
-
-    def __add__(self, other: "GroupSums") -> "GroupSums":
-        groups, gene_sq = dict(self.groups), dict(self.gene_sq)
-        for name, (n, total) in other.groups.items():
-            n_before, before = groups.get(name, (0, 0.0))
-            groups[name] = n_before + n, before + total
-        for name, squares in other.gene_sq.items():
-            gene_sq[name] = gene_sq.get(name, 0.0) + squares
-        return GroupSums(self.n_cells + other.n_cells, self.sq_norm + other.sq_norm, groups, gene_sq)
-
-    @classmethod
-    def from_cells(cls, X: csr_matrix, cell_type: np.ndarray, donor: np.ndarray, partition: np.ndarray) -> "GroupSums":
-        """Return the sums over one block of cells."""
-        labels = pd.DataFrame({CELL_TYPE: cell_type, DONOR: donor})
-        code = labels.groupby([CELL_TYPE, DONOR], sort=False).ngroup().to_numpy()  # in order of appearance
-        names = list(labels.drop_duplicates().itertuples(index=False, name=None))
-        one_hot = csr_matrix((np.ones(len(code)), code, np.arange(len(code) + 1)), shape=(len(code), len(names)))
-        totals = (one_hot.T.tocsr() @ X.astype(np.float64)).toarray()
-        groups = dict(zip(names, zip(np.bincount(code).tolist(), totals, strict=True), strict=True))
-        gene_sq = {}
-        for name in np.unique(partition):
-            X_d = _select_rows(X, partition == name)
-            gene_sq[name] = np.bincount(X_d.indices, np.square(X_d.data, dtype=np.float64), minlength=X.shape[1])
-        return cls(X.shape[0], float(np.square(X.data, dtype=np.float64).sum()), groups, gene_sq)
-
-    @property
-    def labels(self) -> list[str]:
-        """Columns of obs by which the cells are grouped."""
-        first = next(iter(self.groups), ("", ""))
-        return [name for name, label in zip((CELL_TYPE, DONOR), first, strict=True) if label != ""]
+    def subset(self, partitions: Sequence[str], second_moment: SecondMoment) -> "CellSample":
+        """Return the sample of the cells of these partitions."""
+        if not self.hashes:
+            keep = np.flatnonzero(np.isin(self.partition, partitions))
+            return CellSample(self.keys[keep], self.X[keep], self.partition[keep])
+        hashes = {name: self.hashes[name] for name in partitions}
+        keys = np.concatenate(list(hashes.values()))
+        largest = np.partition(keys, SAMPLE_SIZE - 1)[SAMPLE_SIZE - 1] if len(keys) > SAMPLE_SIZE else keys.max()
+        rows = {name: np.flatnonzero(of_cells <= largest) for name, of_cells in hashes.items()}
+        X = vstack([second_moment.parts[name][rows[name]] for name in partitions], format="csr")
+        keys = np.concatenate([hashes[name][rows[name]] for name in partitions])
+        partition = np.repeat(np.array(partitions, str), [len(rows[name]) for name in partitions])
+        return replace(CellSample.from_cells(X, keys, partition), hashes=hashes)
 
 
 class Moments:
@@ -191,17 +176,20 @@ class Moments:
         if reason != REQUESTED:
             log.info("XᵀX is used in %s form (%s)", mode, reason)
 
-        sums, parts, sample, dtype = GroupSums(), {}, None, torch.float32
+        sums, parts, hashes, sample, dtype = GroupSums(), {}, {}, None, torch.float32
         bar = tqdm(total=len(obs), desc="sums", unit="cell", unit_scale=True, mininterval=5, disable=in_memory)
         for X, rows in iter_matrices(cells):
             bar.update(X.shape[0])
             dtype = torch.float64 if X.dtype == np.float64 else torch.float32
             sums += GroupSums.from_cells(X, types[rows], donors[rows], partition[rows])
-            sample = CellSample.from_cells(X, obs.index[rows], sample)
+            keys = pd.util.hash_array(obs.index[rows].to_numpy(object))
+            sample = CellSample.from_cells(X, keys, partition[rows], sample)
             for name in np.unique(partition[rows]):
-                X_d = _select_rows(X, partition[rows] == name)
+                of_donor = partition[rows] == name
+                X_d = select_rows(X, of_donor)
                 if mode != EXPLICIT:
                     parts.setdefault(name, []).append(X_d)
+                    hashes.setdefault(name, []).append(keys[of_donor])
                     continue
                 if name not in parts:
                     parts[name] = SecondMomentAccumulator(n_genes, dtype, device)
@@ -209,6 +197,8 @@ class Moments:
         bar.close()
         for name, part in parts.items():
             parts[name] = part.finish() if mode == EXPLICIT else part[0] if len(part) == 1 else vstack(part, "csr")
+        if by_donor:
+            sample.hashes = {name: np.concatenate(keys) for name, keys in hashes.items()}
         return cls(cells.var_names, sums, products.second_moment(mode, parts, dtype, device), sample, reason)
 
     # ---------------------------------------------------------------- changed cells, groups or weights
@@ -234,6 +224,34 @@ class Moments:
         second_moment = self.second_moment.merged(other.second_moment, in_place=in_place)
         return Moments(self.genes, self.sums + other.sums, second_moment, self._sample + other._sample, self.reason)
 
+    def subset(self, partitions: Sequence[str]) -> "Moments":
+        """Return the moments of the cells of these donors, from moments by donor. No second moment is copied.
+
+        The sample contains only cells of these donors. With implicit moments it is that of `from_cells`; with explicit
+        moments, which store no other cells, it consists of their cells in the sample of all cells.
+
+        Raises
+        ------
+        ValueError
+            The moments are not by donor; a donor is unknown; there are no donors, or no sampled cell of these donors.
+        """
+        if not self.by_donor:
+            raise ValueError("These moments are not by donor, so they have no subset. Make them with by_donor=True.")
+        chosen = sorted({partitions} if isinstance(partitions, str) else set(partitions))
+        if unknown := [name for name in chosen if name not in self.second_moment.parts]:
+            raise ValueError(f"{len(unknown)} of {len(chosen)} donors are not in the moments (first: {unknown[0]!r}). "
+                             f"Choose from {', '.join(map(repr, self.partitions))}.")  # fmt: skip
+        if not chosen:
+            raise ValueError("No donors were given. Pass at least one.")
+        if chosen == self.partitions:
+            return self
+        sample = self._sample.subset(chosen, self.second_moment)
+        if not sample.X.shape[0]:
+            raise ValueError(f"None of the {self.sample.shape[0]:,} cells in the sample is of the donors "
+                             f"{', '.join(chosen)}. Pass more donors, or use mode='implicit'.")  # fmt: skip
+        second_moment = self.second_moment.subset(chosen)
+        return Moments(self.genes, self.sums.subset(chosen), second_moment, sample, self.reason)
+
     def with_groups(self, cells: AnnData, cell_type: np.ndarray, *, donor_key: str = DONOR) -> "Moments":
         """Return the moments of the same cells with new cell types, (n_cells,) str. The second moment is not copied."""
         donor = preprocessing.read_labels(cells.obs, donor_key)
@@ -246,7 +264,7 @@ class Moments:
         gene_sq = {name: w**2 * squares for name, squares in self.sums.gene_sq.items()}
         groups = {name: (n, w * total) for name, (n, total) in self.sums.groups.items()}
         sums = GroupSums(self.n_cells, float(sum(squares.sum() for squares in gene_sq.values())), groups, gene_sq)
-        sample = CellSample(self._sample.keys, products.scale_genes(self.sample, w))
+        sample = replace(self._sample, X=products.scale_genes(self.sample, w))
         return Moments(self.genes, sums, self.second_moment.weighted(w), sample, self.reason)
 
     # ---------------------------------------------------------------- products
@@ -264,11 +282,13 @@ class Moments:
         names, dtype = sorted(self.sums.groups), str(self.dtype).removeprefix("torch.")
         counts, totals = zip(*(self.sums.groups[name] for name in names), strict=True)
         gene_sq = np.stack([self.sums.gene_sq[name] for name in self.partitions])
+        hashes = {f"hashes{self.partitions.index(name)}": keys for name, keys in self._sample.hashes.items()}
         files.write_npz(
             path, FORMAT, genes=self.genes.to_numpy(str), mode=self.mode, reason=self.reason, dtype=dtype,
             n_cells=self.n_cells, sq_norm=self.sq_norm, groups=np.array(names, dtype=str), counts=np.array(counts),
             sums=np.stack(totals), partitions=np.array(self.partitions, dtype=str), gene_sq=gene_sq,
-            keys=self._sample.keys, **products.csr_arrays("sample", self.sample), **self.second_moment.arrays(), **more,
+            keys=self._sample.keys, sampled=self._sample.partition.astype(str), **hashes,
+            **products.csr_arrays("sample", self.sample), **self.second_moment.arrays(), **more,
         )  # fmt: skip
 
     @classmethod
@@ -290,13 +310,9 @@ class Moments:
             gene_sq = dict(zip(map(str, saved["partitions"]), saved["gene_sq"], strict=True))
             sums = GroupSums(int(saved["n_cells"]), float(saved["sq_norm"]), groups, gene_sq)
             second_moment = products.restore_second_moment(saved, mode, _DTYPES[dtype], device)
-            sample = CellSample(saved["keys"], products.restore_csr(saved, "sample"))
+            hashes = {name: saved[f"hashes{i}"] for i, name in enumerate(gene_sq) if f"hashes{i}" in saved}
+            sample = CellSample(saved["keys"], products.restore_csr(saved, "sample"), saved["sampled"], hashes)
             return cls(saved["genes"], sums, second_moment, sample, reason)
         except (KeyError, IndexError, TypeError, ValueError) as error:  # entries are missing or do not fit together
             found = f"{path} does not contain valid moments ({type(error).__name__}: {error})"
             raise ValueError(f"{found}. Delete the file and compute it again.") from error
-
-
-def _select_rows(X: csr_matrix, mask: np.ndarray) -> csr_matrix:
-    """Return the rows of X in the mask; X itself, not a copy, if the mask contains all rows."""
-    return X if mask.all() else X[np.flatnonzero(mask)]

@@ -55,6 +55,10 @@ class SecondMoment:
                 parts[name] = parts[name].add_(more) if in_place else parts[name] + more
         return type(self)(parts, self.dtype, self.device)
 
+    def subset(self, names: list[str]) -> "SecondMoment":
+        """Return the second moments of some partitions. Their parts are shared, not copied."""
+        return type(self)({name: self.parts[name] for name in names}, self.dtype, self.device)
+
     def weighted(self, w: np.ndarray) -> "SecondMoment":
         """Return the second moments of ``X diag(w)``."""
         return type(self)({name: scale_genes(part, w) for name, part in self.parts.items()}, self.dtype, self.device)
@@ -89,13 +93,15 @@ class _Explicit(SecondMoment):
         return torch.stack([S.to(self.dtype) for S in self.parts.values()])
 
     def _pool(self, pooled: "_Explicit") -> None:
-        pooled._S = self._S.sum(0, keepdim=True)
+        total = torch.zeros_like(next(iter(self.parts.values())))
+        for S in self.parts.values():  # one by one: a stack of all S would need more memory
+            total += S
+        pooled._S = total.to(self.dtype)[None]
 
     def product(self, V: torch.Tensor) -> torch.Tensor:
         """Return ``V S`` for the second moment S of all cells; V and the result are (k, n_genes)."""
-        if len(self._S) == 1:  # (S Vᵀ)ᵀ = V S, because S is symmetric; the product with a tall matrix is faster
-            return (self._S[0] @ V.T).T.contiguous()
-        return torch.matmul(V, self._S).sum(0)
+        S = self.for_descent(separate=False)._S[0]
+        return (S @ V.T).T.contiguous()  # V S, because S is symmetric; the product with a tall matrix is faster
 
     def products(self, V: torch.Tensor) -> torch.Tensor:
         """Return ``V_d S_d``, (n_partitions, k, n_genes), for one V (k, n_genes) or one per partition."""

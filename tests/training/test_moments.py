@@ -5,7 +5,8 @@ import pytest
 import torch
 from conftest import tiny_cells
 
-from aenmf_lib.training import products, second_moment
+from aenmf_lib import AENMF
+from aenmf_lib.training import moments, products, second_moment
 from aenmf_lib.training.moments import Moments
 
 
@@ -162,3 +163,75 @@ def test_mode_is_the_cheaper_one_that_fits(monkeypatch):
     monkeypatch.setattr(second_moment, "available_memory", lambda device: 0)
     with pytest.raises(MemoryError, match=r"the second moment of .* does not fit: needed .* Use fewer genes"):
         second_moment.choose_representation(n_cells=14_000, **sizes)
+
+
+# ---- subsets of the donors
+def _assert_equal_moments(found, expected, n_genes):
+    """Assert that two moments are equal up to rounding; the samples and dtypes are compared elsewhere."""
+    V = torch.from_numpy(np.random.default_rng(1).normal(size=(4, n_genes)))
+    assert (found.partitions, found.donors, found.labels) == (expected.partitions, expected.donors, expected.labels)
+    assert (found.n_cells, found.n_labeled, found.mode) == (expected.n_cells, expected.n_labeled, expected.mode)
+    assert found.sq_norm == pytest.approx(expected.sq_norm, rel=1e-12)
+    for name in ("gene_sq", "donor_counts", "donor_sums", "group_counts", "group_sums", "group_type"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-12, atol=0)
+    for product in ("product", "product_by_donor"):
+        products_ = (getattr(moments, product)(V) for moments in (found, expected))
+        torch.testing.assert_close(*products_, rtol=1e-11, atol=1e-10)
+
+
+@pytest.mark.parametrize("mode", ["implicit", "explicit"])
+@pytest.mark.parametrize("donors", [["d1"], ["d3", "d1"], ["d1", "d2", "d3"]])
+def test_subset_equals_moments_of_the_cells_of_these_donors(cells, mode, donors):
+    whole = Moments.from_cells(cells, by_donor=True, mode=mode)
+    expected = Moments.from_cells(cells[cells.obs["donor_id"].isin(donors)].copy(), by_donor=True, mode=mode)
+    found = whole.subset(donors)
+    _assert_equal_moments(found, expected, cells.n_vars)
+    np.testing.assert_array_equal(found.sample.toarray(), expected.sample.toarray())
+    assert all(found.second_moment.parts[name] is whole.second_moment.parts[name] for name in donors)
+    _assert_equal_moments(found.subset(["d1"]), whole.subset(["d1"]), cells.n_vars)
+
+
+@pytest.mark.parametrize("mode", ["implicit", "explicit"])
+def test_sample_of_a_subset_contains_only_its_cells_in_any_order(cells, monkeypatch, tmp_path, mode):
+    monkeypatch.setattr(moments, "SAMPLE_SIZE", 12)
+    donors = ["d1", "d3"]
+    order = np.random.default_rng(1).permutation(cells.n_obs)
+    shards = [Moments.from_cells(cells[order][i::3].copy(), by_donor=True, mode=mode) for i in range(3)]
+    added = shards[0] + shards[1] + shards[2]
+    added.save(tmp_path / "moments.npz")
+    whole = Moments.from_cells(cells, by_donor=True, mode=mode)
+    weighted = whole.with_gene_weights(np.ones(cells.n_vars))
+    of_donors = cells[cells.obs["donor_id"].isin(donors)].copy()
+    expected = {tuple(row) for row in of_donors.X.toarray()}
+    samples = [part.subset(donors).sample for part in (whole, added, Moments.load(tmp_path / "moments.npz"), weighted)]
+    for sample in samples:
+        np.testing.assert_array_equal(sample.toarray(), samples[0].toarray())
+        assert {tuple(row) for row in sample.toarray()} <= expected
+    redrawn = Moments.from_cells(of_donors, by_donor=True, mode=mode).sample
+    if mode == "implicit":
+        np.testing.assert_array_equal(samples[0].toarray(), redrawn.toarray())
+    else:  # the cells of these donors among the 12 sampled cells
+        assert 0 < samples[0].shape[0] < 12
+        np.testing.assert_array_equal(samples[0].toarray(), redrawn[: samples[0].shape[0]].toarray())
+
+
+@pytest.mark.parametrize("mode", ["implicit", "explicit"])
+def test_fit_to_a_subset_equals_fit_to_its_cells(cells, mode):
+    donors, settings = ["d1", "d3"], {"k": 3, "max_iter": 20, "tol": 0}
+    of_donors = cells[cells.obs["donor_id"].isin(donors)].copy()
+    found = AENMF(**settings).fit(Moments.from_cells(cells, by_donor=True, mode=mode).subset(donors))
+    expected = AENMF(**settings, mode=mode).fit(of_donors)
+    np.testing.assert_allclose(found.loss_history_, expected.loss_history_, rtol=1e-8)  # sums in another order
+
+
+def test_subset_of_unknown_or_no_donors_or_of_pooled_moments_raises(cells, by_donor, monkeypatch):
+    with pytest.raises(ValueError, match=r"1 of 2 donors are not in the moments .first: 'd9'.*Choose from 'd1', 'd2'"):
+        by_donor.subset(["d1", "d9"])
+    with pytest.raises(ValueError, match="No donors were given"):
+        by_donor.subset([])
+    with pytest.raises(ValueError, match=r"not by donor, so they have no subset. Make them with by_donor=True"):
+        Moments.from_cells(cells).subset(["d1"])
+    monkeypatch.setattr(moments, "SAMPLE_SIZE", 1)
+    explicit = Moments.from_cells(cells, by_donor=True, mode="explicit")
+    with pytest.raises(ValueError, match="None of the 1 cells in the sample is of the donors"):
+        [explicit.subset([name]) for name in explicit.partitions]
