@@ -1,0 +1,152 @@
+"""The controls around the maps in a notebook: the choice of a color, and the tables of programs and selected cells."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from html import escape
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from ipywidgets import HTML, Combobox, Dropdown, HBox, Layout, VBox
+
+from aenmf_lib.data import CELL_TYPE, DONOR
+from aenmf_lib.exploration.coloring import MAX_LABELS, NUMBER, SELECTED, Coloring
+from aenmf_lib.exploration.density import Density
+from aenmf_lib.exploration.scatters import Scatters
+from aenmf_lib.figures import style
+
+if TYPE_CHECKING:
+    from aenmf_lib.exploration.maps import Maps
+
+_ROWS = 10  # of a table
+_ROWS_OF_EACH = 3  # rows of each model
+_FORMATS = dict.fromkeys(("share", "of_all", "expressing"), "{:.0%}".format) | {"difference": "{:.2f}".format}
+_STYLE = (
+    "<style>.aenmf td, .aenmf th {padding: 0 8px; text-align: right; line-height: 1.4}"
+    ".aenmf {display: flex; flex-wrap: wrap; gap: 24px; align-items: flex-start}</style>"
+)
+_HELP = (
+    "Wheel: zoom. Drag: move. Second button: draw a line around cells to select them; the tables below describe them.",
+    "Wheel: zoom. Drag: draw a line around cells to select them; the tables below describe them. Buttons: move, back.",
+)
+
+
+class Panel:
+    """All widgets of one `Maps`. `widget` is displayed; `view` is the part with the maps.
+
+    Parameters
+    ----------
+    maps
+        What is shown. Its `rows` change when cells are selected.
+    """
+
+    def __init__(self, maps: Maps) -> None:
+        self._maps, self._busy = maps, False
+        cells, columns = maps.cells, _useful_columns(maps)
+        programs = [(f"{model} {name}", f"{model} {number}")
+                    for model in cells.models for number, name in enumerate(maps.names[model])]  # fmt: skip
+        genes = list(cells.symbols) if cells.cells_path is not None else []
+        wide = Layout(width="320px")
+        self._column = Dropdown(options=[("", ""), *((name, name) for name in columns)], description="Color by")
+        self._program = Dropdown(options=[("", ""), *programs], description="Program", layout=wide)
+        self._gene = Combobox(options=genes, description="Gene", ensure_option=True, continuous_update=False)
+        self._gene.placeholder = "a gene symbol"
+        self._choices = [self._column, self._program, *([self._gene] if genes else [])]
+        for choice in self._choices:
+            choice.observe(self._choose, names="value")
+        self._legend, self._described, self._selected = HTML(), HTML(), HTML()
+        coloring = maps.coloring(maps.color)
+        if maps.drawn_by_browser:
+            read = {model: cells.coordinates(model) for model in cells.models}
+            titled = {model: (xy, f"{model}, {kind}") for model, (xy, kind) in read.items()}
+            self.view = Scatters(titled, self._labels(), coloring, self._select)
+        else:
+            titled = {model: (lambda model=model: cells.coordinates(model)) for model in cells.models}
+            self.view = Density(titled, coloring, self._select)
+        help_text = HTML(f"<i>{_HELP[isinstance(self.view, Density)]}</i>")
+        self.widget = VBox(
+            [HBox(self._choices), self._legend, self.view.widget, help_text, self._described, self._selected]
+        )
+        self._show(maps.color, coloring)
+        self._select(maps.rows)
+
+    def recolor(self, name: str, coloring: Coloring | None) -> None:
+        """Draw the maps in other colors, and show their name in the controls."""
+        self.view.recolor(coloring)
+        self._show(name, coloring)
+
+    def _labels(self) -> pd.DataFrame:
+        """Return the columns that are shown for the cell under the mouse."""
+        cells = self._maps.cells
+        columns = {name: cells.column(name) for name in (CELL_TYPE, DONOR) if name in cells.columns}
+        columns = {name: labels.cat.add_categories([""]).fillna("") for name, labels in columns.items()}
+        return pd.DataFrame(columns, index=range(cells.n_cells))
+
+    def _choose(self, change: dict) -> None:
+        """Color the maps by what was chosen in one of the controls."""
+        if change["new"] and not self._busy:
+            self._legend.value = "<i>reading …</i>"
+            try:
+                self._maps.color = change["new"]
+            except (OSError, ValueError, MemoryError) as error:
+                self._legend.value = escape(style.printable(str(error)))
+
+    def _show(self, name: str, coloring: Coloring | None) -> None:
+        """Show the name of the color, its legend, and the tables of a program."""
+        with self._quietly():
+            for choice in self._choices:
+                values = [value[1] if isinstance(value, tuple) else value for value in choice.options]
+                choice.value = name if name in values else ""
+        self._legend.value = "<b>number of cells</b> in each pixel" if coloring is None else coloring.legend()
+        if program := self._maps.find_program(name):
+            title = f"Program {self._maps.names[program[0]][program[1]]} of {program[0]}"
+            self._described.value = _tables(title, self._maps.program(*program))
+
+    def _select(self, rows) -> None:
+        """Show the tables of the selected cells."""
+        self._maps.rows = rows
+        if not len(rows):
+            self._selected.value = "<i>No cells are selected.</i>"
+            return
+        self._selected.value = f"<i>{len(rows):,} cells are selected: reading …</i>"
+        n = f"{len(rows):,} of {self._maps.cells.n_cells:,} cells are selected"
+        try:
+            self._selected.value = _tables(n, self._maps.tables)
+        except (OSError, ValueError, MemoryError) as error:
+            self._selected.value = f"{n}. {escape(style.printable(str(error)))}"
+
+    @contextlib.contextmanager
+    def _quietly(self) -> Iterator[None]:
+        """Set controls without drawing the maps again."""
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
+
+
+def _useful_columns(maps: Maps) -> list[str]:
+    """Return the columns of obs that colors can show, and the number and the selection of the cells."""
+    columns = [name for name in maps.cells.columns if maps.cells.n_labels(name) <= MAX_LABELS]
+    return [*columns, NUMBER, SELECTED] if not maps.drawn_by_browser else columns
+
+
+def _tables(title: str, tables: dict[str, pd.DataFrame]) -> str:
+    """Return tables as HTML, next to each other, with their first rows."""
+    shown = []
+    for name, table in tables.items():
+        grouped = isinstance(table.index, pd.MultiIndex)
+        first = table.groupby(level=0, sort=False).head(_ROWS_OF_EACH) if grouped else table.head(_ROWS)
+        columns = {column: [_FORMATS.get(column, _format)(value) for value in first[column]] for column in first}
+        html = pd.DataFrame(columns, first.index).to_html(border=0, escape=True)
+        more = f"<br><i>the first of {len(table):,} rows</i>" if len(table) > len(first) and not grouped else ""
+        shown.append(f"<div><b>{name}</b>{html}{more}</div>")
+    heading = f"<b>{escape(style.printable(title))}</b>"
+    return f"{_STYLE}{heading}<div class='aenmf'>{''.join(shown)}</div>"
+
+
+def _format(value: float) -> str:
+    """Return a number as text: an integer in full, else three digits."""
+    return f"{value:,}" if isinstance(value, int | np.integer) else f"{value:.3g}"

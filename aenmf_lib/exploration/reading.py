@@ -1,0 +1,263 @@
+"""Reading what the maps show from the files of a run, one column at a time, so that 60 million cells fit in memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix, vstack
+
+from aenmf_lib.data import CELL_TYPE, DONOR, CellStream
+from aenmf_lib.data.labels import as_text
+from aenmf_lib.data.matrices import Matrix
+from aenmf_lib.data.reading import guard, open_cells, read_element
+from aenmf_lib.results import MODELS, OBSM, VARM
+from aenmf_lib.results.schema import PROVENANCE, identify, skip_reason
+
+log = logging.getLogger(__name__)
+
+BLOCK = 2**18  # cells that are read at a time
+_COMPARED = 20_000  # names of cells that are compared between two files
+_KEPT = 8  # columns of usages and genes that stay in memory
+_SYMBOL = "feature_name"  # column of var
+
+
+class Cells:
+    """The cells of one run, read from its results files: labels, usages, maps, and genes if there is a filtered file.
+
+    Raises OSError or ValueError if a file is not valid, or if two files do not contain the same cells.
+
+    Parameters
+    ----------
+    model_paths
+        Results files of models of the same cells. Files of skipped models are left out.
+    tables_dir
+        Folder with ``umap.h5ad``. A model without UMAP gets the first two principal components of its usages.
+    cells_path
+        The filtered cells, if their genes are wanted; it is ignored if it does not exist.
+
+    Attributes
+    ----------
+    n_cells, models, skipped, columns
+        Number of cells, the models in the order of every table, the reasons for which others were skipped, and the
+        columns of obs.
+    W, genes, symbols
+        Programs of each model, (k, n_genes), the names of the genes, and their symbols (or names without symbol).
+    """
+
+    def __init__(self, model_paths: Sequence[str | Path], tables_dir: str | Path = "", cells_path: str | Path = ""):
+        self.skipped: dict[str, str] = {}
+        self.W: dict[str, np.ndarray] = {}
+        self._usages: dict[str, tuple[str | Path, str]] = {}  # model -> file, key of obsm
+        self._cache: dict[tuple, np.ndarray] = {}
+        self._path, names = None, None
+        for path in model_paths:
+            with open_cells(path) as file:
+                provenance = read_element(file["uns"], PROVENANCE, path) if PROVENANCE in file.get("uns", {}) else {}
+                if reason := skip_reason({PROVENANCE: provenance}):
+                    self.skipped[str(provenance.get("model"))] = reason
+                    continue
+                with guard(path):
+                    model, k = identify(_Keys(file["varm"]))
+                if model in self._usages:
+                    raise ValueError(
+                        f"{path} and {self._usages[model][0]} are both of {model}. Pass one file per model."
+                    )
+                names = self._check_cells(file, path, names)
+                self._usages[model] = path, OBSM[model]["shared"].format(k=k)
+                self.W[model] = read_element(file["varm"], VARM[model]["W"].format(k=k), path).T
+                if self._path is None:
+                    self._path, self.columns = path, _columns(file["obs"])
+                    self.genes, self.symbols = _gene_names(read_element(file, "var", path))
+        if self._path is None:
+            reasons = "; ".join(f"{model}: {reason}" for model, reason in self.skipped.items())
+            found = f"All models were skipped ({reasons})" if reasons else "No results file was given"
+            raise ValueError(f"{found}. Pass the file of a model that was trained.")
+        self.models = [model for model in MODELS if model in self._usages]
+        umap = Path(tables_dir) / "umap.h5ad"
+        self._umap = umap if tables_dir and umap.exists() else None
+        self.cells_path = Path(cells_path) if str(cells_path) and Path(cells_path).exists() else None
+        for path in filter(None, (self._umap, self.cells_path)):
+            with open_cells(path) as file:
+                self._check_cells(file, path, names)
+                if path == self._umap:
+                    self._maps = list(file["obsm"])
+
+    def column(self, name: str) -> pd.Series:
+        """Return a column of obs, (n_cells,): categories, or numbers."""
+        if name not in self.columns:
+            raise ValueError(f"obs has no column {name!r}. Choose one of {', '.join(self.columns)}.")
+        with open_cells(self._path) as file:
+            values = read_element(file["obs"], name, self._path)
+        column = pd.Series(values, copy=False)
+        if column.dtype.kind in "iuf":  # also with missing values of pandas
+            nullable = isinstance(column.dtype, pd.api.extensions.ExtensionDtype)
+            return pd.Series(column.to_numpy(np.float64, na_value=np.nan)) if nullable else column
+        column = column if isinstance(column.dtype, pd.CategoricalDtype) else as_text(column).astype("category")
+        blank = [name for name in column.cat.categories if not str(name).strip()]
+        return column.cat.remove_categories(blank)
+
+    def n_labels(self, name: str) -> int:
+        """Return the number of labels of a column: 0 if it has numbers, and that of all cells if it has any texts."""
+        with open_cells(self._path) as file, guard(self._path, f"obs/{name}"):
+            node = file["obs"][name]
+            group = hasattr(node, "keys")
+            if group and "categories" in node:
+                return node["categories"].shape[0]
+            values = node["values"] if group else node
+            return 0 if values.dtype.kind in "iuf" else 2 if values.dtype.kind == "b" else self.n_cells
+
+    def names(self, rows: np.ndarray) -> pd.Index:
+        """Return the names of some cells, whose rows are sorted, (n_rows,)."""
+        with open_cells(self._path) as file:
+            found = [part for _, part in self._pick(_index(file["obs"]), rows)]
+        return pd.Index([_decode(name) for part in found for name in part], dtype=object)
+
+    def usage(self, model: str, program: int) -> np.ndarray:
+        """Return the usage of one program, (n_cells,) float32."""
+
+        def read() -> np.ndarray:
+            return np.concatenate([H[:, program] for H in self._blocks(model)]).astype(np.float32, copy=False)
+
+        return self._cached(("usage", model, program), read)
+
+    def usages(self, model: str, rows: np.ndarray) -> np.ndarray:
+        """Return the usages of some cells, whose rows are sorted, (n_rows, k)."""
+        path, key = self._usages[model]
+        with open_cells(path) as file, guard(path, f"obsm/{key}"):
+            return np.concatenate([part for _, part in self._pick(file["obsm"][key], rows)])
+
+    def usage_by_label(self, model: str, program: int, labels: pd.Series) -> pd.DataFrame:
+        """Return the mean usage of a program and the number of cells by label, the largest mean first."""
+        codes, values = labels.cat.codes.to_numpy(), self.usage(model, program)
+        sums, counts = np.zeros((2, len(labels.cat.categories) + 1))
+        for lo in range(0, self.n_cells, BLOCK):  # in blocks: bincount makes copies of eight bytes per value
+            group = codes[lo : lo + BLOCK].astype(np.int64) + 1
+            sums += np.bincount(group, values[lo : lo + BLOCK], len(sums))
+            counts += np.bincount(group, minlength=len(counts))
+        table = pd.DataFrame({"mean_usage": sums[1:], "n_cells": counts[1:].astype(int)}, labels.cat.categories)
+        table = table[table["n_cells"] > 0]
+        table["mean_usage"] /= table["n_cells"]
+        return table.sort_values("mean_usage", ascending=False, kind="stable")
+
+    def coordinates(self, model: str) -> tuple[np.ndarray, str]:
+        """Return the map of a model, (n_cells, 2) float32, and whether it is UMAP or principal components."""
+        if self._umap is not None and (key := f"X_umap_{model}") in self._maps:
+            with open_cells(self._umap) as file:
+                return np.asarray(read_element(file["obsm"], key, self._umap), dtype=np.float32), "UMAP"
+        return self._cached(("map", model), lambda: self._principal_components(model)), "principal components"
+
+    def gene(self, symbol: str) -> np.ndarray:
+        """Return the expression of a gene, (n_cells,) float32. The filtered file is read in blocks."""
+        if self.cells_path is None:
+            raise ValueError("There is no filtered file, so no expression of genes. Pass cells_path=….")
+        if symbol not in self.symbols:
+            raise ValueError(f"There is no gene {symbol!r}. Choose from {', '.join(self.symbols[:3])}, ….")
+
+        def read() -> np.ndarray:
+            values = np.zeros(self.n_cells, dtype=np.float32)
+            for X, rows in CellStream(self.cells_path, genes=[self.genes[self.symbols.get_loc(symbol)]]):
+                values[rows] = X.toarray()[:, 0]
+            return values
+
+        return self._cached(("gene", symbol), read)
+
+    def expression(self, rows: np.ndarray) -> csr_matrix:
+        """Return the expression of some cells, whose rows are sorted, (n_rows, n_genes) CSR."""
+        with open_cells(self.cells_path) as file:
+            with guard(self.cells_path, "X"):
+                node = file["X"]
+            matrix = Matrix(node, str(self.cells_path), "X")
+            starts = np.flatnonzero(np.diff(rows, prepend=-2) > 1)  # of runs of neighbors in the file
+            ends = np.append(rows[starts[1:] - 1], rows[-1]) + 1
+            return vstack([matrix.read(lo, hi) for lo, hi in zip(rows[starts], ends, strict=True)], format="csr")
+
+    def _principal_components(self, model: str) -> np.ndarray:
+        """Return the first two principal components of the z-scored usages, (n_cells, 2) float32."""
+        k = len(self.W[model])
+        total, squares = np.zeros(k), np.zeros((k, k))
+        for H in self._blocks(model):
+            total += H.sum(axis=0, dtype=np.float64)
+            squares += H.T.astype(np.float64) @ H
+        mean = total / self.n_cells
+        covariance = squares / self.n_cells - np.outer(mean, mean)
+        scale = np.sqrt(np.maximum(np.diag(covariance), 1e-12 * max(covariance.max(), 1e-300)))
+        axes = np.linalg.eigh(covariance / np.outer(scale, scale))[1][:, : -min(k, 2) - 1 : -1]  # (k, 2)
+        axes *= np.sign(axes[np.abs(axes).argmax(axis=0), range(axes.shape[1])])  # else the sign is arbitrary
+        axes = np.pad(axes, ((0, 0), (0, 2 - axes.shape[1]))) / scale[:, None]
+        return np.concatenate([(H @ axes - mean @ axes).astype(np.float32) for H in self._blocks(model)])
+
+    def _blocks(self, model: str) -> Iterator[np.ndarray]:
+        """Yield the usages of a model in blocks of cells, (at most BLOCK, k)."""
+        path, key = self._usages[model]
+        with open_cells(path) as file, guard(path, f"obsm/{key}"):
+            H = file["obsm"][key]
+            for lo in range(0, self.n_cells, BLOCK):
+                yield H[lo : lo + BLOCK]
+
+    def _pick(self, node, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the first row of each block of a file that has some of the sorted `rows`, and these rows."""
+        for lo in range(0, self.n_cells, BLOCK):
+            first, last = np.searchsorted(rows, [lo, lo + BLOCK])
+            if first < last:
+                start, stop = int(rows[first]), int(rows[last - 1]) + 1
+                yield lo, node[start:stop][rows[first:last] - start]
+
+    def _cached(self, key: tuple, read: Callable[[], np.ndarray]) -> np.ndarray:
+        """Return an array that was read before, or read it. The oldest of more than _KEPT arrays is dropped."""
+        if key not in self._cache:
+            while len(self._cache) >= _KEPT:
+                del self._cache[next(iter(self._cache))]
+            self._cache[key] = read()
+        return self._cache[key]
+
+    def _check_cells(self, file, path: str | Path, names: np.ndarray | None) -> np.ndarray:
+        """Return names of cells at regular distances, after a comparison with those of the first file."""
+        with guard(path, "obs"):
+            index = _index(file["obs"])
+            step = max(1, index.shape[0] // _COMPARED)
+            found = np.array([_decode(name) for name in index[::step]], dtype=object)
+        if names is None:
+            self.n_cells = index.shape[0]
+        elif index.shape[0] != self.n_cells or (found != names).any():
+            differ = "" if index.shape[0] != self.n_cells else f" (first: {found[found != names][0]!r})"
+            expected = f"The same {self.n_cells} cells as in {self._path}, in the same order, are expected"
+            raise ValueError(f"{path} contains {index.shape[0]} cells, which are not those of the models{differ}. "
+                             f"{expected}. Pass files of one run.")  # fmt: skip
+        return found
+
+
+class _Keys:
+    """The part of an AnnData from which a model is identified: the keys of varm."""
+
+    def __init__(self, varm) -> None:
+        self.varm = list(varm)
+
+
+def _index(frame):
+    """Return the index of a data frame in a file."""
+    return frame[frame.attrs.get("_index", "_index")]
+
+
+def _columns(frame) -> list[str]:
+    """Return the columns of a data frame in a file: cell type and donor first."""
+    columns = [str(_decode(name)) for name in frame.attrs["column-order"]]
+    return [*(name for name in (CELL_TYPE, DONOR) if name in columns),
+            *(name for name in columns if name not in (CELL_TYPE, DONOR))]  # fmt: skip
+
+
+def _decode(name: object) -> object:
+    """Return a text of an HDF5 file as str."""
+    return name.decode() if isinstance(name, bytes) else name
+
+
+def _gene_names(var: pd.DataFrame) -> tuple[pd.Index, pd.Index]:
+    """Return the names of the genes and unique symbols; a gene without symbol, or with a repeated one, shows its id."""
+    names = var.index.astype(str)
+    symbols = as_text(var[_SYMBOL]).to_numpy() if _SYMBOL in var else names.to_numpy()
+    symbols = pd.Series(np.where(pd.isna(symbols), names, symbols), dtype=object)
+    repeated = symbols.duplicated(keep=False)
+    return names, pd.Index(symbols.mask(repeated & (symbols != names), symbols + " (" + names + ")"))

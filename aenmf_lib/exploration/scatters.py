@@ -1,0 +1,106 @@
+"""Linked maps of up to a million cells, drawn by jupyter-scatter in the browser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pandas as pd
+
+from aenmf_lib.exploration.coloring import Coloring
+
+_HEIGHT = 380  # pixels of a map
+_SELECTED = "#d62728"
+
+
+class Scatters:
+    """One map per model. Hovering, and the cells selected with the lasso, are the same in all maps.
+
+    Parameters
+    ----------
+    maps
+        Model to coordinates, (n_cells, 2), and the title of the map.
+    labels
+        Columns that are shown for the cell under the mouse, (n_cells, n_columns).
+    coloring
+        The first colors.
+    on_select
+        Called with the sorted rows of the selected cells.
+    """
+
+    def __init__(
+        self,
+        maps: Mapping[str, tuple[np.ndarray, str]],
+        labels: pd.DataFrame,
+        coloring: Coloring,
+        on_select: Callable[[np.ndarray], None],
+    ) -> None:
+        from jscatter import Scatter, compose
+
+        frame, self._on_select = labels.reset_index(drop=True), on_select
+        self._rows = np.zeros(0, dtype=np.int64)
+        self._scatters = []
+        for model, (xy, _) in maps.items():
+            low, span = xy.min(axis=0), 1.1 * max(float(np.ptp(xy, axis=0).max()), 1e-9)
+            low = (low + xy.max(axis=0)) / 2 - span / 2  # a square with all cells, and a margin
+            for axis, values in zip("xy", xy.T, strict=True):
+                frame[f"{model} {axis}"] = values
+            scales = {f"{axis}_scale": (float(low[i]), float(low[i]) + span) for i, axis in enumerate("xy")}
+            scatter = Scatter(
+                x=f"{model} x",
+                y=f"{model} y",
+                data=frame,
+                **scales,
+                axes=False,
+                color_selected=_SELECTED,
+                opacity_unselected=0.15,
+                tooltip=True,
+                tooltip_properties=list(labels),
+                tooltip_histograms=False,
+            )
+            self._scatters.append(scatter)
+        columns = 1 if len(maps) == 1 else 2
+        titled = [(scatter, title) for scatter, (_, title) in zip(self._scatters, maps.values(), strict=True)]
+        self.widget = compose(
+            titled,
+            sync_selection=True,
+            sync_hover=True,
+            rows=-(-len(maps) // columns),
+            cols=columns,
+            row_height=_HEIGHT,
+        )
+        for scatter in self._scatters:
+            scatter.widget.show()  # adds its buttons
+            scatter.widget.observe(self._select, names="selection")
+        self.recolor(coloring)
+
+    def recolor(self, coloring: Coloring | None) -> None:
+        """Draw the cells in other colors.
+
+        The widgets get the numbers of the colors directly: `Scatter.color` takes seconds for a million cells.
+        """
+        if coloring is None:
+            coloring = Coloring("", np.zeros(1, dtype=np.int8), ["#444444"], ["cells"])
+        colors = np.insert(coloring.table / 255, 3, 1, axis=1).tolist()  # (n_colors + 1, 4)
+        codes, numbers = coloring.codes, {str(number): number for number in range(len(colors))}
+        # the widget draws a legend and a histogram of the colors, both hidden, and fails without them
+        legend = {"color_scale": "categorical", "color_domain": numbers, "color_histogram": [0] * len(colors)}
+        for scatter in self._scatters:
+            points = scatter.widget.points.astype(np.float32)  # a copy
+            points[:, 2] = codes
+            with scatter.widget.hold_sync():
+                for name, value in legend.items():
+                    setattr(scatter.widget, name, value)
+                scatter.widget.prevent_filter_reset = scatter.widget.non_spatial_points_update = True
+                scatter.widget.color, scatter.widget.color_by, scatter.widget.points = colors, "valueA", points
+
+    def select(self, rows: np.ndarray) -> None:
+        """Select cells in all maps."""
+        self._scatters[0].selection(rows)
+
+    def _select(self, change: dict) -> None:
+        """Report the cells that were selected in one of the maps. The others are then told by jupyter-scatter."""
+        rows = np.sort(np.asarray(change["new"], dtype=np.int64).ravel())
+        if not np.array_equal(rows, self._rows):
+            self._rows = rows
+            self._on_select(rows)

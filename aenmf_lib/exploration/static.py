@@ -1,0 +1,84 @@
+"""A figure of the maps, for pages without widgets: executed by make, exported, or shown without a browser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.figure import Figure
+
+from aenmf_lib.exploration.coloring import MISSING, Coloring
+from aenmf_lib.figures import style
+
+MAX_MARKS = 50_000  # of more cells, the maps are pictures
+_PIXELS = 500  # of such a picture, in both directions
+_SEED = 0  # of the order in which cells are drawn
+_SHOWN = 40  # labels in the legend
+
+
+@style.figure
+def maps(read: Mapping[str, Callable[[], tuple[np.ndarray, str]]], coloring: Coloring | None, n_cells: int) -> Figure:
+    """Draw the map of each model in one color, 183 mm wide. Table: the number of cells of each label, if it has labels.
+
+    Parameters
+    ----------
+    read
+        Model to a function that returns its coordinates, (n_cells, 2), and the kind of map.
+    coloring
+        The colors, or None for the number of cells.
+    n_cells
+        The number of cells, for the caption.
+    """
+    table, colors = pd.DataFrame(), {}
+    if coloring is not None and coloring.labels is not None:
+        labels = style.shorten_labels(coloring.labels, 55)
+        n_labels = len(labels)
+        counts = np.bincount(coloring.data.astype(np.int32) % (n_labels + 1), minlength=n_labels + 1)
+        table = pd.DataFrame({"label": [*coloring.labels, "(missing)"], "n_cells": counts})
+        colors = dict(list(zip(labels, coloring.colors, strict=True))[:_SHOWN])
+        colors |= {"(missing)": MISSING} if counts[-1] else {}
+    title = "number of cells" if coloring is None else style.printable(coloring.title)
+    more = f"{_SHOWN} of {len(coloring.labels)} labels are listed" if len(table) - 1 > _SHOWN else ""
+    columns = 1 if len(read) == 1 else 2
+    rows = -(-len(read) // columns)
+    lines = -(-len(colors) // style.legend_columns(colors, style.DOUBLE)) if colors else 3
+    note = [f"n = {n_cells:,} cells", "no axis has a unit; distances are comparable within a map only", more]
+    fig = style.new_figure(table, style.DOUBLE, rows * style.DOUBLE / 2 + lines * 3.3 + 6, note)
+    part = fig.subfigures()
+    axes = part.subplots(rows, columns, squeeze=False).ravel()
+    for (model, coordinates), ax in zip(read.items(), axes, strict=False):
+        xy, kind = coordinates()
+        ends = [(float(np.nanmin(values)), float(np.nanmax(values))) for values in xy.T]
+        span = 1.05 * max(high - low for low, high in ends)  # a square that contains all cells
+        view = [end for low, high in ends for end in style.at_least(low, high, max(span, 1e-9))]
+        _draw(ax, xy, coloring, view)
+        ax.set(
+            label=model, title=f"{model}, {kind}", aspect="equal", xticks=[], yticks=[], xlim=view[:2], ylim=view[2:]
+        )
+    for ax in axes:
+        ax.spines[:].set_visible(False)
+    for ax in axes[len(read) :]:
+        ax.set_axis_off()
+    title = style.shorten_labels([title], 150)[0]
+    if colors:
+        style.legend(part, colors, where="lower", title=title, alignment="left")
+    elif coloring is not None:
+        scale = ScalarMappable(Normalize(coloring.low, coloring.high), ListedColormap(coloring.colors))
+        part.colorbar(scale, ax=list(axes), location="bottom", shrink=0.3, aspect=25, pad=0.02, label=title)
+    return fig
+
+
+def _draw(ax, xy: np.ndarray, coloring: Coloring | None, view: list[float]) -> None:
+    """Draw one map: marks, or a picture of more than MAX_MARKS cells."""
+    if len(xy) <= MAX_MARKS and coloring is not None:
+        order = np.random.default_rng(_SEED).permutation(len(xy))  # no label covers the others
+        size = np.clip(20_000 / len(xy), 0.3, 8)
+        ax.scatter(*xy[order].T, s=size, c=coloring.rgb()[order] / 255, lw=0, rasterized=len(xy) > style.RASTER)
+        return
+    from aenmf_lib.exploration.raster import Tiles
+
+    picture = Tiles(xy).image(coloring, tuple(view), _PIXELS, _PIXELS)
+    ax.imshow(picture, origin="lower", extent=view, interpolation="nearest")
