@@ -33,6 +33,7 @@ _CELL_TYPES = {
     "mast cell": (0.01, {"mast": 1.2}),
 }
 _DONOR_SHARES = (0.27, 0.22, 0.19, 0.16, 0.12, 0.04)  # the last donor has fewer cells than the demo's threshold
+_CONDITIONS = ("control", "treated")  # of the first, second, third, … donor in turn
 # name of the data set -> arguments of `simulate`
 _SCENARIOS = {
     "demo": {},
@@ -65,6 +66,8 @@ def simulate(
     donor_profiles: float = 1.0,
     donor_programs: float = 1.0,
     composition_concentration: float = 60.0,
+    n_donors: int = len(_DONOR_SHARES),
+    treatment: tuple[str, str, float] | None = None,
 ) -> tuple[AnnData, Truth]:
     """Simulate `n_cells` cells with `n_genes` genes; the same `seed` gives the same cells.
 
@@ -75,26 +78,40 @@ def simulate(
     composition_concentration
         Concentration of the Dirichlet distribution of the cell-type shares of each donor. With 60 the donors have
         similar shares. With 3 some donors have almost no cells of some types, which confounds donor and composition.
+    n_donors
+        Number of donors. After the sixth, the shares of the cells repeat.
+    treatment
+        A program, a cell type and a factor. The usage of this program in the cells of this type is multiplied by the
+        factor in treated donors. By default, treated donors are like the others.
 
     Returns
     -------
     cells, truth : AnnData, Truth
         ``raw.X`` integer counts, ``X`` log-normalized, ``obs['cell_type']`` and ``obs['donor_id']`` categorical,
-        Ensembl-like ``var_names`` with ``feature_name``, and the truth, which ``uns['truth']`` also contains.
+        ``obs['condition']``: every second donor is treated. Ensembl-like ``var_names`` with ``feature_name``, and the
+        truth, which ``uns['truth']`` also contains.
     """
-    n_donors = len(_DONOR_SHARES)
+    if n_donors < 1:
+        raise ValueError(f"n_donors={n_donors} is too small. Set it to 1 or more.")
+    if treatment and (treatment[0] not in PROGRAMS or treatment[1] not in _CELL_TYPES or not treatment[2] >= 0):
+        known = f"Expected a program ({', '.join(PROGRAMS)}), a cell type ({', '.join(_CELL_TYPES)}) and a factor ≥ 0"
+        raise ValueError(f"treatment={treatment} is unknown. {known}.")
     needed = sum(PROGRAMS.values()) + n_donors * (_PROFILE_GENES + _CHANGED_PROGRAMS * _CHANGED_GENES)
     if n_genes < needed:
         raise ValueError(f"n_genes={n_genes} is too small for the programs and donors. Set it to {needed} or more.")
     rng = np.random.default_rng(seed)
-    W, profiles, programs, names = _draw_programs(rng, n_genes)
+    W, profiles, programs, names = _draw_programs(rng, n_genes, n_donors)
     profiles *= donor_profiles * 0.05
     programs *= donor_programs * 0.15
     background = rng.lognormal(0, 1, n_genes)
     background *= _BACKGROUND / background.sum()
 
-    donor = np.sort(rng.choice(n_donors, n_cells, p=np.array(_DONOR_SHARES) / sum(_DONOR_SHARES)))
+    shares = np.resize(_DONOR_SHARES, n_donors)
+    donor = np.sort(rng.choice(n_donors, n_cells, p=shares / sum(shares)))
     H, cell_type = _draw_usages(rng, donor, composition_concentration)
+    if treatment:
+        program, name, factor = treatment
+        H[(cell_type == list(_CELL_TYPES).index(name)) & (donor % 2 == 1), list(PROGRAMS).index(program)] *= factor
     rate = H @ W + background + profiles[donor]  # (n_cells, n_genes)
     for d in range(n_donors):
         rate[donor == d] += H[donor == d] @ programs[d]
@@ -112,6 +129,7 @@ def simulate(
     obs = pd.DataFrame(index=[f"{donor_names[d]}_{i:05d}" for d, i in zip(donor, order, strict=True)])
     obs["cell_type"] = pd.Categorical.from_codes(cell_type[order], list(_CELL_TYPES))
     obs["donor_id"] = pd.Categorical.from_codes(donor, donor_names)
+    obs["condition"] = pd.Categorical.from_codes(donor % 2, _CONDITIONS)
     obs = obs.assign(assay="simulated", tissue="blood", disease="normal").astype("category")
     ids = [f"ENSG9{i:010d}" for i in range(n_genes)]  # no human gene has such an id
     var = pd.DataFrame({"feature_name": names.astype(str), "feature_is_filtered": False}, index=ids)
@@ -132,9 +150,9 @@ def write_demo(path: str | Path) -> None:
     files.write_h5ad(simulate(**_SCENARIOS[name])[0], path)
 
 
-def _draw_programs(rng: np.random.Generator, n_genes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _draw_programs(rng: np.random.Generator, n_genes: int, n_donors: int) -> tuple[np.ndarray, ...]:
     """Draw W (k, n_genes), donor profiles (n_donors, n_genes), donor programs (n_donors, k, n_genes), gene names."""
-    n_donors, k = len(_DONOR_SHARES), len(PROGRAMS)
+    k = len(PROGRAMS)
     unused = iter(rng.permutation(n_genes))
     W, profiles, programs = (np.zeros((*shape, n_genes)) for shape in ((k,), (n_donors,), (n_donors, k)))
     names = np.array([f"BG{i:04d}" for i in range(n_genes)], dtype=object)

@@ -1,6 +1,7 @@
 """Tests of the simulated cells: their format, and the counts against the truth."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from aenmf_lib import data
@@ -78,3 +79,39 @@ def test_write_demo_writes_the_scenario_of_the_file_name(tmp_path, monkeypatch):
     assert (data.read_h5ad(tmp_path / "demo_none.h5ad").X != expected.X).nnz == 0
     with pytest.raises(ValueError, match=r"Unknown scenario 'other'\. .* demo, demo_none"):
         simulation.write_demo(tmp_path / "other.h5ad")
+
+
+def test_a_treatment_changes_one_program_of_one_type_in_every_second_donor():
+    cells, truth = data.simulate(4000, n_donors=4, donor_profiles=0, treatment=("interferon", "B cell", 3.0))
+    conditions = cells.obs.groupby("donor_id", observed=True)["condition"].unique()
+    assert [list(names) for names in conditions] == [["control"], ["treated"]] * 2
+    usage = pd.DataFrame(truth.H, columns=list(simulation.PROGRAMS))
+    genes = cells.var["feature_name"].str.startswith("INTERFERON").to_numpy()
+    usage["counts"] = cells.X[:, genes].sum(axis=1)
+    by = [cells.obs["cell_type"].to_numpy(), cells.obs["condition"].to_numpy()]
+    means = usage.groupby(by).mean().drop(index="mast cell", level=0)
+    ratio = (means.xs("treated", level=1) / means.xs("control", level=1)).fillna(1)
+    assert ratio.loc["B cell", "interferon"] == pytest.approx(3, rel=0.25)
+    assert ratio.loc["B cell", "counts"] > 1.4
+    ratio.loc["B cell", ["interferon", "counts"]] = 1
+    assert ((ratio > 0.6) & (ratio < 1.6)).all(axis=None)  # 100 cells of some types, with a standard deviation of 1.2
+
+
+def test_without_a_treatment_the_demo_is_as_it_was():
+    obs = data.simulate()[0].obs
+    assert obs["donor_id"].value_counts(sort=False).tolist() == [1364, 1100, 923, 825, 570, 218]
+    assert obs["cell_type"].value_counts(sort=False).tolist() == [1610, 882, 464, 672, 242, 677, 387, 66]
+
+
+@pytest.mark.parametrize("n", [1, 12])
+def test_the_number_of_donors_can_be_chosen(n):
+    cells, truth = data.simulate(1000, n_donors=n)
+    assert cells.obs["donor_id"].nunique() == len(truth.donor_profiles) == n
+
+
+@pytest.mark.parametrize("treatment", [("interferons", "B cell", 2.0), ("B", "B cells", 2.0), ("B", "B cell", -1.0)])
+def test_unknown_treatments_raise(treatment):
+    with pytest.raises(ValueError, match=r"is unknown\. Expected a program \(housekeeping, .* a factor ≥ 0"):
+        data.simulate(100, treatment=treatment)
+    with pytest.raises(ValueError, match="n_donors=0 is too small"):
+        data.simulate(100, n_donors=0)

@@ -1,0 +1,220 @@
+"""Programs whose usage differs between two groups of donors. The units of all tests are donors, not cells."""
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from aenmf_lib.data.labels import CELL_TYPE, DONOR, as_text
+
+__all__ = ["differential_usage"]
+
+log = logging.getLogger(__name__)
+
+_FLOOR = 0.05  # added to the means before the logarithm, relative to the mean usage of the program
+_SHOWN = 10  # values in an error message
+_RESULTS = ["effect", "ci_low", "ci_high", "statistic", "p_value"]
+
+
+def differential_usage(
+    H: Mapping[str, np.ndarray] | np.ndarray,
+    obs: pd.DataFrame,
+    by: str,
+    *,
+    groups: Sequence[str] = (),
+    min_cells: int = 10,
+    min_donors: int = 2,
+) -> pd.DataFrame:
+    """Compare the usage of each program between two groups of donors, within each cell type.
+
+    The cells of a donor are not independent, so a test that counts cells finds differences where there are none. Here
+    the usages are averaged over the cells of each donor, and a t-test compares the donors' means m on the scale
+    log2(m + 5 % of the program's mean usage). If most donors have cells in both groups, as before and after a
+    treatment, the test is paired. Otherwise it is the two-sample test with one variance for both groups: with two to
+    four donors per group, Welch's test finds fewer differences. Trust it less if the smaller group varies more. Donors
+    that do not fit the design are left out: donors of one group if it is paired, of both groups if not.
+
+    If each donor is in one group, conditional models that remove the differences between donors also remove those
+    between the groups: use the usages of an unconditional model.
+
+    Parameters
+    ----------
+    H : {model: (n_cells, k)} or (n_cells, k)
+        Usages by model, of the cells of `obs`. An array alone is the model ``"H"``.
+    obs
+        ``donor_id``, ``cell_type`` and the column `by`. Cells without a type or group are left out.
+    by
+        The column of the groups.
+    groups
+        The two groups to compare, the reference first. By default the two values of the column: in the order of an
+        ordered categorical, else in alphabetical order.
+    min_cells
+        Donors with fewer cells of a type in a group are left out of the tests of this type.
+    min_donors
+        Smallest number of donors per group, or of pairs of a paired design; at least 2.
+
+    Returns
+    -------
+    DataFrame
+        One row per model, program (from 0) and type: ``Model, program, cell_type, group_a, group_b``;
+        ``n_donors_a``, ``n_donors_b`` with enough cells; ``n_pairs`` (0 if unpaired); ``design`` (``paired`` or
+        ``unpaired``); ``mean_a``, ``mean_b``, the means of the tested donors' mean usages; ``effect``, the difference
+        b - a of the means on the log2 scale, so 1 means that usage doubles; its 95 % interval ``ci_low``, ``ci_high``;
+        ``statistic`` (t), ``p_value``; ``fdr``, by Benjamini and Hochberg over all tests of a model; ``reason`` why a
+        test was not done (its results are NaN), or ''.
+
+    Raises
+    ------
+    ValueError
+        If a column is missing or does not have two groups, if a cell has no donor, or if a group has too few donors.
+
+    References
+    ----------
+    Squair et al. (2021), "Confronting false discoveries in single-cell differential expression",
+    doi:10.1038/s41467-021-25960-2. Benjamini and Hochberg (1995), doi:10.1111/j.2517-6161.1995.tb02031.x.
+    """
+    if min_cells < 1 or min_donors < 2:
+        found = f"min_cells={min_cells}, min_donors={min_donors}"
+        raise ValueError(f"{found}: min_cells must be at least 1, and min_donors at least 2.")
+    H = H if isinstance(H, Mapping) else {"H": H}
+    group, (a, b) = _read_groups(obs, by, groups)
+    units, unit = _find_units(obs, group, (a, b))
+    paired, donors = _choose_design(units, (a, b), by, min_donors)
+    comparisons = [
+        _compare_donors(name, rows[rows[DONOR].isin(donors)], (a, b), paired, min_cells, min_donors)
+        for name, rows in units.groupby(CELL_TYPE, sort=True)
+    ]
+    tables = []
+    for model, usages in H.items():
+        means = _average(usages, unit, units["n_cells"].to_numpy(), model)  # (n_units, k)
+        typical = means[units["n_cells"] >= min(min_cells, units["n_cells"].max())].mean(axis=0)  # (k,)
+        logs = np.log2(means + _FLOOR * np.where(typical > 0, typical, 1))
+        table = pd.concat([_test(means, logs, *each, paired) for each in comparisons])
+        table = table.sort_values("program", kind="stable", ignore_index=True)
+        tested = table["p_value"].notna()
+        table.loc[tested, "fdr"] = stats.false_discovery_control(table.loc[tested, "p_value"]) if tested.any() else []
+        tables.append(table.assign(Model=model, group_a=a, group_b=b, design="paired" if paired else "unpaired"))
+        log.info(
+            "%s: %d of %d tests done, %d with FDR < .05", model, tested.sum(), len(table), (table["fdr"] < 0.05).sum()
+        )
+    columns = ["Model", "program", CELL_TYPE, "group_a", "group_b", "n_donors_a", "n_donors_b", "n_pairs", "design",
+               "mean_a", "mean_b", *_RESULTS, "fdr", "reason"]  # fmt: skip
+    return pd.concat(tables, ignore_index=True)[columns]
+
+
+def _read_groups(obs: pd.DataFrame, by: str, groups: Sequence[str]) -> tuple[pd.Series, tuple[str, str]]:
+    """Return the group of each cell as text, (n_cells,), and the two groups, the reference first."""
+    for column in (by, DONOR, CELL_TYPE):
+        if column not in obs:
+            columns = ", ".join(map(repr, obs.columns[:_SHOWN])) or "no columns"
+            two = ", ".join(repr(name) for name in obs if obs[name].nunique() == 2) or "none"
+            raise ValueError(f"obs has no column {column!r}; it has {columns}. Columns with two values: {two}.")
+    group = as_text(obs[by])
+    donors = as_text(obs[DONOR]).groupby(group.to_numpy()).nunique()  # group -> number of donors
+    names = sorted(donors.index, key=lambda name: (name.casefold(), name))
+    if isinstance(obs[by].dtype, pd.CategoricalDtype) and obs[by].cat.ordered:
+        names = [name for name in map(str, obs[by].cat.categories) if name in donors.index]
+    if chosen := [str(name) for name in ([groups] if isinstance(groups, str) else groups)]:
+        unknown = [name for name in chosen if name not in names]
+        if unknown or len(chosen) != 2 or chosen[0] == chosen[1]:
+            found = f"groups={chosen} are not two different values of obs[{by!r}]"
+            raise ValueError(f"{found}. Choose two of {_list(names, donors)}; the first is the reference.")
+        names = chosen
+    if len(names) != 2:
+        numbers = pd.api.types.is_numeric_dtype(obs[by].dtype) and len(names) > _SHOWN
+        advice = f"groups=[{', '.join(map(repr, names[:2]))}] compares two of them" if len(names) > 2 else ""
+        advice = "Cut the numbers into two groups first, for example with pandas.cut" if numbers else advice
+        found = f"obs[{by!r}] has {len(names)} groups instead of two: {_list(names, donors) or 'all cells are empty'}"
+        raise ValueError(f"{found}. {advice or 'Name a column with two groups of donors'}.")
+    if n := int((~group.isin(names)).sum()):
+        log.warning("%d of %d cells are in neither group of obs[%r] (%s, %s): left out", n, len(obs), by, *names)
+    return group, (names[0], names[1])
+
+
+def _list(names: Sequence[str], donors: pd.Series) -> str:
+    """Describe groups with their numbers of donors."""
+    text = ", ".join(f"{name!r} ({donors[name]} donors)" for name in names[:_SHOWN])
+    return text + f", … ({len(names)} in all)" * (len(names) > _SHOWN)
+
+
+def _find_units(obs: pd.DataFrame, group: pd.Series, names: Sequence[str]) -> tuple[pd.DataFrame, np.ndarray]:
+    """Return a row per type, group and donor with its ``n_cells``, and the row of each cell or -1, (n_cells,)."""
+    labels = pd.DataFrame({CELL_TYPE: as_text(obs[CELL_TYPE]), "group": group, DONOR: as_text(obs[DONOR])})
+    if n := int(labels[DONOR].isna().sum()):
+        raise ValueError(f"obs[{DONOR!r}] is empty for {n} of {len(obs)} cells. Every cell needs a donor.")
+    used = (labels[CELL_TYPE].notna() & group.isin(names)).to_numpy()
+    if not used.any():
+        raise ValueError(f"None of {len(obs)} cells has a type and a group. Name the columns of the labels.")
+    grouped = labels[used].groupby([CELL_TYPE, "group", DONOR], sort=True)
+    of_cell = np.full(len(obs), -1)
+    of_cell[used] = grouped.ngroup()
+    return grouped.size().rename("n_cells").reset_index(), of_cell
+
+
+def _choose_design(units: pd.DataFrame, groups: tuple[str, str], by: str, min_donors: int) -> tuple[bool, pd.Index]:
+    """Return whether most donors have cells in both groups, and the donors that fit this design."""
+    a, b = (pd.Index(units.loc[units["group"] == name, DONOR].unique()) for name in groups)
+    both, one = a.intersection(b), a.symmetric_difference(b)
+    paired = len(both) > len(one)
+    donors, others = (both, one) if paired else (one, both)
+    numbers = {name: len(found.intersection(donors)) for name, found in zip(groups, (a, b), strict=True)}
+    if min(numbers.values()) < min_donors:
+        found = " and ".join(f"{n} with {name!r}" for name, n in numbers.items())
+        which = "with cells in both groups" if paired else "with cells in one group only"
+        raise ValueError(
+            f"obs[{by!r}]: of the donors {which}, there are {found}. Expected at least {min_donors} per group, because "
+            "the cells of one donor do not show how much donors differ. Choose groups with more donors."
+        )
+    if len(others):
+        where, first = "one group only" if paired else "both groups", others.sort_values()[0]
+        log.warning("%d donors (first: %r) have cells in %s: left out", len(others), first, where)
+    return paired, donors
+
+
+def _compare_donors(
+    name: str, units: pd.DataFrame, groups: tuple[str, str], paired: bool, min_cells: int, min_donors: int
+) -> tuple[dict, np.ndarray, np.ndarray]:
+    """Return the columns about one type, and the rows of the units to compare in both groups, pairs in one order."""
+    units = units[units["n_cells"] >= min_cells]
+    a, b = (units[units["group"] == group].sort_values(DONOR) for group in groups)
+    about = {CELL_TYPE: name, "n_donors_a": len(a), "n_donors_b": len(b), "n_pairs": 0, "reason": ""}
+    if paired:
+        a, b = a[a[DONOR].isin(b[DONOR])], b[b[DONOR].isin(a[DONOR])]
+        about["n_pairs"] = len(a)
+    if min(len(a), len(b)) < min_donors:
+        found = f"{len(a)} pairs" if paired else f"{len(a)} and {len(b)} donors"
+        about["reason"] = f"{found} with at least {min_cells} cells; {min_donors} needed"
+    return about, a.index.to_numpy(), b.index.to_numpy()
+
+
+def _average(H: np.ndarray, unit: np.ndarray, n_cells: np.ndarray, model: str) -> np.ndarray:
+    """Return the mean usages of each unit, (n_units, k) float64, one program at a time to save memory."""
+    H = np.asarray(H)
+    if H.ndim != 2 or len(H) != len(unit):
+        raise ValueError(f"H of {model} has shape {H.shape}. Expected {len(unit)} cells × programs.")
+    used = np.flatnonzero(unit >= 0)
+    means = np.column_stack([np.bincount(unit[used], usage[used], len(n_cells)) for usage in H.T]) / n_cells[:, None]
+    if not (np.isfinite(means).all() and (means >= 0).all()):
+        raise ValueError(f"H of {model} contains NaN, infinite or negative values. Fit the model again.")
+    return means
+
+
+def _test(means: np.ndarray, logs: np.ndarray, about: dict, a: np.ndarray, b: np.ndarray, paired: bool) -> pd.DataFrame:
+    """Return the tests of one type, one row per program, from the means of the units (n_units, k) and their logs."""
+    k = means.shape[1]
+    table = pd.DataFrame(about | {"program": np.arange(k)} | dict.fromkeys([*_RESULTS, "fdr"], np.nan))
+    for column, rows in (("mean_a", a), ("mean_b", b)):
+        table[column] = means[rows].mean(axis=0) if len(rows) else np.nan
+    if about["reason"]:
+        return table
+    spread = np.ptp(logs[b] - logs[a], axis=0) if paired else np.ptp(logs[a], axis=0) + np.ptp(logs[b], axis=0)
+    varies = spread > 1e-9  # otherwise the differences are rounding
+    table.loc[~varies, "reason"] = "usage does not vary between donors"
+    x, y = logs[a][:, varies], logs[b][:, varies]
+    test = stats.ttest_rel(y, x) if paired else stats.ttest_ind(y, x)
+    interval = test.confidence_interval()
+    values = [(y.mean(axis=0) - x.mean(axis=0)), interval.low, interval.high, test.statistic, test.pvalue]
+    table.loc[varies, _RESULTS] = np.column_stack(values)
+    return table
