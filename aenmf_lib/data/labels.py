@@ -61,6 +61,14 @@ def read_labels(obs: pd.DataFrame, name: str, *, partly: bool = False) -> np.nda
     return labels.fillna(NO_TYPE).to_numpy(dtype=object)
 
 
+def gene_symbols(var: pd.DataFrame) -> np.ndarray | None:
+    """Return ``var['feature_name']`` as text, or the id of a gene without a symbol, (n_genes,); None without column."""
+    if "feature_name" not in var:
+        return None
+    symbols = as_text(var["feature_name"])
+    return symbols.where(symbols.notna(), var.index.astype(str)).to_numpy(dtype=object)
+
+
 def gene_ids(names: Iterable[str]) -> pd.Index:
     """Return gene names without the versions of Ensembl ids, for matching. Names may then be repeated."""
     return pd.Index([_ENSEMBL_VERSION.sub(r"\1", str(name)) for name in names], dtype=object)

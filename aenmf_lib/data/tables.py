@@ -8,7 +8,10 @@ import pandas as pd
 from aenmf_lib.data.files import atomic
 
 # The columns that contain names of the user, and the fingerprints of scores, which may look like numbers.
-NAMES = ("Model", "label", "class", "predicted", "cell", "cell_type", "donor_id", "on", "made_from")
+NAMES = (
+    "Model", "label", "class", "predicted", "cell", "cell_type", "donor_id", "on", "made_from", "gene", "symbol",
+    "top_genes", "specific_genes", "top_type", "usage_by_type", "gene_set", "gene_set_overlap",
+)  # fmt: skip
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> None:

@@ -72,10 +72,10 @@ class AENMF(base.Model):
         Objective at the start and after each iteration.
     n_iter_, stop_reason_, seconds_
         Number of iterations, why the fit stopped, and its duration in seconds, initialization included.
-    sq_norm_per_cell_ : float
-        ``‖X‖² / n``.
-    genes_ : (n_genes,) Index
-        Names of the genes.
+    n_cells_, sq_norm_per_cell_
+        Number of cells n, and ``‖X‖² / n``.
+    genes_, symbols_ : (n_genes,)
+        Names of the genes, and their symbols (``var['feature_name']``) or None.
     second_moment_ : str
         Representation of XᵀX and the reason for it.
     starts_ : DataFrame, one row per start
@@ -86,7 +86,7 @@ class AENMF(base.Model):
         State files that the fit may have left.
     donor_key_, cell_type_key_ : str
         Columns of obs with the donors and the cell types.
-    U_, donors_, groups_, penalty_, strength_
+    U_, overlap_, donors_, groups_, penalty_, strength_
         Empty, zero or None: these belong to the conditional models.
 
     Raises
@@ -173,7 +173,7 @@ class AENMF(base.Model):
             exceeds the memory.
         """
         begin = time.perf_counter()
-        self._set_keys(donor_key, cell_type_key)
+        self._set_names(cells, donor_key, cell_type_key)
         moments = self._weight_genes(self._load_moments(cells, sums), aenmf)
         self._fit(moments, self._to_tensor(start, moments), checkpoint)
         self.seconds_ = time.perf_counter() - begin
@@ -210,6 +210,7 @@ class AENMF(base.Model):
         """
         cells = base.check_genes(self, cells)
         if self.conditional:
+            self._check_U(self.U_)
             self._donor_codes(cells)  # raises for donors that were not in the fit
         moments = self._apply_weights(self._moments(cells))
         W, U = torch.from_numpy(self._to_fit_units(self.W_)).to(self.device, moments.dtype), None
@@ -237,7 +238,7 @@ class AENMF(base.Model):
             base.check_rank(self.k, cells.n_obs, cells.n_vars)
             moments = self._moments(cells)
         self._check_moments(moments)
-        self.sq_norm_per_cell_ = moments.sq_norm / moments.n_cells
+        self.n_cells_, self.sq_norm_per_cell_ = moments.n_cells, moments.sq_norm / moments.n_cells
         return moments
 
     def _moments(self, cells: Cells) -> Moments:

@@ -1,18 +1,22 @@
 """The base class of the four models, the checks of their parameters, and the reconstruction error ‖X − HW‖ / ‖X‖."""
 
+import inspect
 import numbers
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from scipy.sparse import issparse
 from sklearn.decomposition import non_negative_factorization
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
-from aenmf_lib.data.labels import CELL_TYPE, DONOR, gene_ids
+from aenmf_lib.data.labels import CELL_TYPE, DONOR, gene_ids, gene_symbols
 from aenmf_lib.data.streaming import CellStream
+from aenmf_lib.results.files import write_model
 from aenmf_lib.training.inputs import Cells, as_cells, iter_matrices
 from aenmf_lib.training.second_moment import check_device_name
 
@@ -38,7 +42,7 @@ class Model:
     choices: ClassVar[dict[str, tuple]] = {}  # parameter -> its valid values
 
     # Values of fitted attributes that only some models set.
-    U_ = gene_weights_ = groups_ = penalty_ = None
+    symbols_ = U_ = overlap_ = gene_weights_ = groups_ = penalty_ = None
     strength_, second_moment_ = 0.0, ""
     donors_ = starts_ = stability_ = checkpoint_files_ = ()
     donor_key_, cell_type_key_ = DONOR, CELL_TYPE
@@ -47,12 +51,13 @@ class Model:
         for name, value in vars(self).items():
             _check_parameter(name, value, self.choices.get(name))
 
-    def _set_keys(self, donor_key: str, cell_type_key: str) -> None:
-        """Store the names of the columns. Raise ValueError if one is not a name."""
+    def _set_names(self, cells: object, donor_key: str, cell_type_key: str) -> None:
+        """Store the names of the columns and the symbols of the genes. Raise ValueError if a column is not a name."""
         for option, key in (("donor_key", donor_key), ("cell_type_key", cell_type_key)):
             if not isinstance(key, str) or not key:
                 raise ValueError(f"{option}={key!r} is not the name of a column. Pass the name of an obs column.")
         self.donor_key_, self.cell_type_key_ = donor_key, cell_type_key
+        self.symbols_ = gene_symbols(var) if isinstance(var := getattr(cells, "var", None), pd.DataFrame) else None
 
     @property
     def uses_cell_type(self) -> bool:
@@ -93,6 +98,15 @@ class Model:
                 W = np.ascontiguousarray(self.W_, dtype=X.dtype)
                 usages.append(non_negative_factorization(X, H=W, **settings)[0])
         return np.concatenate(usages)
+
+    def save(self, path: str | Path) -> None:
+        """Write the fitted model, without cells, to an ``.h5ad`` file that `results.load_model` reads.
+
+        The file also contains U of model 2, and the usages `H_` of Base NMF. `results.write` writes the embeddings of
+        the cells too. Raises NotFittedError, or OSError if the file cannot be written.
+        """
+        check_fitted(self)
+        write_model(path, self)
 
     def summary(self) -> str:
         """Return one line: the iterations, why the fit stopped, the objective and the share of ‖X‖² explained."""
@@ -139,13 +153,18 @@ def check_rank(k: int, n_cells: int, n_genes: int) -> None:
         raise ValueError(f"k={k} is too large for {n_cells:,} cells × {n_genes:,} genes. {choose}")
 
 
+def check_fitted(model: Model) -> None:
+    """Raise NotFittedError if the model is not fitted."""
+    if not hasattr(model, "genes_"):
+        raise NotFittedError(f"{model.name} is not fitted. Call fit first.")
+
+
 def check_genes(model: Model, cells: Cells) -> AnnData | CellStream:
     """Return the checked cells; raise if the model is not fitted or was fitted to other genes.
 
     A matrix without names needs the number of genes of the fit. The versions of Ensembl ids may differ.
     """
-    if not hasattr(model, "genes_"):
-        raise NotFittedError(f"{model.name} is not fitted. Call fit first.")
+    check_fitted(model)
     expected, named = model.genes_, not (issparse(cells) or isinstance(cells, np.ndarray))
     cells = as_cells(cells)
     if (not named and cells.n_vars == len(expected)) or (named and same_genes(cells.var_names, expected)):
@@ -185,3 +204,16 @@ def _check_parameter(name: str, value: object, choices: tuple | None) -> None:
         raise ValueError(f"{name}={value!r} is unknown. Choose {' or '.join(map(repr, choices))}.")
     if name == "device":
         check_device_name(value)
+
+
+def with_inherited_entries(model: type[Model]) -> type[Model]:
+    """Insert the parameters and attributes of the two parents of a conditional model into its docstring."""
+    doc = inspect.cleandoc(model.__doc__)
+    for title in ("Parameters", "Attributes"):
+        header = f"\n\n{title}\n{'-' * len(title)}\n"
+        parents = [inspect.cleandoc(parent.__doc__) for parent in (model.__mro__[2], model.__mro__[1])]
+        entries = [parent.split(header)[1].split("\n\n")[0] for parent in parents]
+        entries[0] = entries[0].split("\nU_, ")[0]  # without the attributes that AE-NMF leaves empty
+        doc = doc.replace(header, "\n".join([header + entries[0], entries[1], ""]))
+    model.__doc__ = doc
+    return model

@@ -50,14 +50,16 @@ class BaseNMF(Model):
         ``(1/n) ‖X − H W‖²`` at the end; scikit-learn does not report earlier values.
     n_iter_, stop_reason_, seconds_
         Number of sweeps, why the fit stopped, and its duration in seconds.
-    sq_norm_per_cell_ : float
-        ``‖X‖² / n``.
-    genes_ : (n_genes,) Index
-        Names of the genes.
+    n_cells_, sq_norm_per_cell_
+        Number of cells n, and ``‖X‖² / n``.
+    genes_, symbols_ : (n_genes,)
+        Names of the genes, and their symbols (``var['feature_name']``) or None.
     donor_key_, cell_type_key_ : str
         Columns of obs with the donors and the cell types, which `results.write` copies.
-    second_moment_, starts_, stability_, gene_weights_, U_, donors_, groups_, penalty_, strength_, checkpoint_files_
-        Empty, zero or None: these belong to the other models.
+    second_moment_, starts_, stability_, gene_weights_, checkpoint_files_
+        Empty or None: these belong to the other models.
+    U_, overlap_, donors_, groups_, penalty_, strength_
+        Empty, zero or None: these belong to the conditional models.
 
     Raises
     ------
@@ -98,23 +100,21 @@ class BaseNMF(Model):
             The cells are not valid (raw counts, for example), or k is larger than the number of cells or genes.
         """
         begin = time.perf_counter()
-        self._set_keys(donor_key, cell_type_key)
+        self._set_names(cells, donor_key, cell_type_key)
         cells = as_cells(cells)
         check_rank(self.k, cells.n_obs, cells.n_vars)
         X = _in_memory(cells)
-        settings = {"init": "nndsvda", "solver": "cd", "beta_loss": "frobenius", "tol": self.tol}
-        self._nmf = NMF(self.k, **settings, max_iter=self.max_iter, random_state=self.seed, verbose=1)
+        nmf = self._scikit_learn(verbose=1)
         with warnings.catch_warnings(), _progress(self.name, self.max_iter):
             warnings.simplefilter("ignore", ConvergenceWarning)  # stop_reason_ reports it
-            self.H_ = self._nmf.fit_transform(X)
-        self._nmf.verbose = 0
-        self.W_, self.genes_ = self._nmf.components_, cells.var_names.copy()
-        self.n_iter_ = int(self._nmf.n_iter_)
+            self.H_ = nmf.fit_transform(X)
+        self.W_, self.genes_ = nmf.components_, cells.var_names.copy()
+        self.n_iter_ = int(nmf.n_iter_)
         converged = self.n_iter_ < self.max_iter
         self.stop_reason_ = f"tol = {self.tol:g}" if converged else f"reached max_iter = {self.max_iter}"
         self.seconds_ = time.perf_counter() - begin
         error, squares = squared_error(X, self.H_, self.W_)
-        self.sq_norm_per_cell_ = float(squares) / X.shape[0]
+        self.n_cells_, self.sq_norm_per_cell_ = X.shape[0], float(squares) / X.shape[0]
         self.loss_history_ = np.array([float(error) / X.shape[0]])
         log.info("%s: loss %.6g after %d sweeps, %.1f s: %s", self.name, self.loss_history_[0], self.n_iter_,
                  self.seconds_, self.stop_reason_)  # fmt: skip
@@ -143,7 +143,14 @@ class BaseNMF(Model):
             The model is not fitted; the cells are not valid (raw counts, for example) or have other genes.
         """
         X = _in_memory(check_genes(self, X)).astype(self.W_.dtype, copy=False)
-        return self._nmf.transform(X)
+        nmf = self._scikit_learn()
+        nmf.components_, nmf.n_components_, nmf.n_features_in_ = self.W_, self.k, len(self.genes_)
+        return nmf.transform(X)
+
+    def _scikit_learn(self, verbose: int = 0) -> NMF:
+        """Return scikit-learn's NMF with the settings of this model."""
+        settings = {"init": "nndsvda", "solver": "cd", "beta_loss": "frobenius", "tol": self.tol}
+        return NMF(self.k, **settings, max_iter=self.max_iter, random_state=self.seed, verbose=verbose)
 
     def objective(self, cells: Cells) -> float:
         """Return ``(1/n) ‖X − H W‖²`` of these cells, with H from `transform`, whose errors it raises."""

@@ -1,6 +1,5 @@
 """The conditional models: AE-NMF with a donor part, and penalties that reduce donor information in the usages."""
 
-import inspect
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -50,6 +49,8 @@ class _Conditional(AENMF):
         Weights γ and η of the penalties, and a note if there is no penalty or if few cells determine it.
     strength_ : float
         Effective strength: `strength` × (1 − the share of the penalty that chance explains).
+    overlap_ : (n_donors, k)
+        Overlap of U of each donor with the encoder E: ``U Eᵀ`` in model 1, ``diag(U_d Eᵀ)`` in model 2.
     """
 
     strength: float = penalties.STRENGTH
@@ -74,7 +75,7 @@ class _Conditional(AENMF):
         """Fit the model to all cells and return it; see `AENMF.fit`. ``labels='clusters'`` needs cells in memory."""
         begin = time.perf_counter()
         self.groups_ = None
-        self._set_keys(donor_key, cell_type_key)
+        self._set_names(cells, donor_key, cell_type_key)
         if not isinstance(cells, Moments):
             cells = as_cells(cells)
         if self.labels == "clusters" and (sums or isinstance(cells, Moments | CellStream)):
@@ -154,28 +155,26 @@ class _Conditional(AENMF):
             raise ValueError(f"obs[{self.donor_key_!r}] contains only one donor ({moments.donors[0]!r}). {self.name} "
                              "needs at least 2. Lower min_cells to keep more donors, or use AENMF.")  # fmt: skip
 
+    def _store(self, solution, moments: Moments) -> None:
+        super()._store(solution, moments)
+        self.overlap_ = self._overlap()
+
+    def _check_U(self, known: np.ndarray | None) -> None:
+        """Raise ValueError if U, or what is needed of it, is unknown."""
+        if known is None:
+            raise ValueError(f"U of this {self.name} is unknown, because the file from which it was loaded has no U. "
+                             "Write the file with model.save or donor_U=True, or fit the model again.")  # fmt: skip
+
     def _donor_codes(self, cells: Cells) -> np.ndarray:
         """Return the row of U for each cell, (n_cells,)."""
+        self._check_U(self.overlap_)
         donor = read_labels(as_cells(cells).obs, self.donor_key_)
         if unknown := sorted(map(str, set(donor) - set(self.donors_))):
             raise ValueError(f"{len(unknown)} donors were not in the fit (first: {unknown[0]!r}). See model.donors_.")
         return np.searchsorted(self.donors_, donor)
 
 
-def _document(model: type[_Conditional]) -> type[_Conditional]:
-    """Insert the inherited parameters and attributes into the docstring of a model."""
-    doc = inspect.cleandoc(model.__doc__)
-    for title in ("Parameters", "Attributes"):
-        header = f"\n\n{title}\n{'-' * len(title)}\n"
-        parents = [inspect.cleandoc(parent.__doc__) for parent in (AENMF, _Conditional)]
-        entries = [parent.split(header)[1].split("\n\n")[0] for parent in parents]
-        entries[0] = entries[0].split("\nU_, ")[0]  # without the attributes that AE-NMF leaves empty
-        doc = doc.replace(header, "\n".join([header + entries[0], entries[1], ""]))
-    model.__doc__ = doc
-    return model
-
-
-@_document
+@base.with_inherited_entries
 @dataclass(kw_only=True)
 class CAENMF1(_Conditional):
     """Conditional AE-NMF, model 1: one additive profile per donor, ``X̂ = X Wᵀ W + C U``.
@@ -254,10 +253,13 @@ class CAENMF1(_Conditional):
         fit.
         """
         base.check_genes(self, cells)
-        return (self.U_ @ self.encoder_.T)[self._donor_codes(cells)]
+        return self.overlap_[self._donor_codes(cells)]
+
+    def _overlap(self) -> np.ndarray:
+        return self.U_ @ self.encoder_.T
 
 
-@_document
+@base.with_inherited_entries
 @dataclass(kw_only=True)
 class CAENMF2(_Conditional):
     """Conditional AE-NMF, model 2: programs that differ by donor, ``x̂ = h (W + U_d)``.
@@ -305,8 +307,10 @@ class CAENMF2(_Conditional):
     def cond_latent(self, cells: Cells) -> np.ndarray:
         """Return ``h ∘ diag(U_d Eᵀ)``, (n_cells, k). Raises as `transform` does, and for new donors."""
         cells = base.check_genes(self, cells)
-        overlap = np.einsum("djp,jp->dj", self.U_, self.encoder_)
-        return self.transform(cells) * overlap[self._donor_codes(cells)]
+        return self.transform(cells) * self.overlap_[self._donor_codes(cells)]
+
+    def _overlap(self) -> np.ndarray:
+        return np.einsum("djp,jp->dj", self.U_, self.encoder_)
 
 
 def strength_path(

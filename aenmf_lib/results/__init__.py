@@ -1,5 +1,7 @@
 """Results files: their keys, writing and reading them, and their provenance."""
 
+from importlib import import_module
+
 from aenmf_lib.data.files import write_h5ad
 from aenmf_lib.data.provenance import run_info
 from aenmf_lib.data.tables import write_table
@@ -9,6 +11,13 @@ from aenmf_lib.results.skipping import Skipped, require_donors
 
 __all__ = [
     "GENE_WEIGHTS", "GROUPS", "MODELS", "OBSM", "VARM", "Embeddings", "RunInfo", "Skipped", "check", "checkpoint_path",
-    "embedding", "history", "identify", "read", "read_embeddings", "require_donors", "run_info", "write", "write_h5ad",
-    "write_table",
+    "embedding", "history", "identify", "load_model", "read", "read_embeddings", "require_donors", "run_info", "write",
+    "write_h5ad", "write_table",
 ]  # fmt: skip
+
+
+def __getattr__(name: str):
+    # imported on first use, because `models` is above this package and imports it
+    if name == "load_model":
+        return import_module("aenmf_lib.models.loading").load_model
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}. Available: {', '.join(__all__)}.")

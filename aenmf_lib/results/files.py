@@ -31,7 +31,8 @@ def write(path: str | Path, model, cells, *, donor_U: bool = False) -> None:
     path, model, cells
         The ``.h5ad`` file to write, a fitted model, and the cells of the fit: an AnnData or a `CellStream`. All columns
         of obs and ``var['feature_name']`` are kept. The columns of donors and cell types of the fit become
-        ``donor_id`` and ``cell_type``; other columns with these names become ``donor_id_original`` …
+        ``donor_id`` and ``cell_type``; other columns with these names become ``donor_id_original`` … Embeddings are
+        written in float32, programs in the precision of the fit, so that `load_model` rebuilds the model.
     donor_U
         Also write U of model 2, (n_donors, k, n_genes).
 
@@ -47,26 +48,59 @@ def write(path: str | Path, model, cells, *, donor_U: bool = False) -> None:
     out = without_matrix(cells, model.donor_key_, model.cell_type_key_)
     for role, H in embeddings.items():
         out.obsm[OBSM[name][role].format(k=k)] = H.astype(np.float32)
-    for part, key in schema.VARM[name].items():
-        out.varm[key.format(k=k)] = (model.W_ if part == "W" else model.U_).T.astype(np.float32)
-    if model.gene_weights_ is not None:
-        out.varm[schema.GENE_WEIGHTS] = model.gene_weights_[:, None]
     if model.groups_ is not None:
         out.obs[GROUPS] = model.groups_.astype("category")
+    described = describe_cells(cells, model.donor_key_, model.cell_type_key_)
+    add_model(out, model, described, donor_U=donor_U)
+    files.write_h5ad(out, path)
+    for state in model.checkpoint_files_:
+        Path(state).unlink(missing_ok=True)
+    log.info("wrote %s (%.1f MB)", path, Path(path).stat().st_size / 1e6)
+
+
+def write_model(path: str | Path, model) -> None:
+    """Write a fitted model as a results file without cells; see ``model.save``."""
+    out = AnnData(obs=pd.DataFrame(index=[]), var=pd.DataFrame(index=model.genes_))
+    if model.symbols_ is not None:
+        out.var["feature_name"] = model.symbols_
+    if model.groups_ is not None:
+        out.uns[GROUPS] = model.groups_.rename(GROUPS).to_frame()
+    if hasattr(model, "H_"):
+        out.uns[OBSM[model.name]["shared"].format(k=model.k)] = model.H_
+    described = describe_cells(out, model.donor_key_, model.cell_type_key_)
+    add_model(out, model, described, donor_U=model.U_ is not None)
+    files.write_h5ad(out, path)
+    log.info("wrote %s (%.1f MB)", path, Path(path).stat().st_size / 1e6)
+
+
+def add_model(out: AnnData, model, described: Mapping, *, donor_U: bool) -> None:
+    """Add the programs, the settings and the provenance of a fitted model to the contents of a results file."""
+    name, k = model.name, model.k
+    # in the precision of the fit, so that a loaded model computes the same usages
+    for part, key in schema.VARM[name].items():
+        out.varm[key.format(k=k)] = (model.W_ if part == "W" else model.U_).T
+    if model.gene_weights_ is not None:
+        out.varm[schema.GENE_WEIGHTS] = model.gene_weights_[:, None]
     parameters = {field: "" if value is None else value for field, value in asdict(model).items()}
     if name in schema.META:
         donors = {"donors": list(model.donors_)} if len(model.donors_) else {}
         out.uns[schema.META[name].format(k=k)] = parameters | donors
+    if len(model.donors_):
+        out.uns[schema.OVERLAP.format(k=k)] = model.overlap_
     if donor_U and name == "CAE_NMF2":
+        if model.U_ is None:
+            raise ValueError("U of this model is unknown: its file has no U. Pass donor_U=False.")
         out.uns[schema.U_DONOR.format(k=k)] = model.U_
     out.uns[PROVENANCE] = {
         "model": name,
         "parameters": parameters,
+        schema.FIT_KEYS: {"donor_key": model.donor_key_, "cell_type_key": model.cell_type_key_},
         USED_CELL_TYPE: bool(model.uses_cell_type),
         "penalty": asdict(model.penalty_) | {"strength": model.strength_} if model.penalty_ is not None else {},
-        **describe_cells(cells, model.donor_key_, model.cell_type_key_),
+        **described,
         "loss_history": model.loss_history_,
         "sq_norm_per_cell": model.sq_norm_per_cell_,
+        "n_cells": model.n_cells_,
         "n_iter": model.n_iter_,
         "stop": model.stop_reason_,
         "second_moment": model.second_moment_,
@@ -76,10 +110,6 @@ def write(path: str | Path, model, cells, *, donor_U: bool = False) -> None:
         "device": model.device,
         **run_info(),
     }
-    files.write_h5ad(out, path)
-    for state in model.checkpoint_files_:
-        Path(state).unlink(missing_ok=True)
-    log.info("wrote %s (%.1f MB)", path, Path(path).stat().st_size / 1e6)
 
 
 def without_matrix(cells, donor_key: str = DONOR, cell_type_key: str = CELL_TYPE) -> AnnData:
@@ -144,7 +174,8 @@ class Embeddings:
 def read(path: str | Path) -> AnnData:
     """Read a results file. Raises OSError or ValueError if it cannot be read or if `check` finds faults.
 
-    The file of a skipped model is valid: it has obs, var and a provenance, but no embedding.
+    The file of a skipped model is valid: it has obs, var and a provenance, but no embedding. The file of ``model.save``
+    is valid too: it has no cells.
     """
     cells, faults = schema.load(path)
     if cells is None:
@@ -160,13 +191,16 @@ def embedding(path: str | Path, role: str = "shared") -> tuple[str, int, np.ndar
 
     Raises OSError or ValueError if the file is not valid, its model was skipped, or it has no such embedding.
     """
-    return _embedding(read(path), path, role)
+    return embedding_of(read(path), path, role)
 
 
-def _embedding(cells: AnnData, path: str | Path, role: str) -> tuple[str, int, np.ndarray, AnnData]:
+def embedding_of(cells: AnnData, path: str | Path, role: str) -> tuple[str, int, np.ndarray, AnnData]:
     """Return what `embedding` returns, from the contents of a file."""
     if reason := schema.skip_reason(cells.uns):
         raise ValueError(f"{path} has no embedding, because {cells.uns[PROVENANCE]['model']} was skipped: {reason}.")
+    if not cells.n_obs:
+        raise ValueError(f"{path} has no embedding: it is a model without cells, written by model.save. Write the "
+                         "embeddings of cells: results.write(new_path, results.load_model(path), cells).")  # fmt: skip
     name, k = schema.identify(cells)
     if role not in OBSM[name]:
         raise ValueError(f"{path}: {name} has no embedding {role!r}. Choose one of: {', '.join(OBSM[name])}.")
@@ -188,7 +222,7 @@ def read_embeddings(paths: Sequence[str | Path], role: str = "shared") -> Embedd
         if reason := schema.skip_reason(cells.uns):
             skipped[str(provenance["model"])] = reason
             continue
-        name, k, H, cells = _embedding(cells, path, role)
+        name, k, H, cells = embedding_of(cells, path, role)
         if name in found:
             raise ValueError(f"{path} and {found[name][0]} are both of {name}. Pass one file per model.")
         _check_labels(cells.obs, path)

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 
 from aenmf_lib.data import files
+from aenmf_lib.data.frames import plain_frame
 from aenmf_lib.data.labels import CELL_TYPE, DONOR
 
 # role -> published key, where {k} is the rank
@@ -28,12 +30,22 @@ VARM = {
 META = {"CAE_NMF1": "cond_meta_concat_k{k}", "CAE_NMF2": "cond_meta_concat_k{k}", "Base_NMF": "sklearn_nmf_k{k}"}
 GENE_WEIGHTS = "gene_weights"  # varm, only if the genes have different weights: H = X (W diag(w²))ᵀ
 U_DONOR = "U_donor_k{k}"  # uns, model 2, optional
+OVERLAP = "donor_overlap_k{k}"  # uns, conditional models: U Eᵀ (model 1) or diag(U_d Eᵀ) (model 2), (n_donors, k)
 PROVENANCE = "provenance"  # uns
+PROJECTION = "projection"  # in the provenance of projected cells: which genes of the model they have
 SKIPPED = "skipped"  # in the provenance: why a model was not trained; the file then contains no embedding
+FIT_KEYS = "fit_keys"  # in the provenance: columns of donor and cell type in the cells of the fit
 CELLS = "cells"  # in the provenance: original columns of donor and cell type, and the number of cells before sampling
 USED_CELL_TYPE = "cell_type_in_training"  # in the provenance and in tables
 GROUPS = "groups_in_training"  # in obs: the clusters of a fit with labels="clusters"; in tables: the labels of a fit
 MODELS = tuple(OBSM)  # the order of rows in every table and figure
+# columns of programs_<model>.csv and of program_cards_<model>.csv
+GENE_COLUMNS = ("program", "rank", "gene", "symbol", "weight", "specificity", "ribosomal", "mitochondrial")
+CARD_COLUMNS = (
+    "program", "top_genes", "specific_genes", "share_of_norm", "top_type", "usage_by_type", "variance_by_type",
+    "variance_by_donor", "stability", *(f"{what}_{model}" for model in MODELS for what in ("nearest", "cosine")),
+    "gene_set", "gene_set_overlap", "gene_set_fdr",
+)  # fmt: skip
 
 _NEEDED = (USED_CELL_TYPE, "loss_history", "n_iter", "sq_norm_per_cell")  # entries that a provenance must contain
 
@@ -93,8 +105,11 @@ def check(path: str | Path) -> list[str]:
         return [str(error)]
 
 
-def load(path: str | Path) -> tuple[AnnData | None, list[str]]:
-    """Return the contents of a results file and their faults. A file without results is not read."""
+def load(path: str | Path, *, with_cells: bool = True) -> tuple[AnnData | None, list[str]]:
+    """Return the contents of a results file and their faults. A file without results is not read.
+
+    Without cells, obs and obsm, which may be large, are not read: the contents are those of a file of ``model.save``.
+    """
     with files.open_cells(path) as file:
         with files.guard(path):
             keys = list(file["varm"]) if "varm" in file else []
@@ -102,7 +117,11 @@ def load(path: str | Path) -> tuple[AnnData | None, list[str]]:
         if not skipped and not _find_models(keys):
             train = "Train a model on filtered cells and write it with results.write."
             return None, [f"is not a results file: {_describe_models([], keys)} {train}"]
-    cells = files.read_h5ad(path)
+        if not with_cells:
+            parts = {part: files.read_element(file, part, path) for part in ("var", "varm", "uns") if part in file}
+            parts["var"] = plain_frame(parts.get("var"), "var", path)
+    with files.guard(path):
+        cells = files.read_h5ad(path) if with_cells else AnnData(obs=pd.DataFrame(index=[]), **parts)
     return cells, find_faults(cells)
 
 
@@ -121,7 +140,7 @@ def find_faults(cells: AnnData) -> list[str]:
         name, k = identify(cells)
     except ValueError as error:
         return [*faults, str(error)]
-    for role, key in OBSM[name].items():
+    for role, key in OBSM[name].items() if cells.n_obs else ():
         faults += _find_matrix_faults(cells.obsm, "obsm", key.format(k=k), 2 * k if role == "concat_full" else k)
     n_donors = cells.obs[DONOR].nunique() if DONOR in cells.obs else None
     for part, key in VARM[name].items():
@@ -130,6 +149,8 @@ def find_faults(cells: AnnData) -> list[str]:
         faults.append(f"uns has no {META[name].format(k=k)!r}")
     if PROVENANCE in cells.uns:
         faults += _find_provenance_faults(cells.uns[PROVENANCE])
+        if not faults and cells.uns[PROVENANCE].get("parameters", {}).get("gene_weights") == "shared":
+            faults += _find_matrix_faults(cells.varm, "varm", GENE_WEIGHTS, 1)
     return faults
 
 

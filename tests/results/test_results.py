@@ -102,7 +102,7 @@ def test_provenance_records_labels_input_and_parameters(cells, tmp_path, gamma, 
 def test_provenance_has_the_same_keys_for_all_models(written, name):
     provenance = results.read(written[name]).uns["provenance"]
     keys = "model parameters cell_type_in_training penalty input source cells loss_history sq_norm_per_cell n_iter stop"
-    keys += " second_moment fit_seconds starts stability device"
+    keys += " second_moment fit_seconds starts stability device fit_keys n_cells"
     assert set(provenance) == {*keys.split(), *results.run_info()}
     assert bool(provenance["penalty"]) == name.startswith("CAE")
     assert (len(provenance["starts"]) > 0) == (len(provenance["stability"]) > 0) == (name != "Base_NMF")

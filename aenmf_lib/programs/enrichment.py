@@ -1,0 +1,116 @@
+"""Enrichment of gene sets in programs: gene sets from a GMT file, and the hypergeometric test."""
+
+import gzip
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix
+from scipy.stats import false_discovery_control, hypergeom
+
+from aenmf_lib.data.labels import gene_ids
+
+log = logging.getLogger(__name__)
+
+_EXPECTED = "Expected a GMT file: one gene set per line, 'name<tab>description<tab>gene<tab>gene…'."
+MIN_SIZE = 5  # genes of a set that must be among the genes of the fit
+
+
+def read_gene_sets(path: str | Path) -> dict[str, list[str]]:
+    """Return the gene sets of a GMT file by name: one set per line, ``name, description, gene, gene …``, tab-separated.
+
+    The file may be compressed with gzip. Genes are listed once per set, and empty sets are left out. Raises OSError or
+    ValueError if the file cannot be read, has no set, or has two different sets of the same name.
+    """
+    try:
+        content = Path(path).read_bytes()
+        text = (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode("utf-8-sig")
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is not a text file ({error}). {_EXPECTED}") from error
+    except OSError as error:
+        raise type(error)(f"{path} cannot be read ({error.strerror}). Pass the path of a GMT file.") from None
+    sets, lines = {}, {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        name, *rest = [entry.strip() for entry in line.split("\t")]
+        if not name or not rest:
+            raise ValueError(f"{path}: line {number} has no {'tab' if name else 'name'}: {line[:60]!r}. {_EXPECTED}")
+        genes = list(dict.fromkeys(filter(None, rest[1:])))
+        if name in sets and set(sets[name]) != set(genes):
+            raise ValueError(f"{path}: lines {lines[name]} and {number} are different sets of the same name, {name!r}. "
+                             "Rename one of them.")  # fmt: skip
+        if genes and name not in sets:
+            sets[name], lines[name] = genes, number
+    if not sets:
+        raise ValueError(f"{path} contains no gene set. {_EXPECTED}")
+    return sets
+
+
+def enrich(
+    lists: Sequence[Sequence[str]], background: Sequence[str], gene_sets: Mapping[str, Sequence[str]]
+) -> pd.DataFrame:
+    """Test whether each list of genes contains more genes of each set than a random list of the same length.
+
+    One-sided hypergeometric test. Genes outside the background are ignored, in lists and sets, and repeated names count
+    once. Sets with fewer than `MIN_SIZE` genes in the background are not tested. The false discovery rate (Benjamini
+    and Hochberg 1995) is over all lists and all tested sets, also those without a common gene.
+
+    Returns
+    -------
+    DataFrame
+        One row per list and tested set: ``program`` (number of the list, from 0), ``gene_set``, ``overlap``,
+        ``size`` (of the set), ``p``, ``fdr``; by program and p.
+    """
+    universe = pd.Index(dict.fromkeys(background))
+    members = _membership(gene_sets.values(), universe)
+    sizes = np.diff(members.indptr)
+    names = np.array(list(gene_sets), dtype=object)
+    if not sizes.any():
+        examples = [", ".join(map(repr, list(values)[:3])) for values in (next(iter(gene_sets.values())), universe)]
+        raise ValueError(f"None of the genes of {len(names):,} gene sets is a gene of the fit. The sets contain, for "
+                         f"example, {examples[0]}; the genes of the fit are {examples[1]} … Use gene sets with the "
+                         "same kind of names (symbols or ids) and of the same species.")  # fmt: skip
+    tested = np.flatnonzero(sizes >= MIN_SIZE)
+    if not len(tested):
+        raise ValueError(f"The largest of {len(names):,} gene sets has {sizes.max()} genes of the fit. Expected at "
+                         f"least {MIN_SIZE}. Use larger sets.")  # fmt: skip
+    if len(tested) < len(names):
+        log.info("%d of %d gene sets have fewer than %d genes of the fit: not tested", len(names) - len(tested),
+                 len(names), MIN_SIZE)  # fmt: skip
+    chosen = _membership(lists, universe)
+    overlap = (chosen @ members[tested].T).toarray().astype(int)  # (n_lists, n_tested)
+    cases = np.stack(np.broadcast_arrays(overlap, sizes[tested], np.diff(chosen.indptr)[:, None])).reshape(3, -1)
+    shape = tuple(cases.max(axis=1) + 1)
+    few, at = np.unique(np.ravel_multi_index(cases, shape), return_inverse=True)  # most tests are equal to others
+    overlaps, set_sizes, lengths = np.unravel_index(few, shape)
+    p = np.minimum(hypergeom.sf(overlaps - 1, len(universe), set_sizes, lengths), 1)[at]
+    table = pd.DataFrame(
+        {
+            "program": np.repeat(np.arange(len(lists)), len(tested)),
+            "gene_set": np.tile(names[tested], len(lists)),
+            "overlap": overlap.ravel(),
+            "size": np.tile(sizes[tested], len(lists)),
+            "p": p,
+            "fdr": false_discovery_control(p),
+        }
+    )
+    return table.sort_values(["program", "p"], kind="stable", ignore_index=True)
+
+
+def gene_names(genes: pd.Index, symbols: np.ndarray, gene_sets: Mapping[str, Sequence[str]]) -> np.ndarray:
+    """Return the names of genes, (n_genes,), that more genes of the sets have: symbols, or ids without version."""
+    wanted = {gene for members in gene_sets.values() for gene in members}
+    ids = gene_ids(genes).to_numpy(dtype=object)
+    return max((symbols, ids), key=lambda names: len(wanted.intersection(names)))
+
+
+def _membership(sets, universe: pd.Index) -> csr_matrix:
+    """Return which genes are in which set, (n_sets, n_genes) of 0 and 1."""
+    rows = [np.unique(found[found >= 0]) for found in (universe.get_indexer(list(genes)) for genes in sets)]
+    indptr = np.cumsum([0, *map(len, rows)])
+    return csr_matrix(
+        (np.ones(indptr[-1]), np.concatenate([*rows, []]).astype(int), indptr), (len(rows), len(universe))
+    )
