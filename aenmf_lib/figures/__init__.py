@@ -9,6 +9,8 @@ empty scores: its panels are left out, and the caption says so. `conditioning` d
 from aenmf_lib.data.tables import read_table
 from aenmf_lib.figures.cells import donors, programs, umap
 from aenmf_lib.figures.curves import conditioning, loss_curve, training
+from aenmf_lib.figures.differential import differential
+from aenmf_lib.figures.ranks import rank
 from aenmf_lib.figures.scores import classes, classification, clustering, resolution
 from aenmf_lib.figures.style import save
 
@@ -16,5 +18,5 @@ FIGURES = ("clustering", "resolution", "classification", "classes", "umap", "pro
 
 __all__ = [  # noqa: RUF022
     "clustering", "resolution", "classification", "classes", "umap", "programs", "training", "FIGURES", "conditioning",
-    "donors", "loss_curve", "read_table", "save",
+    "differential", "donors", "loss_curve", "rank", "read_table", "save",
 ]  # fmt: skip

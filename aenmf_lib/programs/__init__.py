@@ -6,10 +6,20 @@ Names are imported on first use, so that a table of genes does not import the mo
 from importlib import import_module
 
 _MODULES = {
+    "compare_projection": "programs.projection_study",
+    "consensus_programs": "programs.consensus",
+    "differential_usage": "programs.differential",
+    "gene_table": "programs.genes",
     "match_programs": "models.matching",
+    "program_cards": "programs.cards",
+    "project": "programs.projection",
+    "project_file": "programs.projection",
+    "rank_summary": "programs.rank",
+    "rank_table": "programs.rank",
     "stability": "models.matching",
     "top_genes": "programs.tables",
     "usage_by_type": "programs.tables",
+    "write_program_tables": "programs.cards",
 }
 __all__ = [*_MODULES]
 

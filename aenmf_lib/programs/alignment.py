@@ -1,0 +1,184 @@
+"""Alignment of the genes of new cells to the genes of a model, by id, id without version, or symbol."""
+
+import logging
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix
+
+from aenmf_lib.data.labels import as_text, gene_ids
+from aenmf_lib.data.preprocessing import find_gene_names
+
+log = logging.getLogger(__name__)
+
+_ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "feature_id")  # usual var columns with ids, beside symbols as names
+LEAST, _ENOUGH = 0.5, 0.8  # median share of the weight of a program: below these an error, and a warning
+_WORST = 3  # programs that are named in a message
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Which gene of a model each gene of new cells is, and how much of the programs these genes cover."""
+
+    target: np.ndarray  # (n_genes_of_file,) int, the gene of the model, or -1
+    found: np.ndarray  # (n_genes_of_model,) bool
+    names: str  # the names that were matched, such as "var_names = genes_"
+    n_ambiguous: int  # genes of the model that were not matched because their name is repeated
+    coverage: np.ndarray  # (k,) share of the weight of each program that the found genes have; 1 for empty programs
+
+    @property
+    def complete(self) -> bool:
+        """Whether the cells have all genes of the model."""
+        return bool(self.found.all())
+
+    def select(self, X: csr_matrix) -> csr_matrix:
+        """Return log-normalized cells X, (n_cells, n_genes_of_file), in the genes of the model, (n_cells, n_genes).
+
+        Genes that are not found are 0. Counts of genes of the file that are the same gene of the model are added.
+        """
+        matched = np.flatnonzero(self.target >= 0)
+        repeated = np.isin(self.target[matched], np.flatnonzero(np.bincount(self.target[matched]) > 1))
+        selected = self._spread(X, matched[~repeated])
+        if repeated.any():
+            counts = X.copy()
+            counts.data = np.expm1(counts.data)
+            selected = selected + self._spread(counts, matched[repeated]).log1p()
+        selected.sort_indices()
+        return selected
+
+    def _spread(self, X: csr_matrix, columns: np.ndarray) -> csr_matrix:
+        """Return the sum of the given columns of X for each gene of the model."""
+        ones, shape = np.ones(len(columns), X.dtype), (X.shape[1], len(self.found))
+        return X @ csr_matrix((ones, (columns, self.target[columns])), shape)
+
+    def report(self) -> dict[str, str | int | np.ndarray]:
+        """Return what the provenance of projected cells says about the genes."""
+        return {
+            "matched_by": self.names,
+            "n_genes_found": int(self.found.sum()),
+            "n_genes_model": len(self.found),
+            "n_genes_file": len(self.target),
+            "n_genes_ambiguous": self.n_ambiguous,
+            "coverage": self.coverage,
+        }
+
+
+def align_genes(model, var: pd.DataFrame, *, gene_name_key: str = "", min_coverage: float = LEAST) -> Alignment:
+    """Find the genes of a model among those of new cells, by the names that match the most genes.
+
+    The ids of the model and its symbols, if known, are compared with the names of the genes of the cells, their
+    symbols and their usual columns of ids; Ensembl ids are also compared without their versions. Upper and lower case
+    differ: ``Cd3e`` of a mouse is not ``CD3E``. If several genes of the cells have the name of one gene of the model,
+    their counts are added. A name that several genes of the model share is not matched.
+
+    Parameters
+    ----------
+    model
+        A fitted model.
+    var
+        The genes of the new cells, with unique names.
+    gene_name_key, min_coverage
+        Column of `var` to compare instead of the usual columns, and the least median coverage of the programs.
+
+    Returns
+    -------
+    Alignment
+        The coverage of a program is the share of ``Σ w e`` over its genes, with weights w of W and e of the encoder:
+        without gene weights, the share of ‖w‖². A cell that expresses only this program keeps this share of its usage
+        if the other genes are set to 0.
+
+    Raises
+    ------
+    ValueError
+        There is no column `gene_name_key`, or the median coverage of the programs is too low.
+    """
+    pairs = _pairs(_model_names(model), _file_names(var, gene_name_key))
+    label, ours, theirs = max(pairs, key=lambda pair: _n_shared(*pair[1:]))  # the first of the best
+    unique = ~ours.duplicated(keep=False) & (ours != "")
+    at = ours[unique].get_indexer(theirs)
+    target = np.where(at >= 0, np.flatnonzero(unique)[at] if unique.any() else -1, -1)
+    found = np.zeros(len(ours), dtype=bool)
+    found[target[target >= 0]] = True
+    weight = model.W_.astype(np.float64) * getattr(model, "encoder_", model.W_)  # (k, n_genes)
+    total = weight.sum(axis=1)
+    coverage = np.divide(weight[:, found].sum(axis=1), total, out=np.ones_like(total), where=total > 0)
+    coverage = np.minimum(coverage, 1)  # without the rounding error of the sums
+    aligned = Alignment(target, found, label, int(np.isin(ours[~unique], theirs).sum()), coverage)
+    _report(aligned, model.name, total > 0)
+    if (median := np.median(coverage[total > 0])) < min_coverage:
+        found = (
+            f"The {found.sum():,} genes that {model.name} and the cells share ({label}) have {median:.0%} of the weight"
+        )
+        advice = _advice(pairs, int(aligned.found.sum()))
+        raise ValueError(f"{found} of its programs (median); at least {min_coverage:.0%} is needed. {advice}")
+    return aligned
+
+
+def _model_names(model) -> dict[str, pd.Index]:
+    """Return the names of the genes of a model: its ids, and its symbols if they are known."""
+    names = {"genes_": pd.Index(model.genes_.astype(str), dtype=object)}
+    if model.symbols_ is not None:
+        names["symbols_"] = pd.Index(np.asarray(model.symbols_), dtype=object)
+    return names
+
+
+def _file_names(var: pd.DataFrame, gene_name_key: str) -> dict[str, pd.Index]:
+    """Return the names of the genes of a file: its index, and its symbols and ids or the requested column."""
+    names = {"var_names": pd.Index(var.index.astype(str), dtype=object)}
+    for key in _ID_COLUMNS:
+        if key in var and not gene_name_key:
+            names[f"var[{key!r}]"] = pd.Index(as_text(var[key]).fillna("").to_numpy(), dtype=object)
+    key, symbols = find_gene_names(var, gene_name_key)
+    if key:
+        names[f"var[{key!r}]"] = pd.Index(symbols.to_numpy(), dtype=object)
+    return names
+
+
+def _pairs(ours: dict[str, pd.Index], theirs: dict[str, pd.Index]) -> list[tuple[str, pd.Index, pd.Index]]:
+    """Return each way to match names, ids first: what is matched, the names of the model, and those of the file."""
+    edits = {"": lambda names: names, ", without versions": gene_ids}
+    return [
+        (f"{file} = {model}{note}", edit(ours[model]), edit(theirs[file]))
+        for model, file, (note, edit) in product(ours, theirs, edits.items())
+    ]
+
+
+def _n_shared(ours: pd.Index, theirs: pd.Index) -> int:
+    """Return how many genes of the model have a unique name that the file has too."""
+    return int((ours.isin(theirs) & ~ours.duplicated(keep=False) & (ours != "")).sum())
+
+
+def _report(aligned: Alignment, model: str, used: np.ndarray) -> None:
+    """Log the overlap, as a warning if it is low. `used`, (k,) bool, marks programs that are not empty."""
+    n, total, coverage = int(aligned.found.sum()), len(aligned.found), aligned.coverage
+    if aligned.n_ambiguous:
+        log.warning("%d genes of %s are left out, because they share their name with another gene of the model",
+                    aligned.n_ambiguous, model)  # fmt: skip
+    if aligned.complete:
+        log.info("all %d genes of %s are found (%s)", total, model, aligned.names)
+        return
+    median, worst = np.median(coverage[used]), np.flatnonzero(used)[np.argsort(coverage[used], kind="stable")]
+    log.log(
+        logging.WARNING if median < _ENOUGH else logging.INFO,
+        "%d of the %d genes of %s are among the %d genes of the cells (%s). They have %.0f %% of the weight of its "
+        "programs (median; least: %s). Usages are corrected for the missing genes",
+        *(n, total, model, len(aligned.target), aligned.names, 100 * median),
+        ", ".join(f"program {i} {coverage[i]:.0%}" for i in worst[:_WORST]),
+    )
+
+
+def _advice(pairs: list, n_found: int) -> str:
+    """Return what to do if too few genes are found: ignoring the case would match more, or other names are needed."""
+    folded = max(_n_shared(*(names.str.upper() for names in pair[1:])) for pair in pairs)
+    if folded > 2 * n_found:
+        return (
+            f"{folded:,} genes match if upper and lower case are ignored: are the cells of another species? Rename the "
+            "genes to their orthologs."
+        )
+    ours, theirs = pairs[0][1:]
+    if n_found > len(theirs) / 2:
+        return "Most genes of the cells are found: use a file with more genes, or lower min_coverage (in Python)."
+    examples = f"The model has names such as {ours[0]!r}, and the cells {theirs[0]!r}"
+    return f"{examples}. Name the var column with the ids or symbols (gene_name_key=…, GENE_NAME_KEY=…)."

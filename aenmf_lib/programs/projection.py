@@ -1,0 +1,250 @@
+"""Projection of new cells: usages, and a results file, of cells and donors that a model was not fitted to."""
+
+import contextlib
+import copy
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy.sparse import csr_matrix
+
+from aenmf_lib import results
+from aenmf_lib.data import files, preprocessing
+from aenmf_lib.data.counts import find_counts, read_counts
+from aenmf_lib.data.labels import CELL_TYPE, DONOR, as_text
+from aenmf_lib.data.progress import tqdm
+from aenmf_lib.data.reading import open_cells
+from aenmf_lib.data.streaming import CellStream, iter_blocks
+from aenmf_lib.models.base import Model, check_fitted
+from aenmf_lib.programs.alignment import LEAST, Alignment, align_genes
+from aenmf_lib.programs.missing_genes import Completion
+from aenmf_lib.programs.new_donors import DonorSums
+from aenmf_lib.results.files import add_model, describe_cells, without_matrix
+from aenmf_lib.results.schema import OBSM, PROJECTION, PROVENANCE
+from aenmf_lib.training.inputs import as_cells
+
+__all__ = ["project", "project_file"]
+
+log = logging.getLogger(__name__)
+
+_TOTAL, _TOLERANCE = 1e4, 0.01  # counts to which cells are scaled, and how close their sum must be
+UNKNOWN = "unknown"  # the type of all cells, if there are no types
+_MANY_OUTSIDE = 0.2  # share of the counts in genes that the model does not have, above which a warning says so
+
+
+def project(
+    model: Model | str | Path,
+    cells: AnnData | str | Path,
+    *,
+    donor_key: str = DONOR,
+    cell_type_key: str = CELL_TYPE,
+    layer: str = "",
+    gene_name_key: str = "",
+    fractional: bool = False,
+    min_coverage: float = LEAST,
+) -> AnnData:
+    """Compute the usages of new cells, which may be of new donors, as the contents of a results file.
+
+    Cells are normalized as notebook 01 does: scaled to 10,000 counts of all genes of their file, then log1p. Genes are
+    aligned by the names that match the most genes (`alignment.align_genes`). If genes of the model are missing, usages
+    stay on the same scale (`missing_genes.Completion`); if none is missing, they are those of ``model.transform``, to
+    the bit. For conditional models, the donor part of each donor is computed from its own cells, also if a donor of
+    the fit has the same name (`new_donors.DonorSums`). No labels are needed.
+
+    Parameters
+    ----------
+    model
+        A fitted model, or the path of its results file.
+    cells, layer, fractional
+        A file (read in blocks) or an AnnData, and the matrix with its raw counts, as for `data.read_counts`. Without
+        raw counts, X is used if `data.prepare` or notebook 01 made it, or if expm1 of its values adds up to 10,000 in
+        each cell.
+    donor_key, cell_type_key
+        Columns of obs. Without ``donor_id``, all cells are one donor; without ``cell_type``, all are 'unknown'.
+    gene_name_key, min_coverage
+        Column of var with the ids or symbols of the genes, besides their names ('' searches the usual columns); and
+        the least share of the weight of the programs (median) that the genes of the cells must have.
+
+    Returns
+    -------
+    AnnData
+        The contents that `results.write` writes, with the genes of the model and the obs of the cells: embeddings in
+        obsm, programs in varm. ``uns['provenance']['projection']`` describes the overlap of the genes.
+
+    Raises
+    ------
+    NotFittedError, OSError, TypeError, ValueError
+        The model is not fitted; the cells have no usable values or names; a given column is missing, or empty for some
+        cells; or the genes have too little of the weight of the programs.
+    """
+    begin = time.perf_counter()
+    source = {} if isinstance(model, Model) else {"model_file": files.file_info(model)}
+    model = model if isinstance(model, Model) else results.load_model(model)
+    check_fitted(model)
+    new = _read(cells, layer, fractional)
+    donor, cell_type = _read_labels(new, donor_key, cell_type_key)
+    aligned = align_genes(model, new.cells.var, gene_name_key=gene_name_key, min_coverage=min_coverage)
+    outside = _share_outside(new.sample, aligned)
+    completion = Completion(model, aligned, new.sample, totals=new.totals)
+    donors, code = np.unique(donor, return_inverse=True)
+    sums = DonorSums(completion, len(donors)) if getattr(model, "conditional", False) else None
+
+    H = np.zeros((new.cells.n_obs, model.k), np.float32)
+    bar = tqdm(total=len(H), desc="project", unit="cell", unit_scale=True, mininterval=2, disable=len(H) < 10_000)
+    for block, rows in iter_blocks(new.cells):
+        X = completion.select(block)
+        H[rows] = completion.usages(X)
+        if sums:
+            sums.add(X, H[rows], code[rows])
+        bar.update(X.shape[0])
+    bar.close()
+
+    projected, embeddings = _with_donors(model, donors.astype(str), sums, H, code)
+    var = pd.DataFrame({} if model.symbols_ is None else {"feature_name": model.symbols_}, index=model.genes_)
+    out = without_matrix(AnnData(obs=new.cells.obs, var=var), donor_key, cell_type_key)
+    out.obs[DONOR], out.obs[CELL_TYPE] = pd.Categorical(donor), pd.Categorical(cell_type)
+    for role, values in embeddings.items():
+        out.obsm[OBSM[model.name][role].format(k=model.k)] = values
+    add_model(out, projected, describe_cells(new.cells, donor_key, cell_type_key), donor_U=False)
+    report = aligned.report() | {"count_share": completion.share, "share_outside_model": outside, **source}
+    out.uns[PROVENANCE][PROJECTION] = report | {"seconds": time.perf_counter() - begin}
+    return out
+
+
+def project_file(
+    cells_path: str | Path,
+    model_path: str | Path,
+    out: str | Path,
+    *,
+    donor_key: str = DONOR,
+    cell_type_key: str = CELL_TYPE,
+    layer: str = "",
+    gene_name_key: str = "",
+    fractional: bool = False,
+) -> None:
+    """Project the cells of a file onto the model of a results file, and write the results file `out`.
+
+    Notebooks 06 and 07 score and draw this file like those of training. See `project` for the parameters and errors.
+    """
+    options = {"donor_key": donor_key, "cell_type_key": cell_type_key, "layer": layer}
+    cells = project(model_path, cells_path, **options, gene_name_key=gene_name_key, fractional=fractional)
+    files.write_h5ad(cells, out)
+    log.info("wrote %s: %d cells of %d donors, %.1f s", out, cells.n_obs, cells.obs[DONOR].nunique(),
+             cells.uns[PROVENANCE][PROJECTION]["seconds"])  # fmt: skip
+
+
+@dataclass
+class _NewCells:
+    """Log-normalized cells."""
+
+    cells: AnnData | CellStream
+    sample: csr_matrix  # some of the cells
+    totals: bool  # whether cells are scaled to 10,000 counts of the genes that they have here
+    name: str  # of the file
+
+
+def _read(cells: AnnData | str | Path, layer: str, fractional: bool) -> _NewCells:
+    """Read raw counts and normalize them, or accept an X that is normalized; a file is read block by block later."""
+    if not isinstance(cells, AnnData | str | Path):
+        raise TypeError(f"The cells are a {type(cells).__name__}. Pass an AnnData, or the path of an .h5ad or .zarr.")
+    options = {"layer": layer, "fractional": fractional}
+    if in_memory := isinstance(cells, AnnData):
+        cells = cells.to_memory() if cells.isbacked else cells
+    with contextlib.nullcontext(cells) if in_memory else open_cells(cells) as file:
+        try:
+            sample, totals, raw = preprocessing.normalize(find_counts(file, **options).sample), True, True
+        except ValueError as error:
+            if layer:
+                raise
+            sample, totals, raw = *_normalized_sample(file, error), False
+    if not in_memory:
+        stream = CellStream(cells, counts=raw, **options)
+        stream.uns["input"] = files.file_info(cells)
+        return _NewCells(stream, sample, totals, Path(cells).stem)
+    if raw:
+        counts, _ = read_counts(cells, **options)
+        cells = AnnData(preprocessing.normalize(counts.X), obs=counts.obs, var=counts.var, uns=dict(cells.uns))
+    return _NewCells(as_cells(cells), sample, totals, "new cells")
+
+
+def _normalized_sample(file: object, error: ValueError) -> tuple[csr_matrix, bool]:
+    """Return some cells of an X without raw counts, and whether their totals are those of the genes of the file.
+
+    Raises the `error` of the search for raw counts, with an explanation, unless X is log1p of counts per 10,000.
+    """
+    try:
+        sample = find_counts(file, counts=False).sample
+    except ValueError:
+        raise error from None
+    sample.eliminate_zeros()
+    with np.errstate(over="ignore"):
+        counts = sample._with_data(np.expm1(sample.data.astype(np.float64)))
+    found = np.asarray(counts.sum(axis=1)).ravel()[sample.getnnz(axis=1) > 0]
+    if len(found) and sample.data.min() >= 0 and np.abs(found / _TOTAL - 1).max() <= _TOLERANCE:
+        return sample, True
+    made = file.uns.get(PROVENANCE, {}) if isinstance(file, AnnData) else file.get(f"uns/{PROVENANCE}", {})
+    if len(found) and sample.data.min() >= 0 and "min_cells" in made and found.max() <= _TOTAL * (1 + _TOLERANCE):
+        return sample, False  # genes were removed after notebook 01 had normalized the cells
+    sums = f"from {found.min():.6g} to {found.max():.6g}" if len(found) else "to 0"
+    raise ValueError(f"{error} Normalized values are only used if they are log1p of counts per 10,000: expm1 of X adds "
+                     f"up {sums} in the cells of a sample, not to 10,000.") from error  # fmt: skip
+
+
+def _read_labels(new: _NewCells, donor_key: str, cell_type_key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the donor and the type of each cell, (n_cells,) object. A type is NaN if it is unknown for some cells."""
+    obs = new.cells.obs
+    for option, key, default in (("donor_key", donor_key, DONOR), ("cell_type_key", cell_type_key, CELL_TYPE)):
+        if key not in obs and key != default:
+            columns = ", ".join(map(repr, obs)) or "none"
+            raise ValueError(f"obs has no column {key!r}; its columns are {columns}. Choose one ({option}=…, "
+                             f"{option.upper()}=…), or leave it out.")  # fmt: skip
+    if donor_key in obs:
+        donor = as_text(obs[donor_key])
+        if n := int(donor.isna().sum()):
+            raise ValueError(f"obs[{donor_key!r}] is empty for {n} of {len(obs)} cells. Every cell needs a donor: fill "
+                             "the column, or remove it to treat all cells as one donor.")  # fmt: skip
+    else:
+        log.warning("The cells have no obs column %r: all are of one new donor, %r. To name the column, set "
+                    "donor_key (DONOR_KEY=…)", donor_key, new.name)  # fmt: skip
+        donor = pd.Series(new.name, index=obs.index, dtype=object)
+    cell_type = (
+        as_text(obs[cell_type_key]) if cell_type_key in obs else pd.Series(np.nan, index=obs.index, dtype=object)
+    )
+    if cell_type.isna().all():  # a label with one class, which benchmarks and figures leave out
+        log.info(
+            "The cells have no types in obs[%r]: all are %r, and have no scores against it", cell_type_key, UNKNOWN
+        )
+        cell_type = cell_type.fillna(UNKNOWN)
+    return donor.to_numpy(object), cell_type.to_numpy(object)
+
+
+def _share_outside(sample: csr_matrix, aligned: Alignment) -> float:
+    """Return the share of the counts of the sample in genes that the model does not have; warn if it is large."""
+    total = np.expm1(sample.data, dtype=np.float64).sum()
+    known = sample[:, aligned.target >= 0]
+    outside = 1 - float(np.expm1(known.data, dtype=np.float64).sum() / total) if total else 0.0
+    if outside > _MANY_OUTSIDE:
+        log.warning("%.0f %% of the counts are of genes that the model does not have. Cells are scaled to 10,000 "
+                    "counts of all genes of their file, as in training. If the training file did not have these genes "
+                    "either, remove them first; otherwise usages are too small", 100 * outside)  # fmt: skip
+    return outside
+
+
+def _with_donors(
+    model: Model, donors: np.ndarray, sums: DonorSums | None, H: np.ndarray, code: np.ndarray
+) -> tuple[Model, dict[str, np.ndarray]]:
+    """Return the model with the donor part of new donors, and the embeddings of their cells by role."""
+    if sums is None:
+        return model, {"shared": H}
+    if known := sorted(map(str, set(donors) & set(model.donors_))):
+        log.info("%d donors have the name of a donor of the fit (first: %r): their donor part is computed from these "
+                 "cells", len(known), known[0])  # fmt: skip
+    new = copy.copy(model)
+    new.donors_, new.groups_, (new.U_, new.overlap_) = donors, None, sums.donor_part()
+    latent = new.overlap_[code] if model.by_donor is False else H * new.overlap_[code]
+    latent = latent.astype(np.float32)
+    return new, {"shared": H, "cond_latent": latent, "concat_full": np.hstack([H, latent])}
