@@ -3,11 +3,12 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: all check filter train benchmarks figures scores conditioning test lint format setup clean help resolved FORCE
+.PHONY: all check filter train benchmarks figures scores programs conditioning projection rank consensus differential \
+    project test lint format setup clean help resolved FORCE
 
 VARIABLES := DATASET DATA K MODELS QUICK MIN_CELLS SEED N_STARTS DONOR_KEY CELL_TYPE_KEY GENE_NAME_KEY LAYER FRACTIONAL \
     SAMPLE_CELLS DROP_MISSING KEEP_UNLABELED DROP_EMPTY DROP_LABELS MERGE_LABELS PRIMARY_ONLY MAX_CELLS FOREST LISI \
-    N_JOBS STRENGTH LABELS GENE_WEIGHTS DEVICE SHARDS EXECUTOR PYTHON
+    N_JOBS STRENGTH LABELS GENE_WEIGHTS DEVICE SHARDS GENE_SETS BY CELLS MODEL EXECUTOR PYTHON
 
 empty :=
 space := $(empty) $(empty)
@@ -16,7 +17,7 @@ quoted = '$(subst ','\'',$(1))'
 goals := $(or $(MAKECMDGOALS),help)
 # goals that read neither the data nor the variables, and those that do not read the data
 development := help test lint format setup
-idle := $(development) clean status watch cancel lab
+idle := $(development) clean status watch cancel lab explore project
 
 # ---- Data set and number of programs ---------------------------------------------------------------------------------
 set_outside := $(strip $(foreach name,$(filter-out EXECUTOR PYTHON,$(VARIABLES)),$(if $(findstring environment,\
@@ -31,11 +32,15 @@ DATA :=
 SHARDS :=
 MODELS :=
 QUICK :=
-DATASET := $(if $(DATA),$(patsubst %.zarr,%,$(patsubst %.h5ad,%,$(notdir $(patsubst %/,%,$(DATA))))),demo)
+CELLS :=
+MODEL :=
+stem = $(patsubst %.zarr,%,$(patsubst %.h5ad,%,$(notdir $(patsubst %/,%,$(1)))))
+DATASET := $(if $(DATA),$(call stem,$(DATA)),demo)
 DIR := results/$(DATASET)$(if $(filter true,$(QUICK)),-quick)
 params := $(wildcard notebooks/params/$(DATASET).yaml)
-K := $(shell sed -n 's/^k: *\([0-9][0-9]*\).*/\1/p' $(params) /dev/null)
-K := $(or $(K),$(shell sed -n 's/^k: int = \([0-9][0-9]*\).*/\1/p' notebooks/02_train_base_nmf.py))
+# of the data set, or of all: the last line with k
+usual_k := $(lastword $(shell sed -n 's/^k: *\([0-9][0-9]*\).*/\1/p' notebooks/defaults.yaml $(params)))
+K := $(usual_k)
 
 ifneq ($(word 2,$(DATA)),)
 $(error DATA='$(DATA)' contains a space, which make cannot handle. Rename the file or make a link to it)
@@ -48,8 +53,16 @@ ifeq ($(params)$(DATA)$(wildcard $(DIR))$(filter clean,$(goals)),)
 $(error Unknown data set '$(DATASET)'. Available: $(basename $(notdir $(wildcard notebooks/params/*.yaml))). \
     For your own cells: make all DATA=cells.h5ad)
 endif
-ifneq ($(shell case $(call quoted,$(K)) in (''|0*|*[!0-9]*) echo odd;; esac),)
-$(error K='$(K)': expected the number of programs, such as K=20)
+# K is a list only for `rank`, whose results belong to the data set and not to one number of programs.
+of_rank := $(filter rank $(DIR)/rank.csv $(DIR)/figures/rank.% $(DIR)/12_rank.ipynb,$(goals))
+of_rank := $(strip $(if $(filter-out $(of_rank) $(DIR)/filtered.h5ad $(DIR)/01_filter.ipynb status watch cancel,\
+    $(goals)),,$(of_rank)$(word 2,$(subst $(comma), ,$(K)))))
+k := $(if $(of_rank),$(usual_k),$(K))
+ranks := $(if $(of_rank),$(if $(findstring command,$(origin K)),$(subst $(comma), ,$(K))))
+ifneq ($(strip $(if $(ranks),,$(word 2,$(k))) $(foreach number,$(or $(ranks),$(k),none),$(shell \
+    case $(call quoted,$(number)) in (0*|*[!0-9]*) echo odd;; esac))),)
+$(error K='$(K)': expected $(if $(ranks),numbers of programs$(comma) such as K="5 10 20",the number of programs$(comma) \
+    such as K=20$(if $(word 2,$(K)),. To compare several numbers: make rank K="$(K)")))
 endif
 
 # the value of a name in a YAML file: with quotes, or without quotes and comment
@@ -83,7 +96,7 @@ endif
 	@sh .ci/make-venv $(broken)
 
 # ---- Results ---------------------------------------------------------------------------------------------------------
-RUN := $(DIR)/k$(K)
+RUN := $(DIR)/k$(k)
 FIGURES := clustering resolution classification classes umap programs training
 ALL_MODELS := Base_NMF AE_NMF CAE_NMF1 CAE_NMF2
 lower = $(strip $(shell printf %s $(call quoted,$(1)) | tr 'A-Z,' 'a-z '))
@@ -94,22 +107,43 @@ $(error MODELS='$(MODELS)': expected some of $(ALL_MODELS), such as MODELS="Base
 endif
 MODEL_FILES := $(filter $(chosen),$(all_models))
 
-notebooks := $(sort $(wildcard notebooks/0*.py))
-values := $(DIR)/params/01_filter.yaml $(patsubst notebooks/%.py,$(RUN)/params/%.yaml,$(wildcard notebooks/0[2-9]*.py))
+notebooks := $(sort $(wildcard notebooks/[0-9][0-9]_*.py))
 filtered := $(DIR)/filtered.h5ad
 input := $(DIR)/input.yaml
 # SHARDS: one job for each part of the cells, and one that adds up their sums
 shards := $(if $(SHARDS),$(patsubst %,$(DIR)/sums/%-of-$(SHARDS).npz,$(shell seq -w 0 $$(($(SHARDS) - 1)))))
 sums := $(if $(SHARDS),$(DIR)/sums.npz)
-models := $(patsubst %,$(RUN)/%_k$(K).h5ad,$(MODEL_FILES))
+models := $(patsubst %,$(RUN)/%_k$(k).h5ad,$(MODEL_FILES))
 trained := $(foreach model,$(MODEL_FILES),$(patsubst notebooks/%.py,$(RUN)/%.ipynb,$(wildcard notebooks/0?_train_$(model).py)))
 scores := $(foreach label,cell_type donor_id,$(patsubst %,$(RUN)/classification_scores/%.$(label).done,$(MODEL_FILES)))
 tables := $(patsubst %,$(RUN)/%.csv,clustering_cell_type clustering_donor_id classification_cell_type \
     classification_donor_id clustering_long classification_long clustering_resolution classification_by_class \
     classification_confusion integration unseen_donors_long unseen_donors_by_class)
 umap := $(RUN)/umap.h5ad
-figures := $(foreach name,$(FIGURES),$(patsubst %,$(RUN)/figures/$(name).%,pdf png csv))
-study := $(patsubst %,$(RUN)/%,conditioning.csv conditioning_long.csv $(patsubst %,figures/conditioning.%,pdf png csv))
+drawn = $(foreach name,$(2),$(patsubst %,$(1)/figures/$(name).%,pdf png csv))
+figures := $(call drawn,$(RUN),$(FIGURES))
+programs := $(foreach model,$(MODEL_FILES),$(RUN)/programs_$(model).csv $(RUN)/program_cards_$(model).csv)
+
+projected := results/$(call stem,$(CELLS))/projected/$(notdir $(MODEL))
+
+# Stages that are not part of `all`, and the files of each. The first four read only the filtered cells.
+conditioning := $(RUN)/conditioning.csv $(RUN)/conditioning_long.csv $(call drawn,$(RUN),conditioning)
+projection := $(RUN)/projection.csv
+rank := $(DIR)/rank.csv $(call drawn,$(DIR),rank)
+consensus := $(RUN)/consensus.csv $(RUN)/ae_nmf_consensus_k$(k).h5ad
+differential := $(RUN)/differential_usage.csv $(call drawn,$(RUN),differential)
+on_request := conditioning/08_conditioning projection/11_project rank/12_rank consensus/13_consensus \
+    differential/14_differential
+# $(call goals_of,TARGET/NOTEBOOK,...): the goals that are these targets or files of these stages
+goals_of = $(filter $(foreach stage,$(1),$(patsubst %/,%,$(dir $(stage))) $($(patsubst %/,%,$(dir $(stage)))) \
+    %/$(notdir $(stage)).ipynb),$(goals))
+# Values are written for the notebooks that the goals need: a value for a stage on request changes no other result.
+own := $(foreach stage,$(on_request),$(if $(call goals_of,$(stage)),$(notdir $(stage))))
+of_cells := filter $(filtered) $(DIR)/01_filter.ipynb $(call goals_of,$(wordlist 1,4,$(on_request)))
+own += $(if $(filter-out $(of_cells),$(goals)),$(filter-out 01_% 09_% $(notdir $(on_request)),$(patsubst \
+    notebooks/%.py,%,$(notebooks))))
+values := $(patsubst %,$(DIR)/params/%.yaml,01_filter $(filter 12_rank,$(own))) \
+    $(patsubst %,$(RUN)/params/%.yaml,$(filter-out 12_rank,$(own)))
 
 # ---- Check the command line ------------------------------------------------------------------------------------------
 # Python checks names and values before anything runs. Until .venv exists this is the python3 of the system.
@@ -125,9 +159,11 @@ $(error $(wrong))
 endif
 endif
 # This resolves the values of the notebooks and checks the input before the first stage.
+listed = $(subst $(space),$(comma),$(strip $(1)))
 resolve = $(run) $(1) $(checked) $(addprefix --params ,$(params)) --data $(call quoted,$(data)) --folder $(DIR) \
-    --run $(RUN) --models $(MODEL_FILES) --out $(values) $(if $(filter slurm,$(EXECUTOR)),--slurm) \
-    -p k $(K) -p model_paths $(subst $(space),$(comma),$(models)) $(if $(SHARDS),-p sums_path $(sums))
+    --run $(RUN) --models $(MODEL_FILES) --out $(values) $(digests) $(if $(filter slurm,$(EXECUTOR)),--slurm) \
+    -p k $(k) $(if $(ranks),-p ranks $(call listed,$(ranks))) -p model_paths $(call listed,$(models)) \
+    $(if $(SHARDS),-p sums_path $(sums))
 
 # ---- Public targets --------------------------------------------------------------------------------------------------
 ifneq ($(origin EXECUTOR),command line)
@@ -138,57 +174,49 @@ $(error EXECUTOR='$(EXECUTOR)': expected local or slurm)
 endif
 ifeq ($(EXECUTOR),slurm)
 # On a cluster these submit jobs, each of which is make with EXECUTOR=local, and return immediately.
-all filter train scores benchmarks figures conditioning: | $(setup) $(cells)
+all filter train scores benchmarks figures programs $(patsubst %/,%,$(dir $(on_request))): | $(setup) $(cells)
 	@$(call slurm,submit) --resolve=$(call quoted,$(call resolve,resolve)) --goals $@
+project: | $(setup)
+	@$(call slurm,submit) --goals $@
 else
-all: filter train benchmarks figures  ## run filter, train, benchmarks and figures; writes results/<data set>/
+all: filter train benchmarks figures programs  ## make everything down to 'programs'; writes results/<data set>/
 filter: $(filtered) $(DIR)/01_filter.ipynb  ## read, check, filter and normalize the cells
 train: $(models) $(trained)  ## train the models
 benchmarks: $(tables) $(umap) $(RUN)/06_benchmarks.ipynb  ## clustering and classification tables, UMAP
 figures: $(figures) $(RUN)/07_figures.ipynb  ## draw the figures, without any training
 scores: $(scores)  ## classification in one job per model and label: make -j2 scores N_JOBS=1
-conditioning: $(study) $(RUN)/08_conditioning.ipynb  ## study of conditioning on the donor; not part of all
+programs: $(programs) $(RUN)/10_programs.ipynb  ## genes and cell types of each program; GENE_SETS=sets.gmt
+conditioning: $(conditioning) $(RUN)/08_conditioning.ipynb  ## study of conditioning; from here on not part of all
+projection: $(projection) $(RUN)/11_project.ipynb  ## train without some donors, and project their cells
+rank: $(rank) $(DIR)/12_rank.ipynb  ## compare numbers of programs: K="5 10 20"
+consensus: $(consensus) $(RUN)/13_consensus.ipynb  ## programs that recur over starts and donors
+differential: $(differential) $(RUN)/14_differential.ipynb  ## usages that differ between groups of donors: BY=condition
+project: $(projected)  ## project new cells: CELLS=new.h5ad MODEL=results/.../cae_nmf1_k20.h5ad
 endif
 check: | $(setup) $(cells)  ## report the cells that would be read, all problems, and the cost of each stage
 	@$(call resolve,preflight)
 include slurm/slurm.mk
 
 # ---- Stages ----------------------------------------------------------------------------------------------------------
-# Every call resolves the values and checks the input, but writes a file only when its content has changed.
-# 'make -n' writes nothing: 'resolve --dry-run' prints the files that would change.
-flags := $(firstword -$(MAKEFLAGS))
-dry := $(if $(findstring =,$(flags)),,$(findstring n,$(filter-out --%,$(flags))))
-$(values) $(input): $(if $(dry),,resolved)
-	@:
-$(input): | $(cells)
-resolved: | $(setup) $(cells)
-	@$(call resolve,resolve)
-ifneq ($(and $(dry),$(filter-out $(idle),$(goals)),$(shell command -v "$(PYTHON)")),)
-ifndef AENMF_KEEP_VALUES
-changed := $(shell $(call resolve,resolve) --dry-run || echo stop)
-ifeq ($(changed),stop)
-$(error The values of the notebooks are not valid. Correct the error above)
-endif
-$(changed): FORCE
-endif
-endif
-
-# A stage depends on the packages of the library that it uses.
-packages = $(foreach name,$(1),$(wildcard $(addprefix aenmf_lib/$(name),/*.py /*.mplstyle .py)))
+# A stage depends on the content of its notebook and of the packages that it uses, not on the dates of these files.
+digest = $(patsubst %,$(DIR)/digests/%.sha256,$(subst /,.,$(1)))
+digests :=
 # '%' replaces the last '.': only for a pattern rule does make 3.81 know that one run makes all targets.
 pattern = $(foreach file,$(1),$(basename $(file))%$(patsubst .%,%,$(suffix $(file))))
 
 # $(call stage,NOTEBOOK,FOLDER,RESULTS,INPUTS,PACKAGES,ARGUMENTS,AFTER)
 # exec: a signal to make reaches the runner, not a shell.
 define stage
-$(call pattern,$(3) $(2)/$(1).ipynb): notebooks/$(1).py $(2)/params/$(1).yaml $(4) $(call packages,$(5)) | $(setup) $(7)
-	exec $$(run) execute $$< --params $$(word 2,$$^) --report $(2)/$(1).ipynb $(6)
+digests := $(sort $(digests) $(call digest,$(1) $(5)))
+$(call pattern,$(3) $(2)/$(1).ipynb): $(2)/params/$(1).yaml $(4) $(call digest,$(1) $(5)) | $(setup) $(7)
+	exec $$(run) execute notebooks/$(1).py --params $$< --report $(2)/$(1).ipynb $(6)
 endef
 
 training := data training models results metrics/neighbors metrics/validation
+from_cells := -p cells_path $(filtered) -p out
 # $(call train,NOTEBOOK,MODEL,SUMS)
-train = $(call stage,$(1),$(RUN),$(RUN)/$(2)_k$(K).h5ad,$(filtered) $(3),$(training),\
-    -p cells_path $(filtered) -p out $(RUN)/$(2)_k$(K).h5ad)
+train = $(call stage,$(1),$(RUN),$(RUN)/$(2)_k$(k).h5ad,$(filtered) $(3),$(training),\
+    $(from_cells) $(RUN)/$(2)_k$(k).h5ad)
 
 # If the input no longer exists, the filter cannot run: the existing filtered cells are used.
 ifeq ($(gone),)
@@ -203,13 +231,39 @@ $(eval $(call stage,06_benchmarks,$(RUN),$(tables) $(umap),$(models),data result
     $(if $(filter scores,$(MAKECMDGOALS)),$(scores))))
 $(eval $(call stage,07_figures,$(RUN),$(figures),$(models) $(tables) $(umap),data results figures programs/tables models/matching,\
     -p tables_dir $(RUN) -p out_dir $(RUN)/figures))
-$(eval $(call stage,08_conditioning,$(RUN),$(study),$(filtered),data training models metrics results conditioning \
-    figures,-p cells_path $(filtered) -p out_dir $(RUN)))
+analysis := data training models results metrics figures programs
+$(eval $(call stage,08_conditioning,$(RUN),$(conditioning),$(filtered),$(analysis) conditioning,\
+    $(from_cells)_dir $(RUN)))
+$(eval $(call stage,10_programs,$(RUN),$(programs),$(models),$(analysis) gene_sets,-p out_dir $(RUN)))
+$(eval $(call stage,11_project,$(RUN),$(projection),$(filtered),$(analysis),$(from_cells)_dir $(RUN)))
+$(eval $(call stage,12_rank,$(DIR),$(rank),$(filtered),$(analysis),$(from_cells)_dir $(DIR)))
+$(eval $(call stage,13_consensus,$(RUN),$(consensus),$(filtered),$(analysis),\
+    $(from_cells) $(RUN)/ae_nmf_consensus_k$(k).h5ad -p out_dir $(RUN)))
+$(eval $(call stage,14_differential,$(RUN),$(differential),$(models),$(analysis),-p out_dir $(RUN)))
+
+# Every call resolves the values and checks the input, but writes a file only when its content has changed.
+# 'make -n' writes nothing: 'resolve --dry-run' prints the files that would change.
+flags := $(firstword -$(MAKEFLAGS))
+dry := $(if $(findstring =,$(flags)),,$(findstring n,$(filter-out --%,$(flags))))
+$(values) $(input) $(digests): $(if $(dry),,resolved)
+	$(if $(dry),,@:)
+$(input): | $(cells)
+resolved: | $(setup) $(cells)
+	@$(call resolve,resolve)
+ifneq ($(and $(dry),$(filter-out $(idle),$(goals)),$(shell command -v "$(PYTHON)")),)
+ifndef AENMF_KEEP_VALUES
+changed := $(shell $(call resolve,resolve) --dry-run || echo stop)
+ifeq ($(changed),stop)
+$(error The values of the notebooks are not valid. Correct the error above)
+endif
+$(changed): FORCE
+endif
+endif
 
 $(cells): aenmf_lib/data/simulation.py | $(setup)
 	$(run) simulate $@
 
-$(shards): $(filtered) $(call packages,data training) | $(setup)
+$(shards): $(filtered) $(call digest,data training) | $(setup)
 	exec $(run) sum $< --shard $(firstword $(subst -of-, ,$(@F))) $(SHARDS) --out $@
 
 $(sums): $(shards)
@@ -217,13 +271,25 @@ $(sums): $(shards)
 
 # $(call score,MODEL,LABEL)
 define score
-$(RUN)/classification_scores/$(1).$(2).done: $(RUN)/$(1)_k$(K).h5ad $(RUN)/params/06_benchmarks.yaml \
-    $(call packages,data results metrics) | $(setup)
+$(RUN)/classification_scores/$(1).$(2).done: $(RUN)/$(1)_k$(k).h5ad $(RUN)/params/06_benchmarks.yaml \
+    $(call digest,data results metrics) | $(setup)
 	@mkdir -p $$(@D)
 	exec $$(run) score $$< --label $(2) --params $$(word 2,$$^) --notebook notebooks/06_benchmarks.py \
 	    --cache $$(@:.done=.csv) --done $$@
 endef
 $(foreach label,cell_type donor_id,$(foreach model,$(MODEL_FILES),$(eval $(call score,$(model),$(label)))))
+
+# ---- New cells -------------------------------------------------------------------------------------------------------
+ifneq ($(filter project $(projected),$(goals)),)
+found := $(firstword $(wildcard results/*/k*/*ae_nmf*_k*.h5ad) results/demo/k12/ae_nmf_k12.h5ad)
+$(foreach name,CELLS MODEL,$(if $(and $(wildcard $(firstword $($(name)))),$(if $(word 2,$($(name))),,one)),,\
+    $(error $(name)='$($(name))': expected an existing file without spaces in its name. Example: \
+    make project CELLS=new.h5ad MODEL=$(found))))
+endif
+options = $(foreach name,DONOR_KEY CELL_TYPE_KEY LAYER GENE_NAME_KEY,$(if $($(name)),--$(call lower,$(name)) \
+    $(call quoted,$($(name))))) $(if $(filter true,$(FRACTIONAL)),--fractional)
+$(projected): $(CELLS) $(MODEL) $(if $(AENMF_KEEP_VALUES),,FORCE) | $(setup)
+	exec $(run) project $(call quoted,$(CELLS)) $(call quoted,$(MODEL)) --out $@ $(options)
 
 # ---- Development -----------------------------------------------------------------------------------------------------
 test: $(setup)  ## run the tests

@@ -5,8 +5,8 @@
 
 # %% tags=["parameters"]
 data: str = "data/demo.h5ad"  # input file: cells × genes, with raw counts in a layer, raw.X or X
-out: str = "results/demo/filtered.h5ad"  # output file
-min_cells: int = 0  # keep donors with at least this many cells; 0 means 5,000, or fewer if the donors are small
+out: str = "results/lab/filtered.h5ad"  # output file
+min_cells: int = 500  # keep donors with at least this many cells; 0 means 5,000, or fewer if the donors are small
 donor_key: str = "donor_id"  # obs column with the donor
 cell_type_key: str = "cell_type"  # obs column with the cell type
 gene_name_key: str = ""  # var column with the gene symbols; '' searches the usual names

@@ -8,8 +8,8 @@
 
 # %% tags=["parameters"]
 cells_path: str = "results/demo/filtered.h5ad"  # filtered cells, written by 01
-out: str = "results/demo/k80/base_nmf_k80.h5ad"  # results file
-k: int = 80  # number of programs
+out: str = "results/lab/base_nmf_k12.h5ad"  # results file
+k: int = 12  # number of programs
 seed: int = 42  # random seed
 # rarely changed
 max_iter: int = 100  # largest number of sweeps; 100 as published

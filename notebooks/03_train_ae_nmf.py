@@ -8,8 +8,8 @@
 
 # %% tags=["parameters"]
 cells_path: str = "results/demo/filtered.h5ad"  # filtered cells, written by 01
-out: str = "results/demo/k80/ae_nmf_k80.h5ad"  # results file
-k: int = 80  # number of programs
+out: str = "results/lab/ae_nmf_k12.h5ad"  # results file
+k: int = 12  # number of programs
 seed: int = 42  # random seed
 n_starts: int = 1  # number of random starts, with seeds `seed`, `seed` + 1, …; the best fit is kept
 gene_weights: str = "none"  # 'shared' weights each gene by the variance that it shares with other genes

@@ -9,8 +9,8 @@
 
 # %% tags=["parameters"]
 cells_path: str = "results/demo/filtered.h5ad"  # filtered cells, written by 01
-out: str = "results/demo/k80/cae_nmf1_k80.h5ad"  # results file
-k: int = 80  # number of programs
+out: str = "results/lab/cae_nmf1_k12.h5ad"  # results file
+k: int = 12  # number of programs
 seed: int = 42  # random seed
 strength: float = 0.2  # size of the penalty relative to the error of AE-NMF; 0 uses gamma, eta and invariance
 labels: str = "cell_type"  # groups in which donors are compared: 'cell_type' or 'clusters'; 'none' uses HSIC

@@ -10,13 +10,13 @@
 
 # %% tags=["parameters"]
 model_paths: list[str] = ["results/demo/k12/cae_nmf1_k12.h5ad", "results/demo/k12/cae_nmf2_k12.h5ad", "results/demo/k12/ae_nmf_k12.h5ad", "results/demo/k12/base_nmf_k12.h5ad"]  # results files to compare  # noqa: E501  # fmt: skip
-out_dir: str = "results/demo/k12"  # folder for the tables
+out_dir: str = "results/lab"  # folder for the tables
 seed: int = 42  # seed of the subset of cells, of UMAP and of the silhouette sample
-max_cells: int = 0  # largest number of cells in the classification (a stratified subset); 0 uses all cells
+max_cells: int = 1500  # largest number of cells in the classification (a stratified subset); 0 uses all cells
 forest: str = "random_forest"  # as published; 'random_forest_intelex' is much faster, with slightly different scores
 n_jobs: int = -1  # number of parallel workers; -1 uses all cores
-clustering_seeds: list[int] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]  # one Leiden clustering per seed
-classification_seeds: list[int] = [42, 52, 62, 72, 82]  # five folds per seed
+clustering_seeds: list[int] = [0, 1, 2, 3, 4]  # one Leiden clustering per seed; 10 seeds as published
+classification_seeds: list[int] = [42]  # five folds per seed; 5 seeds as published
 # rarely changed
 unseen_seeds: list[int] = [42]  # five folds per seed, for the classification of unseen donors
 resolutions: list[float] = [0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.6]  # Leiden resolutions of the curve

@@ -7,7 +7,7 @@
 # %% tags=["parameters"]
 model_paths: list[str] = ["results/demo/k12/cae_nmf1_k12.h5ad", "results/demo/k12/cae_nmf2_k12.h5ad", "results/demo/k12/ae_nmf_k12.h5ad", "results/demo/k12/base_nmf_k12.h5ad"]  # results files to show  # noqa: E501  # fmt: skip
 tables_dir: str = "results/demo/k12"  # folder with the tables of 06
-out_dir: str = "results/demo/k12/figures"  # folder for the figures
+out_dir: str = "results/lab/figures"  # folder for the figures
 
 # %%
 from aenmf_lib import data, figures, programs, results

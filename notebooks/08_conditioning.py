@@ -11,10 +11,10 @@
 
 # %% tags=["parameters"]
 cells_path: str = "results/demo/filtered.h5ad"  # filtered cells, written by 01
-out_dir: str = "results/demo/k12"  # folder for the tables, and for figures/
-k: int = 80  # number of programs
+out_dir: str = "results/lab"  # folder for the tables, and for figures/
+k: int = 12  # number of programs
 on: list[str] = ["donor_id"]  # obs columns to condition on, one study per entry; 'donor_id+condition' combines two
-starts: int = 5  # number of starts of each model; each start excludes its own random third of the donors
+starts: int = 2  # number of starts of each model; each start excludes its own random third of the donors
 strengths: list[float] = [0.05, 0.2, 1.0]  # penalty strengths; the published weights are always included
 # rarely changed
 tried_at: float = 0.2  # strength for the other values of `labels` and `gene_weights`

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from jobs import run_command
 
-_NOTEBOOK = re.compile(r"^notebooks/(\d\d_\w+)\.py$")  # first prerequisite of a notebook's rule
+_NOTEBOOK = re.compile(r"/params/(\d\d_\w+)\.yaml$")  # first prerequisite of a notebook's rule
 # targets of the stages that are not notebooks, with their folder
 _TARGETS = {
     "01_sums": re.compile(r"^(.*)/sums/[^/]+\.npz$"),
     "01_merge": re.compile(r"^(.*)/sums\.npz$"),
     "06_scores": re.compile(r"^(.*)/classification_scores/[^/]+\.done$"),
+    "project": re.compile(r"^(.*)/projected/[^/]+\.h5ad$"),
 }
 _SCORES = "06_scores"
 
@@ -48,7 +49,7 @@ class Stage:
 
 def read_graph(make: list[str], goals: list[str], *, resolve: bool = True) -> dict[str, Stage]:
     """Return the stages in an order in which they can run. Without `resolve` the values of the last run are kept."""
-    with_scores = ["scores"] if {*goals} - {"filter", "train", "conditioning"} else []
+    with_scores = ["scores"] if {*goals} & {"all", "benchmarks", "figures"} else []
     keep = [] if resolve else ["AENMF_KEEP_VALUES=1"]
     output = run_command("env", "LC_ALL=C", *keep, *make, "-pn", *dict.fromkeys([*goals, *with_scores]))
     files: dict[str, list[list[str]]] = {}
@@ -59,7 +60,7 @@ def read_graph(make: list[str], goals: list[str], *, resolve: bool = True) -> di
         needs = rule[2].split()
         if stage := next((name for name, target in _TARGETS.items() if target.match(rule[1])), ""):
             name, own = stage, [rule[1]]
-        elif notebook := _NOTEBOOK.match(needs[0]):
+        elif notebook := _NOTEBOOK.search(needs[0]):
             others = re.search(r"^#  Also makes: ([^\n]*)$", block, re.M)
             name, own = notebook[1], sorted([rule[1], *(others[1].split() if others else [])])
         else:
@@ -76,6 +77,10 @@ def read_graph(make: list[str], goals: list[str], *, resolve: bool = True) -> di
         tasks = sorted(files[name])
         missing = [i for i, task in enumerate(tasks) if {name, *task} & to_run]
         stages[name] = Stage(name, _folder(tasks, name), tasks, needs_of[name], missing)
+    for name in reversed([*stages]):  # rules that make lists although no goal needs them
+        needed = stages[name].missing or name in goals or any(name in stage.needs for stage in stages.values())
+        if name in _TARGETS and not needed:
+            del stages[name]
     if _SCORES in stages and "scores" not in goals:
         if not any(stage.missing for stage in stages.values() if _SCORES in stage.needs):
             stages[_SCORES].missing.clear()  # the benchmarks that would read them are done

@@ -16,8 +16,8 @@ from jobs import SlurmError, check, queue, run_command, sbatch_options
 _ADDRESS, _LOG = Path("results/.lab.json"), Path("results/lab.log")
 
 
-def start_lab(site: argparse.Namespace, make: list[str]) -> None:
-    """Submit the job if there is none, wait until it runs, and print how to connect.
+def start_lab(site: argparse.Namespace, make: list[str], page: str = "") -> None:
+    """Submit the job if there is none, wait until it runs, and print how to connect and open a page.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def start_lab(site: argparse.Namespace, make: list[str]) -> None:
     user = getpass.getuser()
     print("JupyterLab is running. On your own machine type")
     print(f"  ssh -N -L 8888:127.0.0.1:{address['port']} -J {user}@{socket.getfqdn()} {user}@{address['node']}")
-    print(f"and open http://127.0.0.1:8888/lab?token={address['token']}")
+    print(f"and open http://127.0.0.1:8888/lab{page and f'/tree/{page}'}?token={address['token']}")
     print(f"To stop it: scancel {job}")
 
 

@@ -1,5 +1,5 @@
 # Targets for jobs on a Slurm cluster (slurm/README.md). slurm/cluster.mk describes the cluster.
-.PHONY: status watch cancel lab
+.PHONY: status watch cancel lab explore
 
 -include slurm/cluster.mk
 
@@ -22,9 +22,12 @@ cancel: | $(setup)  ## cluster: cancel the jobs of this run only
 	@$(call needs_slurm,cancel)
 
 lab: $(setup)  ## open the notebooks in JupyterLab; on a cluster in a job
+explore: $(setup)  ## open notebook 09 in JupyterLab: maps of the embeddings, programs and genes
+explore: page := notebooks/09_explore.py
+lab explore:
 ifeq ($(EXECUTOR),slurm)
-	@$(call slurm,lab)
+	@$(call slurm,lab) --page '$(page)'
 else
-	JUPYTER_PREFER_ENV_PATH=1 JUPYTER_CONFIG_PATH="$(CURDIR)/notebooks/.jupyter" \
-	    exec "$(PYTHON)" notebooks/.jupyter/lab.py
+	@JUPYTER_PREFER_ENV_PATH=1 JUPYTER_CONFIG_PATH="$(CURDIR)/notebooks/.jupyter" \
+	    exec "$(PYTHON)" notebooks/.jupyter/lab.py $(page)
 endif

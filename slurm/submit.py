@@ -22,7 +22,14 @@ from jobs import STAGES, Job, SlurmError, check, queue, resources, run_command, 
 from lab import start_lab
 
 WARNING = 120  # seconds before the time limit at which a stage is asked to save its state
-_ON_REQUEST = "08_conditioning"  # not part of `all`
+# goals that are not part of `all`, with their stages
+_ON_REQUEST = {
+    "conditioning": "08_conditioning",
+    "projection": "11_project",
+    "rank": "12_rank",
+    "consensus": "13_consensus",
+    "differential": "14_differential",
+}
 # what Slurm writes into the log of a job that it kills
 _KILLED = {
     "memory": re.compile(r"memory limit|oom[-_ ]kill|out of memory", re.I),
@@ -35,7 +42,7 @@ def submit(site: argparse.Namespace, make: list[str], goals: list[str]) -> None:
     with _lock(site.run.parent):
         queued = queue()
         run = "/".join(site.run.parts[-2:])
-        if others := [job for job in queued if _conflicts(job, run, site.values)]:
+        if others := [job for job in queued if _conflicts(job, run, site.values, goals)]:
             owner, theirs = others[0].name.partition(":")[0], others[0].values or "none"
             raise SlurmError(
                 f"{len(others)} jobs of {owner} are queued with other values ({theirs}; now {site.values or 'none'}); "
@@ -86,9 +93,9 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def _conflicts(job: Job, run: str, values: str) -> bool:
+def _conflicts(job: Job, run: str, values: str, goals: list[str]) -> bool:
     """Return whether a queued job has other variables: a job of this run, or of the data set with another SHARDS."""
-    if job.name.startswith(f"{run}:"):
+    if job.name.startswith(f"{run}:") or (goals == ["rank"] and job.name == f"{Path(run).parent}:12_rank"):
         return job.values != values
     shards, theirs = ([w for w in shlex.split(of) if w.startswith("SHARDS=")] for of in (values, job.values))
     stages_of_sums = {f"{Path(run).parent}:{stage}" for stage in ("01_sums", "01_merge")}
@@ -112,11 +119,13 @@ def _submit_stage(stage: Stage, tasks: list[int], after: list[str], site: argpar
 
 def show_status(site: argparse.Namespace, make: list[str]) -> bool:
     """Print a table of the stages and return whether any job is active."""
-    stages, known = read_graph(make, ["all", "conditioning"], resolve=False), queue(ended=True)
+    projects = ["project"] if any(word.startswith("CELLS=") for word in make) else []
+    goals = ["rank"] if site.ranks else projects or ["all", *_ON_REQUEST]
+    stages, known = read_graph(make, goals, resolve=False), queue(ended=True)
     for name, stage in stages.items():
         newest = {job.task: job for job in known if job.name == stage.job_name}  # squeue lists older jobs first
         active = [job for job in newest.values() if job.active]
-        if name == _ON_REQUEST and stage.missing and not active and not stage.log().exists():
+        if name in _ON_REQUEST.values() and stage.missing and not active and not stage.log().exists():
             continue
         if active:
             states = [job.state.lower() for job in active]
@@ -181,6 +190,7 @@ def main() -> None:
     parser.add_argument("--resolve", default="", help="command that checks the input and writes the values")
     for name in ("cpu-partition", "gpu-partition", "account", "gpu-type", "prelude", "sbatch"):
         parser.add_argument(f"--{name}", default="")
+    parser.add_argument("--page", default="", help="notebook that JupyterLab opens")
     parser.add_argument("--memory-share", type=int, default=1)
     parser.add_argument("--cpus", type=int, default=0, help="maximum number of CPUs of a job, 0 for no maximum")
     site = parser.parse_args()
@@ -188,7 +198,9 @@ def main() -> None:
     given.pop("EXECUTOR", None)
     make = ["make", "EXECUTOR=local", *given.values()]
     site.again = shlex.join(given.values())
-    site.values = shlex.join(word for name, word in given.items() if name not in ("DATASET", "K", "PYTHON"))
+    site.ranks = bool(re.search("[ ,]", given.get("K", "")))  # a list belongs to no run
+    of_run = ("DATASET", "PYTHON", *([] if site.ranks else ["K"]))
+    site.values = shlex.join(word for name, word in given.items() if name not in of_run)
     for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"):  # of the make that called this
         os.environ.pop(name, None)
     try:
@@ -197,7 +209,7 @@ def main() -> None:
         elif site.action == "cancel":
             cancel(site)
         elif site.action == "lab":
-            start_lab(site, make)
+            start_lab(site, make, site.page)
         else:
             while show_status(site, make) and site.action == "watch":
                 time.sleep(5)

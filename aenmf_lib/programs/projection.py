@@ -115,23 +115,20 @@ def project(
     return out
 
 
-def project_file(
-    cells_path: str | Path,
-    model_path: str | Path,
-    out: str | Path,
-    *,
-    donor_key: str = DONOR,
-    cell_type_key: str = CELL_TYPE,
-    layer: str = "",
-    gene_name_key: str = "",
-    fractional: bool = False,
-) -> None:
+def project_file(cells_path: str | Path, model_path: str | Path, out: str | Path, **options) -> None:
     """Project the cells of a file onto the model of a results file, and write the results file `out`.
 
-    Notebooks 06 and 07 score and draw this file like those of training. See `project` for the parameters and errors.
+    The `options` are those of `project`, which also lists the errors. Notebooks 06 and 07 score and draw the file `out`
+    like the results files of training.
+
+    Parameters
+    ----------
+    cells_path, model_path, out
+        File of raw counts, ``.h5ad`` or ``.zarr``; results file of the model; results file to write.
+    options
+        As for `project`.
     """
-    options = {"donor_key": donor_key, "cell_type_key": cell_type_key, "layer": layer}
-    cells = project(model_path, cells_path, **options, gene_name_key=gene_name_key, fractional=fractional)
+    cells = project(model_path, cells_path, **options)
     files.write_h5ad(cells, out)
     log.info("wrote %s: %d cells of %d donors, %.1f s", out, cells.n_obs, cells.obs[DONOR].nunique(),
              cells.uns[PROVENANCE][PROJECTION]["seconds"])  # fmt: skip

@@ -63,7 +63,7 @@ def examine(
         The folder of the notebooks, and the folder to which the results will be written.
     """
     found = report.Findings()
-    defaults = {path.stem: parameters.defaults(path) for path in sorted(notebooks.glob("0*.py"))}
+    defaults = {path.stem: parameters.defaults(path) for path in sorted(notebooks.glob("[0-9][0-9]_*.py"))}
     settings = {name: own | dict(values.get(name, {})) for name, own in defaults.items()}
     quick = (variables or {}).get("QUICK") == "true"
     _check_models(settings, models, slurm, found)

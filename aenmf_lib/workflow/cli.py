@@ -10,6 +10,8 @@ from pathlib import Path
 
 from aenmf_lib.workflow import errors, inputs, parameters, plan, run
 
+_OF_CELLS = ("donor_key", "cell_type_key", "layer", "gene_name_key")  # options of `project`
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command. For an error that the user can correct, print one message and exit with status 1."""
@@ -59,11 +61,13 @@ def _plan(options: argparse.Namespace) -> plan.Plan:
             raise parameters.ParameterError(f"{found}. Write it in a line of its own, such as 'k: 20'.")
     if options.data and "data" in parameters.declared(options.notebooks[0]):
         values[options.notebooks[0].stem].setdefault("data", options.data)
-    for file in options.out:
+    files = [file for file in options.out if file.suffix == ".yaml"]
+    for file in files:
         parameters.require_known(file.stem, values, f"--out {file}", "notebook")
     models = [name.upper().replace("BASE", "Base") for name in options.models]
+    digests = [file for file in options.out if file not in files]
     return plan.Plan(
-        values, options.notebooks, options.out, options.folder, options.run, models, variables, options.slurm
+        values, options.notebooks, files, digests, options.folder, options.run, models, variables, options.slurm
     )
 
 
@@ -116,6 +120,18 @@ def _merge(options: argparse.Namespace) -> None:
     merge_shards(options.shards, options.cells, options.out)
 
 
+def _project(options: argparse.Namespace) -> None:
+    """Compute the usages of new cells with the programs of a results file."""
+    for name, path in (("CELLS", options.cells), ("MODEL", options.model)):
+        if not path.exists():
+            raise ValueError(f"{name}={path} does not exist. Pass an existing file: make project CELLS=… MODEL=….")
+    from aenmf_lib.programs.projection import project_file
+
+    settings = {name: getattr(options, name) for name in _OF_CELLS if getattr(options, name)}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    project_file(options.cells, options.model, options.out, fractional=options.fractional, **settings)
+
+
 def _simulate(options: argparse.Namespace) -> None:
     """Write simulated cells. The file name selects the scenario."""
     from aenmf_lib.data.simulation import write_demo
@@ -160,6 +176,8 @@ def _parser() -> argparse.ArgumentParser:
         _sum: {"cells": file, "--shard": required | {"type": int, "nargs": 2, "metavar": ("I", "N")}}
         | {"--out": file | required},
         _merge: {"cells": file, "shards": files, "--out": file | required},
+        _project: {"cells": file, "model": file, "--out": file | required, "--fractional": flag}
+        | {f"--{name}": {"default": ""} for name in _OF_CELLS},
         _simulate: {"path": file},
         _check: {"files": files},
         _compile: {},

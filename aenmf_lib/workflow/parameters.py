@@ -18,6 +18,10 @@ from typing import Any
 __all__ = ["resolve"]
 
 _OF_MAKE = ("SHELL", "UV_FIND_LINKS")  # variables that make accepts without listing them
+# variables that only some goals read
+_OF_GOALS = {"CELLS": ["project"], "MODEL": ["project", "projection"], "BY": ["differential"]}
+_JOBS = ("status", "watch", "cancel")
+_DEFAULTS = "defaults.yaml"  # beside the notebooks: the values of make, where a notebook opens with those of the demo
 # QUICK=true: a first look at a data set in minutes. Smaller values in the parameters file are kept.
 _QUICK = {
     "sample_cells": 20_000,
@@ -57,8 +61,15 @@ def declared(notebook: Path) -> dict[str, str]:
 
 
 def defaults(notebook: Path) -> dict[str, Any]:
-    """Return the default of each parameter by name."""
-    return {name: default for name, (_, default) in _declarations(notebook).items()}
+    """Return the value of each parameter by name that make uses if nothing else is set."""
+    return {name: default for name, (_, default) in _declarations(notebook).items()} | _of_make(notebook)
+
+
+def _of_make(notebook: Path) -> dict[str, Any]:
+    """Return the values that make uses for every data set, by name."""
+    file, kinds = notebook.with_name(_DEFAULTS), declared(notebook)
+    values = read_yaml(file) if file.is_file() else {}
+    return {name: _convert(value, kinds[name], f"{file}: {name}") for name, value in values.items() if name in kinds}
 
 
 def _declarations(notebook: Path) -> dict[str, tuple[str, Any]]:
@@ -95,8 +106,9 @@ def resolve(
     *,
     quick: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Return the values set for each notebook, by notebook name and parameter, without the notebook's defaults.
+    """Return the values set for each notebook, by notebook name and parameter, without the notebook's own defaults.
 
+    A file ``defaults.yaml`` beside a notebook has values for every data set, which all others replace.
     Raises ParameterError for a name that no notebook declares or that is given twice, and for a wrong type.
 
     Parameters
@@ -119,7 +131,7 @@ def resolve(
             if name in dict(overrides):
                 raise ParameterError(f"{file} sets {name} for {section}, and the command line sets it too. Keep one.")
             settings.append((f"{file}, {section}", {section: types[section]}, name, value))
-    values: dict[str, dict[str, Any]] = {notebook: {} for notebook in types}
+    values = {notebook.stem: _of_make(notebook) for notebook in notebooks}
     _set(values, settings)
     if quick:
         for notebook, kinds in types.items():
@@ -164,8 +176,10 @@ def parse_variables(
             raise ParameterError(f"QUICK={text}: expected true or false.")
         if name == "SHARDS" and not re.fullmatch("[1-9][0-9]*", text):
             raise ParameterError(f"SHARDS={text}: expected a number of shards, such as SHARDS=8.")
-        if name in kinds:
+        if name in kinds and name != "K":  # make checks K, which may be a list for some goals
             _convert(text, kinds[name], name, text=True)
+        if read_by := _OF_GOALS.get(name):
+            _require_goal(name, read_by, goals)
     if "SHARDS" in given and given.get("LABELS") == "clusters":
         raise ParameterError(
             "SHARDS does not work with LABELS=clusters, which needs all cells in memory. Pass only one of the two."
@@ -179,6 +193,14 @@ def parse_variables(
             f"weights and starts. Set these in notebooks/params/<data set>.yaml: {own}."
         )
     return [(name.lower(), text) for name, text in given.items() if name in kinds and name != "K"]
+
+
+def _require_goal(name: str, read_by: Sequence[str], goals: Sequence[str]) -> None:
+    """Raise ParameterError if no goal reads a variable. A goal that is a file may read any variable."""
+    if not any(goal in (*read_by, *_JOBS) or "/" in goal for goal in goals):
+        expected = " and ".join(f"'make {goal}'" for goal in read_by)
+        hint = " Did you mean MODELS?" if name == "MODEL" else ""
+        raise ParameterError(f"make {' '.join(goals)} does not read {name}, only {expected}.{hint} Remove it.")
 
 
 def write(file: Path, values: dict[str, Any], unimportant: Sequence[str] = ()) -> None:

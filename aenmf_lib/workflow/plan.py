@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aenmf_lib.workflow import inputs, parameters
+from aenmf_lib.workflow.digests import Digest
 
 log = logging.getLogger(__name__)
 _CHECKED = {"all", "filter", "train", "scores", "benchmarks", "figures"}  # goals of make that are checked before
@@ -26,6 +27,7 @@ class Plan:
     values: dict[str, dict[str, Any]]  # by notebook and parameter
     notebooks: Sequence[Path]
     files: Sequence[Path]  # where the values are written, one file per notebook
+    digest_files: Sequence[Path]  # one per notebook and per package of the library
     folder: Path  # of the data set
     run: Path  # of one number of programs
     models: Sequence[str]
@@ -49,9 +51,10 @@ class Plan:
         """Check values and input if they have changed, and write them. With `dry_run` only print what would change."""
         data, check = self.values.get("01_filter", {}).get("data", ""), self.run / "check.txt"
         found = inputs.Input(data, self.folder) if data and Path(data).exists() else None
+        digests = [Digest(file, self.notebooks[0].parent, self.values) for file in self.digest_files]
         if dry_run:
-            changed = [*self.changed, *([self.folder / "input.yaml"] if not found or found.changed else [])]
-            print(*changed)
+            changed = [*self.changed, *(digest.file for digest in digests if digest.changed)]
+            print(*changed, *([self.folder / "input.yaml"] if not found or found.changed else []))
             return
         if found:
             found.require_own_results()
@@ -63,6 +66,8 @@ class Plan:
         for file in self.files:
             if found or file.stem != "01_filter":
                 parameters.write(file, self.values[file.stem], unimportant=("data",))
+        for digest in digests:
+            digest.write()
         if found:
             found.write()
 
@@ -151,4 +156,4 @@ def _show(name: str, values: dict[str, Any], default: Any) -> str:
         text = ",".join(map(str, value))
     else:
         text = str(value).lower() if isinstance(value, bool) else str(value)
-    return f"{text or 'empty'}{'' if name in values else ' (default)'}"
+    return f"{text or 'empty'}{' (default)' if value == default else ''}"

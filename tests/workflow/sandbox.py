@@ -14,18 +14,26 @@ MODELS = {
     "04_train_cae_nmf1": "cae_nmf1",
     "05_train_cae_nmf2": "cae_nmf2",
 }
-STAGES = ["01_filter", *MODELS, "06_benchmarks", "07_figures"]
+STAGES = ["01_filter", *MODELS, "06_benchmarks", "07_figures", "10_programs"]
 STUDY = "08_conditioning"  # not part of `make all`
-STUDY_FILES = [
-    "conditioning.csv",
-    "conditioning_long.csv",
-    *(f"figures/conditioning.{e}" for e in ("pdf", "png", "csv")),
-]
-FIGURES = [
-    f"figures/{name}.{kind}"
-    for name in ("clustering", "resolution", "classification", "classes", "umap", "programs", "training")
-    for kind in ("pdf", "png", "csv")
-]
+
+
+def drawn(*names: str) -> list[str]:
+    """Return the files of figures."""
+    return [f"figures/{name}.{kind}" for name in names for kind in ("pdf", "png", "csv")]
+
+
+STUDY_FILES = ["conditioning.csv", "conditioning_long.csv", *drawn("conditioning")]
+FIGURES = drawn("clustering", "resolution", "classification", "classes", "umap", "programs", "training")
+PROGRAMS = [f"{table}_{model}.csv" for table in ("programs", "program_cards") for model in MODELS.values()]
+# the stages with a goal of their own, and their files
+ON_REQUEST = {
+    "conditioning": (STUDY, STUDY_FILES),
+    "projection": ("11_project", ["projection.csv"]),
+    "rank": ("12_rank", ["rank.csv", *drawn("rank")]),
+    "consensus": ("13_consensus", ["consensus.csv"]),
+    "differential": ("14_differential", ["differential_usage.csv", *drawn("differential")]),
+}
 TABLES = [
     *(f"{task}_{name}.csv" for task in ("clustering", "classification") for name in ("cell_type", "donor_id", "long")),
     *("clustering_resolution.csv", "classification_by_class.csv", "classification_confusion.csv", "integration.csv"),
@@ -44,6 +52,10 @@ if command == "simulate":
     made = [sys.argv[4]]
 elif command == "score":
     made = [sys.argv[sys.argv.index("--done") + 1]]
+elif command == "project":
+    with open("projected", "a") as projected:
+        projected.write(" ".join(sys.argv[4:]) + "\\n")
+    made = [sys.argv[sys.argv.index("--out") + 1]]
 elif command in ("sum", "merge"):
     made = [sys.argv[-1]]
     with open("summed", "a") as summed:
@@ -54,7 +66,7 @@ elif command == "execute":
     report = Path(options[options.index("--report") + 1])
     values = Path(options[options.index("--params") + 1])
     models = [line[2:] for line in values.read_text().splitlines() if line.startswith("- results/")]
-    assert bool(models) == ("06_benchmarks" in notebook)
+    assert bool(models) == any(name in notebook for name in ("06_benchmarks", "10_programs", "14_differential"))
     for path in [notebook, *models]:
         assert Path(path).is_file(), path
     with open("ran", "a") as ran:
@@ -62,8 +74,11 @@ elif command == "execute":
     made = {{
         "06_benchmarks": [f"{{given.get('out_dir')}}/{{name}}" for name in {[*TABLES, "umap.h5ad"]}],
         "07_figures": [f"{{given.get('out_dir')}}/{{name[8:]}}" for name in {FIGURES}],
-        "{STUDY}": [f"{{given.get('out_dir')}}/{{name}}" for name in {STUDY_FILES}],
-    }}.get(Path(notebook).stem) or [given["out"]]
+        "10_programs": [f"{{given.get('out_dir')}}/{{name}}" for name in {PROGRAMS}],
+    }} | {{
+        stage: [f"{{given.get('out_dir')}}/{{name}}" for name in files] for stage, files in {list(ON_REQUEST.values())}
+    }}
+    made = made.get(Path(notebook).stem, []) + ([given["out"]] if "out" in given else [])
     made.append(report)
 for path in map(Path, made):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +124,18 @@ class Sandbox:
         self.root = root
         (root / "notebooks/params").mkdir(parents=True)
         used = ["Makefile", "slurm/slurm.mk", ".ci/make-venv", "aenmf_lib/__init__.py", "aenmf_lib/__main__.py"]
-        workflow = ("__init__", "cli", "environment", "errors", "inputs", "lock", "parameters", "plan", "run")
+        workflow = (
+            "__init__",
+            "cli",
+            "digests",
+            "environment",
+            "errors",
+            "inputs",
+            "lock",
+            "parameters",
+            "plan",
+            "run",
+        )
         used += [f"aenmf_lib/workflow/{name}.py" for name in workflow]
         modules = [*ROOT.glob("aenmf_lib/*/*.py"), *ROOT.glob("aenmf_lib/*/*.mplstyle")]
         for name in {*used, *(str(path.relative_to(ROOT)) for path in modules)}:
@@ -123,11 +149,17 @@ class Sandbox:
         declared = {
             "01_filter": 'data: str = ""\nmin_cells: int = 5\ndonor_key: str = ""\nsample_cells: int = 0\n',
             "06_benchmarks": "model_paths: list[str] = []\nmax_cells: int = 0\nseed: int = 42\n",
-            STUDY: "k: int = 80\nstrengths: list[float] = [0.2]\nstarts: int = 5\n",
+            STUDY: "k: int = 12\nstrengths: list[float] = [0.2]\nstarts: int = 5\n",
+            "10_programs": 'model_paths: list[str] = []\ngene_sets: str = ""\n',
+            "11_project": 'model: str = "CAE_NMF1"\nk: int = 12\nseed: int = 42\n',
+            "12_rank": "ranks: list[int] = [5, 10, 20]\nseed: int = 42\n",
+            "13_consensus": "k: int = 12\n",
+            "14_differential": 'model_paths: list[str] = []\nby: str = "condition"\n',
         }
-        for stage in [*STAGES, STUDY]:
+        (root / "notebooks/defaults.yaml").write_text("k: 80\n")
+        for stage in [*STAGES, *(stage for stage, _ in ON_REQUEST.values())]:
             sums = 'sums_path: str = ""\nstrength: float = 0.2\nlabels: str = ""\n' if stage in STAGES[2:5] else ""
-            cell = declared.get(stage, f"k: int = 80\n{sums}" if stage in MODELS else "")
+            cell = declared.get(stage, f"k: int = 12\n{sums}" if stage in MODELS else "")
             (root / f"notebooks/{stage}.py").write_text(f'# %% tags=["parameters"]\n{cell}')
         (root / "notebooks/params/demo.yaml").write_text("data: data/demo.h5ad\nk: 20\n")
         (root / "notebooks/params/other.yaml").write_text("data: other.h5ad\n")
@@ -169,6 +201,12 @@ class Sandbox:
 
     def files(self, folder: str) -> set[str]:
         return {str(path.relative_to(self.root / folder)) for path in (self.root / folder).rglob("*") if path.is_file()}
+
+    def edit(self, *names: str) -> None:
+        """Change the content of files: code of a notebook or a module."""
+        for name in names:
+            with (self.root / name).open("a") as file:
+                file.write("# %%\n1 + 1\n" if name.endswith(".py") else "more\n")
 
     def touch(self, *names: str) -> None:
         """Set the modification time of files to now."""

@@ -39,7 +39,7 @@ def examine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         variables = {"DATA": str(path), "K": "5"} | variables
         unknown = ("QUICK", "MODELS", "EXECUTOR")
         settings = [(name.lower(), text) for name, text in variables.items() if name not in unknown]
-        values = parameters.resolve(sorted(NOTEBOOKS.glob("0*.py")), None, settings)
+        values = parameters.resolve(sorted(NOTEBOOKS.glob("[0-9][0-9]_*.py")), None, settings)
         options = {"notebooks": NOTEBOOKS, "folder": tmp_path / "results"}
         return check.examine(values, models=models, slurm=slurm, variables=variables, **options)
 
@@ -155,12 +155,12 @@ def test_max_cells_too_small_for_the_donors_is_found_before_training(examine):
 
 
 def test_quick_raises_max_cells_instead_of_an_error(examine, monkeypatch):
-    usual = parameters.defaults
+    usual = parameters._of_make
 
-    def defaults(notebook: Path) -> dict:  # QUICK sets max_cells; here it is too small
+    def of_make(notebook: Path) -> dict:  # QUICK sets max_cells; here it is too small
         return usual(notebook) | ({"max_cells": 20} if notebook.stem == "06_benchmarks" else {})
 
-    monkeypatch.setattr(parameters, "defaults", defaults)
+    monkeypatch.setattr(parameters, "_of_make", of_make)
     found = examine(counts(), QUICK="true")
     assert found.errors == [] and found.raised == {"max_cells": 40}
     assert examine(counts()).raised == {} and examine(counts()).errors

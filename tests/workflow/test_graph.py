@@ -1,7 +1,7 @@
 """The stages that slurm/graph.py reads from make. Needs no Slurm."""
 
 import pytest
-from sandbox import ROOT, STAGES, STUDY, Sandbox
+from sandbox import ON_REQUEST, ROOT, STAGES, STUDY, Sandbox
 
 
 @pytest.fixture
@@ -22,14 +22,15 @@ def read(tmp_path, monkeypatch):
 
 def test_the_graph_has_every_stage_with_what_it_needs(read):
     stages = read("all")
-    assert list(stages) == [*STAGES[:5], "06_scores", *STAGES[5:]]
-    assert [len(stage.tasks) for stage in stages.values()] == [1, 1, 1, 1, 1, 8, 1, 1]
-    assert [stage.missing for stage in stages.values()] == [[0]] * 5 + [[*range(8)]] + [[0]] * 2
+    assert list(stages) == [*STAGES[:5], "06_scores", "10_programs", *STAGES[5:7]]
+    assert [len(stage.tasks) for stage in stages.values()] == [1, 1, 1, 1, 1, 8, 1, 1, 1]
+    assert [stage.missing for stage in stages.values()] == [[0]] * 5 + [[*range(8)]] + [[0]] * 3
     assert stages["01_filter"].needs == []
     assert stages["03_train_ae_nmf"].needs == ["01_filter"]
     assert stages["06_scores"].needs == STAGES[1:5]
     assert stages["06_benchmarks"].needs == [*STAGES[1:5], "06_scores"]
     assert stages["07_figures"].needs == [*STAGES[1:5], "06_benchmarks"]
+    assert stages["10_programs"].needs == STAGES[1:5]
     assert stages["01_filter"].job_name == "demo:01_filter"
     assert stages["06_scores"].job_name == "demo/k20:06_scores"
     assert str(stages["06_scores"].log(3)) == "results/demo/k20/06_scores.3.log"
@@ -48,5 +49,29 @@ def test_only_stages_that_make_would_run_are_missing(read):
     read.sandbox.ran("all")
     assert [name for name, stage in read("all").items() if stage.missing] == []
     read.sandbox.touch("notebooks/07_figures.py")
-    stages = read("all", "conditioning", resolve=False)
-    assert [name for name, stage in stages.items() if stage.missing] == [STUDY, "07_figures"]
+    assert [name for name, stage in read("all").items() if stage.missing] == []
+    read.sandbox.edit("notebooks/07_figures.py")
+    assert [name for name, stage in read("all", "conditioning").items() if stage.missing] == [STUDY, "07_figures"]
+    stages = read("all", "conditioning", resolve=False)  # status: as of the last call that ran or submitted stages
+    assert [name for name, stage in stages.items() if stage.missing] == [STUDY]
+
+
+@pytest.mark.parametrize("goal", ON_REQUEST)
+def test_a_stage_on_request_needs_the_cells_or_the_models(read, goal):
+    stage, files = ON_REQUEST[goal]
+    stages = read(goal)
+    assert [name for name in stages if stages[name].missing][-1] == stage
+    assert stages[stage].needs == (STAGES[1:5] if goal == "differential" else ["01_filter"])
+    assert {*files, f"{stage}.ipynb"} <= {
+        file.split("/", 3 if "/k20/" in file else 2)[-1] for file in stages[stage].tasks[0]
+    }
+    assert stages[stage].job_name == ("demo:12_rank" if goal == "rank" else f"demo/k20:{stage}")
+
+
+def test_new_cells_are_a_stage_of_their_own(read):
+    for name in ("new.h5ad", "model.h5ad"):
+        (read.sandbox.root / name).touch()
+    stages = read("project", more=["CELLS=new.h5ad", "MODEL=model.h5ad"])
+    assert [(stage.job_name, stage.tasks, stage.missing) for stage in stages.values()] == [
+        ("new:project", [["results/new/projected/model.h5ad"]], [0])
+    ]

@@ -148,9 +148,9 @@ def test_results_of_a_file_that_is_gone_can_be_used(filtered):
     assert "mine.h5ad no longer exists. results/mine/filtered.h5ad was made from mine.h5ad (sha256" in refused.stderr
     assert "replace the goal 'all' by: train, benchmarks or figures" in refused.stderr
     assert filtered("filter", CELLS).returncode == 2
-    filtered.touch("aenmf_lib/data/preprocessing.py")  # which would otherwise filter again
+    filtered.edit("aenmf_lib/data/preprocessing.py")  # which would otherwise filter again
     assert "mine.h5ad no longer exists" in filtered("train", CELLS).stderr
-    assert filtered.ran("figures", CELLS) == STAGES[5:]
+    assert filtered.ran("figures", CELLS) == STAGES[5:7]
     refused = filtered("figures", CELLS, "MIN_CELLS=9")
     assert refused.returncode == 2
     assert "MIN_CELLS: was 5 (default), now 9. This change needs the cells of mine.h5ad" in refused.stderr

@@ -5,17 +5,19 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
-from sandbox import FIGURES, MODELS, PYTHON, ROOT, STAGES, STUDY, STUDY_FILES, TABLES, Sandbox
+from sandbox import FIGURES, MODELS, ON_REQUEST, PROGRAMS, PYTHON, ROOT, STAGES, STUDY, STUDY_FILES, TABLES, Sandbox
 
 import aenmf_lib
-from aenmf_lib import figures, results
+from aenmf_lib import figures, programs, results
 from aenmf_lib.workflow.parameters import declared
 
 
@@ -43,10 +45,10 @@ def test_make_without_target_lists_the_public_targets_on_one_screen(make):
     shown = make().stdout
     listed = re.findall(r"^  make (\w+) +\S", shown, re.M)
     texts = [(ROOT / name).read_text() for name in ("Makefile", "slurm/slurm.mk")]
-    phony = [name for text in texts for name in re.search(r"^\.PHONY: (.*)$", text, re.M)[1].split()]
-    assert sorted(listed) == sorted({*phony} - {"resolved", "FORCE"})
-    assert listed[:6] == ["all", "filter", "train", "benchmarks", "figures", "scores"]
-    assert len(shown.splitlines()) <= 24
+    phony = [name for text in texts for name in re.search(r"^\.PHONY: ((?:.*\\\n)*.*)$", text, re.M)[1].split()]
+    assert sorted(listed) == sorted({*phony} - {"resolved", "FORCE", "\\"})
+    assert listed[:7] == ["all", "filter", "train", "benchmarks", "figures", "scores", "programs"]
+    assert len(shown.splitlines()) <= 32
     assert max(map(len, shown.splitlines())) <= 120
 
 
@@ -55,21 +57,119 @@ def test_conditioning_is_not_part_of_all_and_needs_only_the_filtered_cells(make)
     assert make.files("results/demo/k20") >= {*STUDY_FILES, f"{STUDY}.ipynb"}
     assert make.ran("conditioning") == []
     assert make.ran("all") == STAGES[1:]
-    make.touch("aenmf_lib/models/penalties.py")
+    make.edit("aenmf_lib/models/penalties.py")
     assert make.would_run("conditioning") == [STUDY]
+
+
+@pytest.mark.parametrize("goal", ON_REQUEST)
+def test_a_stage_on_request_is_made_once_and_changes_nothing_else(done, goal):
+    stage, files = ON_REQUEST[goal]
+    folder = "results/demo" if goal == "rank" else "results/demo/k20"
+    options = {"projection": ["MODEL=AE_NMF"], "rank": ["K=5 10"], "differential": ["BY=donor_id"]}.get(goal, [])
+    before = done.files("results/demo")
+    assert done.would_run(goal, *options) == [stage]
+    assert done.ran(goal, *options) == [stage]
+    made = {f"{folder.removeprefix('results/demo')}/{name}".lstrip("/") for name in [*files, f"{stage}.ipynb"]}
+    assert made <= done.files("results/demo") - before
+    assert done.ran("all") == []
+    assert done.ran(goal, *options) == []
+    values = (done.root / folder / f"params/{stage}.yaml").read_text()
+    expected = {"projection": "model: AE_NMF", "rank": "ranks:\n- 5\n- 10\n", "differential": "by: donor_id"}
+    assert expected.get(goal, "") in values
+    (done.root / "notebooks/params/demo.yaml").write_text(f"data: data/demo.h5ad\nk: 20\n{stage}: {{}}\n")
+    assert done.ran("all", *([goal, *options] if goal != "rank" else [])) == []
+    done.edit(f"notebooks/{stage}.py")
+    assert done.ran("all") == []
+    assert done.ran(goal, *options) == [stage]
+
+
+@pytest.mark.parametrize("goal", ["conditioning", "projection", "rank", "consensus"])
+def test_a_stage_that_reads_only_the_cells_writes_no_values_of_other_stages(make, goal):
+    stage = ON_REQUEST[goal][0]
+    assert make.ran(goal, *(["SEED=3"] if goal != "conditioning" else [])) == ["01_filter", stage]
+    written = {Path(name).name for name in make.files("results/demo") if "params/" in name}
+    assert written == {"01_filter.yaml", f"{stage}.yaml"}
+
+
+def test_the_ranks_are_a_list_and_the_results_belong_to_the_data_set(done):
+    values = done.root / "results/demo/params/12_rank.yaml"
+    for given, ranks in (("K=5 10", [5, 10]), ("K=5, 10", [5, 10]), ("K=5", [5]), ("", None)):
+        done.ran("rank", *([given] if given else []))
+        assert (yaml.safe_load(values.read_text()) or {}).get("ranks") == ranks
+    assert {path.name for path in done.root.glob("results/demo/k*")} == {"k20"}
+    assert done.ran("results/demo/filtered.h5ad", "K=5 10") == []  # as the job of the filter does
+    assert done.ran("results/demo/rank.csv", "results/demo/figures/rank.pdf", "K=5 10") == ["12_rank"]
+    (done.root / "notebooks/params/demo.yaml").write_text("data: data/demo.h5ad\nk: 20\nranks: [3]\n")
+    assert done.ran("rank") == ["12_rank"]
+    assert yaml.safe_load(values.read_text()) == {"ranks": [3]}
+    for wrong in ("5 x", "5,,x", "0", "05", "-3", "5.5"):
+        assert f"K='{wrong}': expected numbers of programs, such as K=\"5 10 20\"" in done("rank", f"K={wrong}").stderr
+
+
+def test_gene_sets_rerun_only_the_programs_and_only_if_their_content_changes(done):
+    sets = done.root / "sets.gmt"
+    sets.write_text("a\t\tx\n")
+    assert done.ran("all", "GENE_SETS=sets.gmt") == ["10_programs"]
+    assert done.ran("programs", "GENE_SETS=sets.gmt") == []
+    done.touch("sets.gmt")
+    assert done.ran("all", "GENE_SETS=sets.gmt") == []
+    sets.write_text("a\t\ty\n")
+    assert done.would_run("all", "GENE_SETS=sets.gmt") == ["10_programs"]
+    assert done.ran("all", "GENE_SETS=sets.gmt") == ["10_programs"]
+    for goal in (["all"], ["-n", "all"]):
+        refused = done(*goal, "GENE_SETS=none.gmt")
+        assert refused.returncode == 2
+        assert "File of gene sets not found: none.gmt" in refused.stderr
+
+
+def test_new_cells_are_projected_with_a_model(make):
+    (make.root / "new.h5ad").touch()
+    (make.root / "model_k5.h5ad").touch()
+    words = ["project", "CELLS=new.h5ad", "MODEL=model_k5.h5ad", "DONOR_KEY=the donor", "LAYER=", "FRACTIONAL=true"]
+    for _ in range(2):  # always again, with the options of this call
+        done = make(*words, EXECUTOR="local")
+        assert done.returncode == 0, done.stderr
+    out = "results/new/projected/model_k5.h5ad"
+    call = f"new.h5ad model_k5.h5ad --out {out} --donor_key the donor --fractional\n"
+    assert (make.root / "projected").read_text() == 2 * call
+    assert make.files("results") == {out.removeprefix("results/")}  # nothing of the demo
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["MODEL=model.h5ad"], "CELLS='': expected an existing file"),
+        (["CELLS=none.h5ad", "MODEL=model.h5ad"], "CELLS='none.h5ad': expected an existing file"),
+        (
+            ["CELLS=new.h5ad new.h5ad", "MODEL=model.h5ad"],
+            "CELLS='new.h5ad new.h5ad': expected an existing file without spaces in its name",
+        ),
+        (["CELLS=new.h5ad"], "MODEL='': expected an existing file"),
+        (["CELLS=new.h5ad", "MODEL=none.h5ad"], "make project CELLS=new.h5ad MODEL=results/demo/k12/ae_nmf_k12.h5ad"),
+    ],
+)
+def test_a_projection_without_cells_or_model_is_refused(make, words, message):
+    for name in ("new.h5ad", "model.h5ad"):
+        (make.root / name).touch()
+    for flag in ([], ["-n"]):
+        refused = make(*flag, "project", *words)
+        assert refused.returncode == 2
+        assert message in refused.stderr
 
 
 def test_all_makes_every_result_once(done):
     run = {f"params/{stage}.yaml" for stage in STAGES[1:]} | {f"{stage}.ipynb" for stage in STAGES[1:]}
     run |= (
-        {f"params/{STUDY}.yaml"}
-        | {f"{model}_k20.h5ad" for model in MODELS.values()}
+        {f"{model}_k20.h5ad" for model in MODELS.values()}
+        | set(PROGRAMS)
         | set(TABLES)
         | set(FIGURES)
         | {"umap.h5ad", "check.txt"}
     )
     assert done.files("results/demo/k20") == run
-    assert done.files("results/demo") == {f"k20/{name}" for name in run} | {
+    assert {name for name in done.files("results/demo") if "digests/" not in name} == {
+        f"k20/{name}" for name in run
+    } | {
         "filtered.h5ad",
         "01_filter.ipynb",
         "params/01_filter.yaml",
@@ -82,7 +182,7 @@ def test_all_makes_every_result_once(done):
 
 def test_scores_are_made_before_the_benchmarks_when_both_are_goals(make):
     ran = make.ran("-j4", "scores", "benchmarks")
-    assert (ran[0], sorted(ran[1:5]), ran[5:]) == (STAGES[0], STAGES[1:5], STAGES[5:6])
+    assert (ran[0], sorted(ran[1:5]), ran[5:]) == (STAGES[0], STAGES[1:5], ["06_benchmarks"])
     jobs = make.files("results/demo/k20/classification_scores")
     assert jobs == {f"{model}.{label}.done" for model in MODELS.values() for label in ("cell_type", "donor_id")}
     assert make.ran("scores", "benchmarks") == []
@@ -107,7 +207,7 @@ def test_sums_over_shards_are_made_before_the_models_that_read_them(make):
     assert (sorted(again), sums) == (STAGES[2:5], ["03-of-11", "sums"])
     assert summed("SHARDS=11", "K=5")[1] == []  # shared by all k of a data set
     assert sorted(summed("SHARDS=2")[1]) == ["0-of-2", "1-of-2", "sums"]
-    make.touch("aenmf_lib/training/moments.py")
+    make.edit("aenmf_lib/training/moments.py")
     again, sums = summed("SHARDS=2")
     assert (sorted(again), sorted(sums)) == (STAGES[1:5], ["0-of-2", "1-of-2", "sums"])
     assert sorted(summed()[0]) == STAGES[2:5]  # from the cells again
@@ -121,10 +221,11 @@ def test_a_stage_with_several_results_runs_once(make, jobs):
 
 
 @pytest.mark.parametrize(
-    ("touched", "again"),
+    ("edited", "again"),
     [
-        ("notebooks/07_figures.py", STAGES[6:]),
-        ("notebooks/06_benchmarks.py", STAGES[5:]),
+        ("notebooks/10_programs.py", ["10_programs"]),
+        ("notebooks/07_figures.py", ["07_figures"]),
+        ("notebooks/06_benchmarks.py", STAGES[5:7]),
         ("notebooks/04_train_cae_nmf1.py", [STAGES[3], *STAGES[5:]]),
         ("notebooks/01_filter.py", STAGES),
         ("aenmf_lib/figures/scores.py", STAGES[6:]),
@@ -138,15 +239,56 @@ def test_a_stage_with_several_results_runs_once(make, jobs):
         ("aenmf_lib/data/simulation.py", STAGES),
         ("aenmf_lib/workflow/run.py", []),
         ("aenmf_lib/conditioning/study.py", []),
-        ("notebooks/params/demo.yaml", []),
         ("constraints.txt", []),
     ],
 )
-def test_touching_a_file_reruns_dependent_stages(done, touched, again):
-    done.touch(touched)
+def test_a_new_date_reruns_nothing_and_new_content_the_dependent_stages(done, edited, again):
+    done.touch(edited)
+    assert done.would_run("all") == []
+    assert done.ran("all") == []
+    done.edit(edited)
     assert done.would_run("all") == again
     assert done.ran("all") == again
     assert done.ran("all") == []
+
+
+SAVED = """\
+# ---
+# jupyter:
+#   kernelspec:
+#     name: python3
+# ---
+
+# %% [markdown] jp-MarkdownHeadingCollapsed=true
+# Other prose
+
+# %% jupyter={"outputs_hidden": true} tags=["parameters"]
+k: int = 12\x20\x20
+sums_path: str = ""
+strength: float = 0.2
+labels: str = ""
+
+"""
+
+
+def test_a_notebook_saved_by_jupyter_is_the_same_code(done):
+    notebook = done.root / "notebooks/03_train_ae_nmf.py"
+    assert [line.strip() for line in SAVED.split("\n")[-6:-1]] == notebook.read_text().split("\n")[1:]
+    notebook.write_text(SAVED, newline="\r\n")
+    assert done.ran("all") == []
+    notebook.write_text(SAVED.replace("0.2", "0.3"))
+    assert done.ran("all") == [STAGES[2], *STAGES[5:]]
+    notebook.write_text(SAVED.replace("0.2", "0.3") + "# %%\n1 + 1\n# %% [markdown]\n# 1 + 1\n")
+    assert done.ran("all") == [STAGES[2], *STAGES[5:]]
+    notebook.write_text(SAVED.replace("0.2", "0.3") + "# %%\n1 +\n# %%\n1\n")  # a cell that was split
+    assert done.ran("all") == [STAGES[2], *STAGES[5:]]
+
+
+def test_results_are_up_to_date_when_the_dates_of_all_files_change(done):
+    for path in done.root.rglob("*.py"):  # as after a clone or a change of branch
+        os.utime(path)
+    assert done.ran("all") == []
+    assert done.would_run("all") == []
 
 
 @pytest.mark.parametrize(
@@ -156,8 +298,10 @@ def test_touching_a_file_reruns_dependent_stages(done, touched, again):
         ("01_filter.ipynb", STAGES),
         ("k20/cae_nmf1_k20.h5ad", ["04_train_cae_nmf1", *STAGES[5:]]),
         ("k20/04_train_cae_nmf1.ipynb", ["04_train_cae_nmf1", *STAGES[5:]]),
-        *((f"k20/{name}", STAGES[5:]) for name in [*TABLES, "umap.h5ad", "06_benchmarks.ipynb"]),
-        *((f"k20/{name}", STAGES[6:]) for name in [*FIGURES[:3], FIGURES[-1], "07_figures.ipynb"]),
+        *((f"k20/{name}", STAGES[5:7]) for name in [*TABLES, "umap.h5ad", "06_benchmarks.ipynb"]),
+        *((f"k20/{name}", ["07_figures"]) for name in [*FIGURES[:3], FIGURES[-1], "07_figures.ipynb"]),
+        *((f"k20/{name}", ["10_programs"]) for name in [*PROGRAMS[:2], "10_programs.ipynb"]),
+        ("digests/training.sha256", STAGES[1:]),
     ],
 )
 def test_deleted_result_is_rebuilt(done, lost, again):
@@ -169,7 +313,7 @@ def test_deleted_result_is_rebuilt(done, lost, again):
 @pytest.mark.parametrize(
     ("yaml", "again"),
     [
-        ("data: data/demo.h5ad\nk: 20\nmax_cells: 9\n", STAGES[5:]),
+        ("data: data/demo.h5ad\nk: 20\nmax_cells: 9\n", STAGES[5:7]),
         ("data: data/demo.h5ad\nk: 20\n05_train_cae_nmf2: {}\n", []),
         ("data: data/demo.h5ad\nmin_cells: 9\nk: 20\n", STAGES),
     ],
@@ -182,7 +326,8 @@ def test_a_changed_value_reruns_the_notebooks_that_declare_it(done, yaml, again)
 
 def test_a_goal_runs_only_the_stages_it_needs(make):
     assert make.ran("train") == STAGES[:5]
-    assert make.ran("figures") == STAGES[5:]
+    assert make.ran("figures") == STAGES[5:7]
+    assert make.ran("programs") == STAGES[7:]
 
 
 def test_an_unknown_name_in_the_yaml_stops_before_anything_runs(make):
@@ -201,7 +346,7 @@ def test_results_of_each_data_set_and_k_have_their_own_folder(done):
     assert done.ran("all", "DATA=cells/mine.h5ad") == STAGES
     assert done.ran("all") == []
     folders = {path.relative_to(done.root / "results").as_posix() for path in done.root.glob("results/*/k*")}
-    assert folders == {"demo/k20", "demo/k5", "mine/k80"}  # 80: the notebook's own default
+    assert folders == {"demo/k20", "demo/k5", "mine/k80"}  # 80: of notebooks/defaults.yaml
     assert (done.root / "results/demo/k5/params/02_train_base_nmf.yaml").read_text() == "k: 5\n"
     assert (done.root / "results/mine/params/01_filter.yaml").read_text() == "data: cells/mine.h5ad\n"
 
@@ -232,6 +377,10 @@ def test_variables_of_the_command_line_set_values(make):
         (["MIN_CELL=3"], "Unknown variable MIN_CELL. Did you mean MIN_CELLS"),
         (["min_cells=3"], "Unknown variable min_cells. Did you mean MIN_CELLS"),
         (["STARTS=3"], "make has no variable STARTS. Set starts in notebooks/params/<data set>.yaml"),
+        (["K=5 10"], "K='5 10': expected the number of programs, such as K=20. To compare several numbers: make rank"),
+        (["K=5 x"], "K='5 x': expected the number of programs"),
+        (["MODEL=Base_NMF"], "does not read MODEL, only 'make project' and 'make projection'. Did you mean MODELS?"),
+        (["BY=condition"], "does not read BY, only 'make differential'. Remove it"),
         (["MODELS=Base_NMF,PCA"], "MODELS='Base_NMF,PCA': expected some of Base_NMF AE_NMF CAE_NMF1 CAE_NMF2"),
         (["QUICK=yes"], "QUICK=yes: expected true or false"),
         (["EXECUTOR=cloud"], "EXECUTOR='cloud': expected local or slurm"),
@@ -321,35 +470,44 @@ def imported_modules(file: Path) -> set[str]:
     """Return the modules of the library that a file imports, as package/module or package."""
     names = set()
     for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in {f"programs.{name}" for name in programs.__all__}:
+            names |= {f"aenmf_lib.{programs._MODULES[node.attr]}"}
+        elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} - {"aenmf_lib.programs"}
     modules = set()
     for name in names:
         library, *parts = name.split(".")
         if library == "aenmf_lib":
-            if parts[0] in {**aenmf_lib._MODELS, "programs": ""}:  # from aenmf_lib import AENMF
-                parts = ["models", aenmf_lib._MODELS.get(parts[0], parts[0])]
+            if parts[0] in aenmf_lib._MODELS:  # from aenmf_lib import AENMF
+                parts = ["models", aenmf_lib._MODELS[parts[0]]]
             path = ROOT / "aenmf_lib" / "/".join(parts[:2])
             modules.add("/".join(parts[:2]) if path.with_suffix(".py").is_file() else parts[0])
     return modules
 
 
-@pytest.mark.parametrize("stage", [*STAGES, STUDY])
+ALL_STAGES = [*STAGES, *(stage for stage, _ in ON_REQUEST.values())]
+
+
+@pytest.mark.parametrize("stage", ALL_STAGES)
 def test_a_stage_depends_on_every_module_that_it_imports(make, stage):
-    shown = make("-np", "all", "conditioning").stdout
-    rule = re.search(rf"^results/\S+: notebooks/{stage}\.py .*$", shown, re.M)[0]
-    files = [ROOT / f"notebooks/{stage}.py", *map(ROOT.joinpath, re.findall(r"aenmf_lib/\S+\.py", rule))]
+    shown = make("-np", "all", *ON_REQUEST).stdout
+    rule = re.search(rf"^results/\S+: results/\S+/params/{stage}\.yaml .*$", shown, re.M)[0]
+    parts = {name.replace(".", "/") for name in re.findall(r"digests/(\S+)\.sha256", rule)} - {"gene_sets"}
+    assert stage in parts
+    files = [ROOT / f"notebooks/{stage}.py", *(file for part in parts for file in ROOT.glob(f"aenmf_lib/{part}.py"))]
+    files += [file for part in parts for file in ROOT.glob(f"aenmf_lib/{part}/*.py")]
     needed = {module for file in files for module in imported_modules(file)}
-    if stage not in ("07_figures", STUDY):  # figures are only shown there: a new color must not retrain a model
-        needed = {module for module in needed if not module.startswith("figures")}
-    assert {module for module in needed if f" aenmf_lib/{module}" not in rule} == set()
+    used = {part.split("/")[0] for part in parts}
+    shown = {"figures", "programs"} - used  # only shown in the report: a new color must not retrain a model
+    needed = {module for module in needed if module.split("/")[0] not in shown}
+    assert sorted(module for module in needed if not {module, module.split("/")[0]} & parts) == []
 
 
-@pytest.mark.parametrize("stage", [*STAGES, STUDY])
+@pytest.mark.parametrize("stage", ALL_STAGES)
 def test_make_passes_only_parameters_that_the_notebook_declares(make, stage):
-    shown = make("-n", "all", "conditioning", "SHARDS=2").stdout
+    shown = make("-n", "all", *ON_REQUEST, "SHARDS=2").stdout
     call = re.search(rf"execute notebooks/{stage}\.py .*", shown)[0]
     passed = set(re.findall(r" -p (\w+)", call))
     assert passed <= declared(ROOT / f"notebooks/{stage}.py").keys()
@@ -365,6 +523,25 @@ def test_lab_runs_notebooks_in_the_root_and_opens_scripts_as_notebooks():
     assert manager.cwd_for_path("notebooks/params/none.py") == str(ROOT)
     overrides = json.loads((settings / "labconfig/default_setting_overrides.json").read_text())
     assert overrides["@jupyterlab/docmanager-extension:plugin"]["defaultViewers"] == {"python": "Jupytext Notebook"}
+
+
+@pytest.mark.parametrize(("goal", "page"), [("lab", ""), ("explore", "/tree/notebooks/09_explore.py")])
+def test_lab_prints_its_address_once_and_stops_without_a_question(tmp_path, goal, page):
+    for name in ("Makefile", "slurm", "notebooks"):
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
+    words = ["make", goal, f"PYTHON={sys.executable}", "EXECUTOR=local"]
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "BROWSER": "true"}  # a browser that does nothing
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(words, cwd=tmp_path, env=env, start_new_session=True, **pipes) as server:
+        try:
+            first = server.stdout.readline()
+            address = re.fullmatch(rf"JupyterLab: (http://127\.0\.0\.1:\d+/lab{page}\?token=\w{{48}})\n", first)
+            assert address, first
+            assert urllib.request.urlopen(address[1], timeout=30).status == 200
+        finally:
+            os.killpg(server.pid, signal.SIGINT)  # Ctrl-C
+        rest = server.communicate(timeout=30)[0]
+    assert "token=" not in rest
 
 
 # ---- the set-up ------------------------------------------------------------------------------------------------------

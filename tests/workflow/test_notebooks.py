@@ -8,9 +8,10 @@ import jupytext
 import pytest
 
 from aenmf_lib import AENMF, CAENMF1, CAENMF2, BaseNMF
+from aenmf_lib.workflow.parameters import defaults, read_yaml, resolve
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.py"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.py"))
 TRAINING = {
     "02_train_base_nmf": BaseNMF,
     "03_train_ae_nmf": AENMF,
@@ -37,6 +38,12 @@ def test_every_notebook_exists():
         "06_benchmarks",
         "07_figures",
         "08_conditioning",
+        "09_explore",
+        "10_programs",
+        "11_project",
+        "12_rank",
+        "13_consensus",
+        "14_differential",
     ]
 
 
@@ -57,14 +64,31 @@ def test_a_parameter_has_the_same_default_in_every_notebook():
     seen = {}
     for path in NOTEBOOKS:
         for name, value in parameters(path).items():
-            # the last three differ by definition of the models
+            # of the results, and of the models by definition
             if name not in ("out", "out_dir", "lambda_U", "max_iter", "tol"):
                 assert seen.setdefault(name, value) == value, (path.stem, name)
 
 
+def test_notebooks_open_with_the_values_of_the_demo_and_make_uses_those_of_all_data_sets():
+    demo, usual = (read_yaml(ROOT / f"notebooks/{name}.yaml") for name in ("params/demo", "defaults"))
+    opened = {name: value for path in NOTEBOOKS for name, value in parameters(path).items()}
+    assert {name: opened[name] for name in demo} == demo
+    assert usual.keys() == demo.keys() - {"data"}
+    assert resolve(NOTEBOOKS)["01_filter"]["min_cells"] == 0
+
+
+def test_a_notebook_that_runs_as_opened_writes_only_into_the_lab_folder():
+    for path in NOTEBOOKS:
+        for name, value in parameters(path).items():
+            if name in ("out", "out_dir"):
+                assert value.startswith("results/lab"), (path.stem, value)
+            else:
+                assert "results/lab" not in str(value), (path.stem, name)
+
+
 @pytest.mark.parametrize("stem", TRAINING)
-def test_defaults_of_a_training_notebook_equal_those_of_its_model(stem):
-    given = parameters(ROOT / f"notebooks/{stem}.py")
+def test_values_of_make_for_a_training_notebook_equal_the_defaults_of_its_model(stem):
+    given = defaults(ROOT / f"notebooks/{stem}.py")
     for field in dataclasses.fields(TRAINING[stem]):
         if field.name == "preset":
             assert given["preset"] == ""

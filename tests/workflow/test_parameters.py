@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from aenmf_lib.workflow.parameters import ParameterError, declared, resolve, write
+from aenmf_lib.workflow.parameters import ParameterError, declared, defaults, resolve, write
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = """\
@@ -268,10 +268,25 @@ def test_every_settings_file_of_the_repository_is_valid(file):
 
 
 @pytest.mark.parametrize("text", ["---", "~", "---\n# nothing"])
-def test_file_without_values_sets_nothing(tmp_path, text):
+def test_file_without_values_sets_nothing(notebooks, tmp_path, text):
     file = tmp_path / "p.yaml"
     file.write_text(text)
-    assert resolve([ROOT / "notebooks/01_filter.py"], file) == {"01_filter": {}}
+    assert resolve(notebooks[:1], file) == {"02_train": {}}
+
+
+def test_the_values_for_every_data_set_are_replaced_by_all_others(notebooks, tmp_path):
+    (tmp_path / "defaults.yaml").write_text("k: 60\nmax_cells: 5000\n")
+    expected = {"02_train": {"k": 60}, "06_benchmarks": {"k": 60, "max_cells": 5000}}
+    assert resolve(notebooks) == expected
+    assert defaults(notebooks[0])["k"] == 60
+    assert given(notebooks, "k: 20\n06_benchmarks: {max_cells: 7}\n", ("k", "3")) == {
+        "02_train": {"k": 3},
+        "06_benchmarks": {"k": 3, "max_cells": 7},
+    }
+    assert resolve(notebooks, quick=True)["06_benchmarks"]["max_cells"] == 2000
+    (tmp_path / "defaults.yaml").write_text("k: many\n")
+    with pytest.raises(ParameterError, match=r"defaults.yaml: k: expected int, found 'many'"):
+        resolve(notebooks)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from sandbox import MODELS, PYTHON, ROOT, STAGES, STUDY, Sandbox
 pytestmark = pytest.mark.skipif(not cluster.available(), reason="needs Slurm: slurmctld slurmd slurm-client munge")
 
 SITE = "GPU_PARTITION := gpu\nMEMORY_SHARE := 1024\nMOST_CPUS := 1\nPRELUDE := export A='x y' && echo $$B\n"
-SENT = [*STAGES[:5], "06_scores", *STAGES[5:]]
+SENT = [*STAGES[:5], "06_scores", "10_programs", *STAGES[5:7]]
 PARTS = sorted(f"{model}.{label}" for model in MODELS.values() for label in ("cell_type", "donor_id"))
 # While a file `slow-STAGE` exists the stage waits; with `fail-STAGE` it fails, and with `eat-STAGE` it uses more memory
 # than it requested.
@@ -107,13 +107,13 @@ def until(condition, what: str, seconds: float = 90) -> None:
 
 
 def ended(make, slurm) -> list[str]:
-    """Wait for the jobs and return the notebooks that ran, in order."""
+    """Wait for the jobs and return the notebooks that ran, in order; 10 is last, although it does not wait for 06."""
     until(lambda: not queue(slurm, make.root), "the queue is empty")
     print(*(path.read_text() for path in (make.root / "results/demo").rglob("*.log")), sep="\n")  # shown if it fails
     ran = make.root / "ran"
     found = ran.read_text().split() if ran.exists() else []
     ran.unlink(missing_ok=True)
-    return found
+    return sorted(found, key="10_programs".__eq__)
 
 
 def test_all_stages_run_in_order_and_leave_the_files_of_a_local_run(make, slurm, tmp_path_factory):
@@ -142,6 +142,36 @@ def test_conditioning_is_submitted_with_the_filter_and_shown_once_requested(make
     assert f"{STUDY}      done" in make("status").stdout
 
 
+def test_a_list_of_ranks_reaches_the_job_and_another_list_waits_for_it(make, slurm):
+    (make.root / "slow-12_rank").touch()
+    assert re.findall(r"^ +\d+  (\w+)", make("rank", "K=5 10").stdout, re.M) == [STAGES[0], "12_rank"]
+    again = make("rank", "K=5 10").stdout
+    assert "12_rank: already" in again
+    assert "make watch 'K=5 10'" in again
+    refused = make("rank", "K=5 20")
+    assert refused.returncode
+    assert "jobs of demo are queued with other values ('K=5 10'; now 'K=5 20')" in refused.stderr
+    assert re.search("^12_rank +(pending|running)", make("status", "K=5 10").stdout, re.M)
+    assert "12_rank" in make("status").stdout  # also without the list
+    (make.root / "slow-12_rank").unlink()
+    assert ended(make, slurm) == [STAGES[0], "12_rank"]
+    assert "- 5\n- 10\n" in (make.root / "results/demo/params/12_rank.yaml").read_text()
+    assert "Everything is done." in make("rank", "K=5 10").stdout
+    assert not list(make.root.glob("results/demo/k*/*"))
+
+
+def test_new_cells_are_projected_in_a_job_of_their_own(make, slurm):
+    for name in ("new.h5ad", "model.h5ad"):
+        (make.root / name).touch()
+    words = ["CELLS=new.h5ad", "MODEL=model.h5ad"]
+    assert re.findall(r"^ +\d+  (\w+)", make("project", *words).stdout, re.M) == ["project"]
+    assert re.search("^project +(pending|running|done)", make("status", *words).stdout, re.M)
+    assert ended(make, slurm) == []  # no notebook
+    assert (make.root / "projected").read_text().split()[-1] == "results/new/projected/model.h5ad"
+    assert re.search("^project +done", make("status", *words).stdout, re.M)
+    assert make.files("results/demo") <= {".submit.lock"}
+
+
 def test_nothing_is_submitted_twice_from_two_shells_or_again(make, slurm):
     (make.root / "slow-01_filter").touch()
     words = ["make", f"PYTHON={make.root}/bin/python", "all"]
@@ -167,7 +197,7 @@ def test_a_failed_stage_cancels_dependent_jobs_and_is_submitted_again_with_them(
     (make.root / "fail-04_train_cae_nmf1").unlink()
     sent = make("all")
     assert re.findall(r"^ +\d+  (\w+)", sent.stdout, re.M) == ["04_train_cae_nmf1", *SENT[5:]]
-    assert ended(make, slurm) == ["04_train_cae_nmf1", "06_benchmarks", "07_figures"]
+    assert ended(make, slurm) == ["04_train_cae_nmf1", *STAGES[5:]]
 
 
 def test_a_missing_partition_is_reported_before_anything_is_submitted(make, slurm):
@@ -188,10 +218,10 @@ def test_cancel_cancels_only_the_jobs_of_its_run(make, slurm):
     make("all", "K=21")
     names = [f"demo/k20:{stage}" for stage in SENT[1:]] + [f"demo/k21:{stage}" for stage in SENT[1:]]
     assert sorted(queue(slurm, make.root)) == sorted(["demo:01_filter", *names])  # both runs use the filter
-    assert "14 jobs of demo/k20 cancelled" in make("cancel").stdout
-    left = ["demo:01_filter", *names[7:]]
+    assert "15 jobs of demo/k20 cancelled" in make("cancel").stdout
+    left = ["demo:01_filter", *names[8:]]
     until(lambda: sorted(queue(slurm, make.root)) == sorted(left), "only the other run's jobs are there")
-    assert "15 jobs of demo/k21 cancelled" in make("cancel", "K=21").stdout
+    assert "16 jobs of demo/k21 cancelled" in make("cancel", "K=21").stdout
 
 
 def test_deleted_file_is_rebuilt_and_queued_jobs_wait_for_it(make, slurm):
@@ -202,7 +232,8 @@ def test_deleted_file_is_rebuilt_and_queued_jobs_wait_for_it(make, slurm):
     assert re.findall(r"^ +\d+  (\w+)", make("all").stdout, re.M) == [STAGES[2], *SENT[5:]]
     until(lambda: queue(slurm, make.root).get("demo/k20:03_train_ae_nmf") == "RUNNING", "03 runs")
     (make.root / "slow-02_train_base_nmf").touch()
-    os.utime(make.root / "notebooks/02_train_base_nmf.py")
+    with (make.root / "notebooks/02_train_base_nmf.py").open("a") as notebook:
+        notebook.write("# %%\n1 + 1\n")
     make("all")  # 06 is already queued, and must wait for 02 too
     (make.root / "slow-03_train_ae_nmf").unlink()
     until(lambda: "demo/k20:03_train_ae_nmf" not in queue(slurm, make.root), "03 has ended")
@@ -365,7 +396,7 @@ def test_scancel_of_one_job_cancels_only_dependent_jobs(make, slurm):
 def test_only_the_failed_score_job_is_submitted_again(make, slurm):
     (make.root / "fail-ae_nmf.donor_id").touch()
     make("all")
-    assert sorted(ended(make, slurm)) == STAGES[:5]
+    assert sorted(ended(make, slurm)) == [*STAGES[:5], "10_programs"]
     scored = make.root / "scored"
     assert sorted(scored.read_text().split()) == PARTS
     task = PARTS.index("ae_nmf.donor_id")
@@ -376,7 +407,7 @@ def test_only_the_failed_score_job_is_submitted_again(make, slurm):
     scored.unlink()
     sent = make("all").stdout
     assert re.search(r"^ +\d+  06_scores, 1 tasks$", sent, re.M), sent
-    assert ended(make, slurm) == STAGES[5:]
+    assert ended(make, slurm) == STAGES[5:7]
     assert scored.read_text().split() == ["ae_nmf.donor_id"]
 
 
