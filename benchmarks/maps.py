@@ -1,10 +1,10 @@
-"""Measure the maps of notebook 09 on simulated coordinates: 500,000 points with widgets, 60 million as pictures.
+"""Measure the maps of notebook 09 on simulated coordinates: 500,000 points with widgets, 60 million as images.
 
-    python benchmarks/maps.py                       # needs Chromium for the first part; some minutes, 3 GB of memory
+    python benchmarks/maps.py                       # needs Chromium for `widgets`; takes minutes and 3 GB of memory
     python benchmarks/maps.py raster --points 60000000 --runs 3
 
-The browser draws by software here. `raster` has no browser: the time of a picture is that of the kernel, for the widget
-of the notebook (900 × 600 pixels). Loading is the read of the coordinates, which is not part of the first picture.
+`widgets` uses a browser that draws in software, without a GPU. `raster` uses no browser: it measures how long the
+kernel takes to draw an image of the size in the notebook (900 × 600 pixels). Reading the coordinates is not measured.
 """
 
 import argparse
@@ -34,7 +34,7 @@ MODELS = ("CAE_NMF1", "CAE_NMF2", "AE_NMF", "Base_NMF")
 
 
 def simulate(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return coordinates (n, 2) float32 of clusters of different size and shape, and the type of each point."""
+    """Return coordinates of clusters with different sizes and shapes, (n, 2) float32, and the type of each point."""
     rng = np.random.default_rng(0)
     types = rng.choice(N_TYPES, n, p=rng.dirichlet(np.full(N_TYPES, 0.5) + 0.01)).astype(np.int8)
     centers, width = rng.normal(0, 6, (N_TYPES, 2)), rng.gamma(4, 0.2, (N_TYPES, 2))
@@ -46,7 +46,7 @@ def simulate(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def raster(points: int, color: str) -> dict:
-    """Measure the first picture and zoomed pictures of one map, and the peak memory of all, coordinates included."""
+    """Return the seconds of the first image and of zoomed images of one map, and the peak memory with coordinates."""
     few, few_types = simulate(10_000)
     colorings = {
         "count": lambda types: None,
@@ -76,14 +76,14 @@ def raster(points: int, color: str) -> dict:
 
 @contextlib.contextmanager
 def clock(found: dict[str, float], name: str) -> Iterator[None]:
-    """Record the seconds of a block."""
+    """Record the seconds that a block of code takes."""
     start = time.perf_counter()
     yield
     found[name] = time.perf_counter() - start
 
 
 def widgets(points: int, color: str) -> dict:
-    """Measure the maps of four models in JupyterLab: from the click on Run until the first and all maps are drawn."""
+    """Return the seconds from running the cell in JupyterLab until the first and all four maps are drawn."""
     sys.path.insert(0, str(ROOT / "tests/exploration"))
     import lab
 
@@ -116,7 +116,7 @@ def widgets(points: int, color: str) -> dict:
 
 
 def n_drawn(page, lab) -> int:
-    """Return the number of maps that show points: colored pixels."""
+    """Return the number of maps that show points, that is, colored pixels."""
     found = {}
     for canvas in page.locator(".jp-OutputArea canvas").all():
         if (box := canvas.bounding_box()) and box["width"] > 200 and box["y"] + box["height"] < lab.PAGE["height"]:
@@ -149,10 +149,10 @@ def write_results(folder: Path, points: int) -> None:
 
 
 def main() -> None:
-    """Read the command line, run and write the tables."""
+    """Read the command line, run the benchmarks, and write and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("all", "widgets", "raster"), nargs="?", default="all")
-    parser.add_argument("--points", type=int, help="another number of points")
+    parser.add_argument("--points", type=int, help="number of points, instead of the default")
     parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args()
     if args.what != "raster":

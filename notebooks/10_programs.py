@@ -1,15 +1,16 @@
 # %% [markdown]
 # # 10 · Programs
-# **Question.** Which genes define each program, where is the program used, and does it recur?  **Reads** the results
-# files of 02 to 05, and optionally a file of gene sets.  **Writes** two tables per model: the genes of each program
-# (`programs_<model>.csv`), and one row per program (`program_cards_<model>.csv`).
+# **Question.** Which genes define each program, which cells use it, and do other fits find it again?  **Reads** the
+# results files of 02 to 05, and optionally a file of gene sets.  **Writes** two tables per model:
+# `programs_<model>.csv` lists the top 100 genes of each program, and `program_cards_<model>.csv` describes each program
+# in one row.
 #
-# The tables of a skipped model have only a header. In Python, `programs.gene_table(path)` and
+# The tables of a skipped model contain only the header. In Python, `programs.gene_table(path)` and
 # `programs.program_cards(paths)` return the same tables.
 
 # %% tags=["parameters"]
 model_paths: list[str] = ["results/demo/k12/cae_nmf1_k12.h5ad", "results/demo/k12/cae_nmf2_k12.h5ad", "results/demo/k12/ae_nmf_k12.h5ad", "results/demo/k12/base_nmf_k12.h5ad"]  # results files to describe  # noqa: E501  # fmt: skip
-gene_sets: str = ""  # GMT file of gene sets (symbols or gene ids), may be compressed; empty: no gene sets
+gene_sets: str = ""  # GMT file of gene sets (symbols or gene ids), also compressed; empty for no gene sets
 out_dir: str = "results/lab"  # folder for the tables
 
 # %%
@@ -20,24 +21,27 @@ import pandas as pd
 from aenmf_lib import programs
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-pd.options.display.max_colwidth = None  # whole names
+pd.options.display.max_colwidth = None  # show long texts in full
 pd.options.display.max_rows = 400
 genes, cards = programs.write_program_tables(model_paths, out_dir, gene_sets=gene_sets)
 cards.groupby("Model", sort=False).size().to_frame("programs")
 
 # %% [markdown]
+# The table above shows the number of programs of each model.
+#
 # ## Genes
-# `top_genes` have the largest weights. `specific_genes` have the largest product of weight and specificity. The
-# specificity of a gene is the share of this program in the reconstruction of the gene, from 0 to 1. Expect both lists
-# to agree for AE-NMF, whose programs have few genes in common, and to differ for Base NMF.
+# `top_genes` are the ten genes with the largest weights. `specific_genes` are the ten genes with the largest product of
+# weight and specificity. The specificity of a gene is the share of this program in the reconstruction of the gene, from
+# 0 to 1. Expect similar lists for AE-NMF, whose programs have few genes in common, and different lists for Base NMF.
 
 # %%
 cards.set_index(["Model", "program"])[["top_genes", "specific_genes"]]
 
 # %% [markdown]
 # Name a program only if its genes form a signature that you recognize. A program of ribosomal or mitochondrial genes
-# often describes the quality of the cells. The next table shows the share of these genes among the first 100 genes of
-# each program.
+# often describes the quality of the cells. The next table shows the shares of ribosomal and of mitochondrial genes
+# among the top 100 genes, for programs in which one of them is above 20 %. The table is empty if there is no such
+# program.
 
 # %%
 flags = genes.groupby(["Model", "program"], sort=False)[["ribosomal", "mitochondrial"]].mean()
@@ -45,20 +49,25 @@ flags[flags.max(axis=1) > 0.2].style.format("{:.0%}")
 
 # %% [markdown]
 # ## Size and use
-# `share_of_norm` is ‖h‖² ‖w‖² / ‖X‖², the size of the program's part in the reconstruction. Programs overlap, so these
-# shares do not add up to the share of ‖X‖² that the model explains. In model 2, the shares are small, because the donor
-# part U reconstructs most of X. `usage_by_type` lists up to three cell types whose mean usage is above the mean of all
-# cells, with the ratio of both means.
+# - `share_of_norm` is ‖h‖² ‖w‖² / ‖X‖², the size of the program's part in the reconstruction. Programs overlap, so
+#   these shares do not add up to the share of ‖X‖² that the model explains. In CAE_NMF2, the shares are smaller,
+#   because the donor part U also reconstructs a part of X.
+# - `top_type` is the cell type with the largest mean usage.
+# - `usage_by_type` lists up to three cell types whose mean usage is above the mean of all cells. The number is the
+#   ratio of the two means: `B cell (3.0×)` means that B cells use the program three times as much as the average cell.
 
 # %%
 cards.set_index(["Model", "program"])[["share_of_norm", "top_type", "usage_by_type"]].round(4)
 
 # %% [markdown]
+# A program with one type and a ratio far above 1 is specific to this cell type. Ratios close to 1 mean that all types
+# use the program.
+#
 # ## Cell types or donors
-# `variance_by_type` is the share of the variance of the usage that lies between cell types. `variance_by_donor` is the
-# share that lies between donors within cell types. A program with a large `variance_by_donor` describes donors or
-# batches. Expect such programs in AE-NMF and Base NMF if donors differ, and fewer in the conditional models. Both
-# columns are empty if there is only one type or donor.
+# `variance_by_type` is the share of the variance of the usage that lies between cell types. It is empty if there is
+# only one type. `variance_by_donor` is the share that lies between donors within cell types. It is empty if there is
+# only one donor. The next table shows the 20 programs with the largest `variance_by_donor`. Expect programs of AE-NMF
+# and Base NMF at the top if donors differ, and fewer programs of the conditional models.
 
 # %%
 cards.sort_values("variance_by_donor", ascending=False, kind="stable").head(20)[
@@ -66,25 +75,31 @@ cards.sort_values("variance_by_donor", ascending=False, kind="stable").head(20)[
 ].round(3)
 
 # %% [markdown]
-# ## Programs that recur
-# `stability` is the mean cosine of a program to its partner in the other random starts; it is empty with one start.
-# `nearest_…` and `cosine_…` name the most similar program in each model; in the same model, the most similar other
-# program.
+# A program with a large `variance_by_donor` describes donors or batches. Do not interpret it as a process of a cell
+# type before you have compared more donors.
+#
+# ## Programs that other fits find again
+# `stability` is the mean cosine of a program with the matched programs of the other random starts. It is empty with one
+# start. `nearest_<model>` is the number of the most similar program of each model, and `cosine_<model>` is its cosine.
+# In the same model, it is the most similar other program.
 
 # %%
 cards.set_index(["Model", "program"]).filter(regex="stability|nearest|cosine").round(2)
 
 # %% [markdown]
 # Trust a program more if it is stable and if other models find it too. Two programs of one model with a large cosine
-# describe almost the same genes: try a smaller k.
+# have almost the same genes, which suggests a smaller k.
 #
 # ## Gene sets
-# The most enriched gene set of each program, if `gene_sets` is given (`make programs GENE_SETS=sets.gmt`). The
-# hypergeometric test asks whether the first 100 genes in the order of `specific_genes` contain more genes of a set than
-# 100 random genes of the fit. `gene_set_fdr` is corrected for all programs of the model and all sets.
+# If `gene_sets` is given (`make programs GENE_SETS=sets.gmt`), the hypergeometric test asks whether the top 100 genes
+# in the order of `specific_genes` contain more genes of a set than 100 random genes of the fit. `gene_set` is the set
+# with the smallest p-value. `gene_set_overlap` is the number of its genes among these 100, and the size of the set.
+# `gene_set_fdr` is the false discovery rate over all programs of the model and all sets. The next table shows the
+# programs with FDR < .05. It is empty without gene sets.
 
 # %%
 cards.set_index(["Model", "program"])[["gene_set", "gene_set_overlap", "gene_set_fdr"]].query("gene_set_fdr < 0.05")
 
 # %% [markdown]
-# A small FDR means that program and set share genes, not that the program is the process of the set: read the genes.
+# A small FDR means that the program and the set share genes. It does not show that the program is the process in the
+# name of the set. Look at the genes before you name the program.

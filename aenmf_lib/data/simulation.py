@@ -33,7 +33,7 @@ _CELL_TYPES = {
     "mast cell": (0.01, {"mast": 1.2}),
 }
 _DONOR_SHARES = (0.27, 0.22, 0.19, 0.16, 0.12, 0.04)  # the last donor has fewer cells than the demo's threshold
-_CONDITIONS = ("control", "treated")  # of the first, second, third, … donor in turn
+_CONDITIONS = ("control", "treated")  # the donors get these conditions in turn
 # name of the data set -> arguments of `simulate`
 _SCENARIOS = {
     "demo": {},
@@ -79,23 +79,23 @@ def simulate(
         Concentration of the Dirichlet distribution of the cell-type shares of each donor. With 60 the donors have
         similar shares. With 3 some donors have almost no cells of some types, which confounds donor and composition.
     n_donors
-        Number of donors. After the sixth, the shares of the cells repeat.
+        Number of donors. With more than six donors, the relative numbers of cells of the first six donors repeat.
     treatment
-        A program, a cell type and a factor. The usage of this program in the cells of this type is multiplied by the
-        factor in treated donors. By default, treated donors are like the others.
+        A program, a cell type and a factor, such as ``("interferon", "B cell", 2.0)``. In treated donors, the usage of
+        this program in the cells of this type is multiplied by the factor. By default, treated donors do not differ.
 
     Returns
     -------
     cells, truth : AnnData, Truth
         ``raw.X`` integer counts, ``X`` log-normalized, ``obs['cell_type']`` and ``obs['donor_id']`` categorical,
-        ``obs['condition']``: every second donor is treated. Ensembl-like ``var_names`` with ``feature_name``, and the
-        truth, which ``uns['truth']`` also contains.
+        ``obs['condition']`` categorical ('control', or 'treated' for every second donor), Ensembl-like ``var_names``
+        with ``feature_name``, and the truth, which ``uns['truth']`` also contains.
     """
     if n_donors < 1:
         raise ValueError(f"n_donors={n_donors} is too small. Set it to 1 or more.")
     if treatment and (treatment[0] not in PROGRAMS or treatment[1] not in _CELL_TYPES or not treatment[2] >= 0):
         known = f"Expected a program ({', '.join(PROGRAMS)}), a cell type ({', '.join(_CELL_TYPES)}) and a factor ≥ 0"
-        raise ValueError(f"treatment={treatment} is unknown. {known}.")
+        raise ValueError(f"treatment={treatment} is not valid. {known}.")
     needed = sum(PROGRAMS.values()) + n_donors * (_PROFILE_GENES + _CHANGED_PROGRAMS * _CHANGED_GENES)
     if n_genes < needed:
         raise ValueError(f"n_genes={n_genes} is too small for the programs and donors. Set it to {needed} or more.")

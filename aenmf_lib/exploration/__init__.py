@@ -1,4 +1,4 @@
-"""The maps of notebook 09: embeddings with widgets, or as an image for millions of cells."""
+"""The maps of notebook 09: interactive embeddings, drawn by the browser or, for many cells, by the kernel."""
 
 from aenmf_lib.exploration.maps import explore
 

@@ -13,13 +13,13 @@ from matplotlib.colors import to_hex
 
 from aenmf_lib.figures import style
 
-NUMBER, SELECTED = "number of cells", "selected"  # colors that are not columns
-MISSING = "#bbbbbb"  # the color of cells without a value
-MAX_LABELS = 200  # a column of more labels cannot be read from colors
-_MAP = "viridis"  # of numbers
-_SHOWN = 60  # labels in a legend
-_CLIPPED = 99.5  # percentile of the values that has the last color: a few extreme cells do not make all others dark
-_SAMPLE = 1_000_000  # values from which the percentile is computed
+NUMBER, SELECTED = "number of cells", "selected"  # colorings that are not columns of obs
+MISSING = "#bbbbbb"  # color of cells without a value
+MAX_LABELS = 200  # columns with more labels are not offered, because their colors cannot be distinguished
+_MAP = "viridis"  # color map of numbers
+_SHOWN = 60  # maximum number of labels in a legend
+_CLIPPED = 99.5  # values above this percentile get the last color, so that extreme values do not hide differences
+_SAMPLE = 1_000_000  # about the number of values from which the percentile is computed
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Coloring:
     """The colors of all cells by one quantity."""
 
     title: str
-    data: np.ndarray  # (n_cells,): codes of labels, -1 if missing; or float32 within [low, high], NaN if missing
+    data: np.ndarray  # (n_cells,): codes of labels, or -1; or float32 within [low, high], or NaN
     colors: list[str]  # one per label, or 256 from low to high
     labels: Sequence[str] | None = None  # None: the values are numbers
     low: float = 0.0
@@ -40,13 +40,13 @@ class Coloring:
 
     @property
     def table(self) -> np.ndarray:
-        """The colors as numbers from 0 to 255, and that of missing values last, (n_colors + 1, 3) uint8."""
+        """The colors as numbers from 0 to 255; the last row is the color of missing values, (n_colors + 1, 3) uint8."""
         colors = [[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in [*self.colors, MISSING]]
         return np.array(colors, dtype=np.uint8)
 
     @property
     def codes(self) -> np.ndarray:
-        """The number of the color of each value in `table`, (…,) int."""
+        """The row of `table` with the color of each value, (…,) int."""
         if self.labels is not None:
             return np.where(self.missing, len(self.colors), self.data).astype(np.int32)
         scaled = (self.data - self.low) / (self.high - self.low) * (len(self.colors) - 0.001)
@@ -83,13 +83,16 @@ def color_column(column: pd.Series, title: str) -> Coloring:
 
 
 def color_values(values: np.ndarray, title: str) -> Coloring:
-    """Return the colors of numbers, (n_cells,): from 0, or the smallest value, to the 99.5th percentile."""
+    """Return the colors of numbers, (n_cells,), on a scale up to the 99.5th percentile.
+
+    The scale starts at 0, or at the smallest value if this is negative or more than half of the largest value.
+    """
     values = np.asarray(values, dtype=np.float32)
     finite = np.isfinite(values)
     some = values[:: max(1, len(values) // _SAMPLE)]
     some = some[np.isfinite(some)]
     low = min(0.0, float(some.min())) if len(some) else 0.0
-    if len(some) and low == 0 and some.min() > 0.5 * some.max():  # such as a score near 1 or a year
+    if len(some) and low == 0 and some.min() > 0.5 * some.max():  # for example scores near 1, or years
         low = float(some.min())
     high = float(np.percentile(some, _CLIPPED)) if len(some) else 1.0
     high = next((top for top in (high, float(some.max(initial=low))) if top > low), low + 1.0)

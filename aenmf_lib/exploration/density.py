@@ -1,4 +1,4 @@
-"""A zoomable map of millions of cells: the kernel draws a picture of the visible part, which ipympl shows."""
+"""A zoomable map of millions of cells: the kernel draws an image of the visible part, and ipympl displays it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from matplotlib.widgets import LassoSelector
 from aenmf_lib.exploration.coloring import Coloring
 from aenmf_lib.exploration.raster import Tiles, fit
 
-_SIZE = (9, 6)  # inches of 100 pixels
-_ZOOM = 1.4  # of one step of the mouse wheel
+_SIZE = (9, 6)  # inches, with 100 pixels each
+_ZOOM = 1.4  # zoom factor of one step of the mouse wheel
 
 
 class Density:
-    """The map of one model at a time. The mouse wheel zooms, a button of the toolbar pans, and dragging is the lasso.
+    """The map of one model at a time. The mouse wheel zooms, dragging draws a lasso, and a button switches to panning.
 
     Parameters
     ----------
     read
-        Model to a function that returns its coordinates, (n_cells, 2), and the title of the map.
+        For each model, a function that returns its coordinates, (n_cells, 2), and the kind of map.
     coloring
-        The first colors, or None for the number of cells.
+        The initial colors, or None for the number of cells.
     on_select
         Called with the sorted rows of the selected cells.
     """
@@ -59,16 +59,16 @@ class Density:
         self._open()
 
     def recolor(self, coloring: Coloring | None) -> None:
-        """Draw the cells in other colors; None is the number of cells."""
+        """Draw the cells in other colors, or the number of cells if `coloring` is None."""
         self._coloring = coloring
         self._draw()
 
     def select(self, rows: np.ndarray) -> None:
-        """Report the selection. It is not drawn: color by 'selected' shows it."""
+        """Report the selected rows. The map shows the selection only if it is colored by 'selected'."""
         self._on_select(rows)
 
     def _open(self) -> None:
-        """Read and draw the map of the chosen model. Only this map is in memory."""
+        """Read and draw the map of the chosen model. Only one map is in memory at a time."""
         self._tiles = None
         xy, title = self._read[self.model.value]()
         self._tiles = Tiles(xy)
@@ -76,7 +76,7 @@ class Density:
         self._set_view(self._tiles.view)
 
     def _draw(self) -> None:
-        """Draw the visible part of the map, with one scale for both axes."""
+        """Draw the visible part of the map, with the same scale on both axes."""
         if self._tiles is None:
             return
         width, height = (max(int(n), 1) for n in (self.axes.bbox.width, self.axes.bbox.height))
@@ -94,7 +94,7 @@ class Density:
         self._draw()
 
     def _zoom(self, event) -> None:
-        """Zoom about the mouse."""
+        """Zoom around the position of the mouse."""
         if event.inaxes is not None:
             scale = _ZOOM ** -np.sign(event.step)
             x, y = ([at + (end - at) * scale for end in ends] for at, ends in
@@ -103,7 +103,7 @@ class Density:
             self.axes.set_ylim(y)
 
     def _set_panning(self, pressed: bool) -> None:
-        """Draw the picture when the mouse is released, and not while it pans."""
+        """Record whether a mouse button is pressed. After panning, draw the image again when the button is released."""
         moved, self._panning = self._panning and not pressed, pressed
         if moved and self._image.get_extent() != [*self.axes.get_xlim(), *self.axes.get_ylim()]:
             self._draw()

@@ -1,4 +1,4 @@
-"""The maps of notebook 09: the embeddings of one run, their colors, and what the selected cells are."""
+"""The maps of notebook 09: the embeddings of one run, their colors, and tables about the selected cells."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from aenmf_lib.programs import top_genes
 
 __all__ = ["Maps", "explore"]
 
-MAX_POINTS = 1_000_000  # of more cells, the kernel draws pictures of one map; of fewer, the browser draws all maps
-_GENES = 3  # in the name of a program
+MAX_POINTS = 1_000_000  # with more cells, the kernel draws one map at a time; otherwise, the browser draws all maps
+_GENES = 3  # number of genes in the name of a program
 
 
 class Maps:
-    """Maps of the cells by each model. Made by `explore`; a notebook displays them, with controls if it can.
+    """Maps of the cells, one per model, as returned by `explore`. A notebook displays them, with controls if possible.
 
     Parameters
     ----------
     cells
-        What the maps show.
+        The cells of the run.
     widgets
-        Whether to display controls and maps to zoom, or only a picture. None: if the notebook is open in a browser.
+        Whether to display interactive maps with controls, or a figure. By default, interactive maps if the notebook is
+        open in a browser.
 
     Attributes
     ----------
     cells, names
-        The data, and the names of the programs of each model: number and top genes.
+        The cells of the run, and the names of the programs of each model (number and top genes).
     rows
-        Rows of the selected cells, sorted, (n_selected,).
+        Sorted rows of the selected cells, (n_selected,).
     """
 
     def __init__(self, cells: Cells, widgets: bool | None = None) -> None:
@@ -48,13 +49,14 @@ class Maps:
 
     @property
     def drawn_by_browser(self) -> bool:
-        """Whether the browser draws all cells; otherwise the kernel draws pictures of one map."""
+        """Whether the browser draws all maps. Otherwise, the kernel draws images of one map at a time."""
         return self.cells.n_cells <= MAX_POINTS
 
     @property
     def color(self) -> str:
-        """The color of the cells: a column of obs, a program such as ``"AE_NMF 3"``, a gene, or ``"selected"``.
+        """Name of the coloring, such as ``"cell_type"``.
 
+        It is a column of obs, a program such as ``"AE_NMF 3"``, a gene symbol, ``"selected"`` or ``"number of cells"``.
         Set it to draw the maps in other colors. Raises ValueError if there is no such column, program or gene.
         """
         return self._color
@@ -67,7 +69,7 @@ class Maps:
             self._panel.recolor(name, coloring)
 
     def coloring(self, name: str) -> Coloring | None:
-        """Return the colors of all cells by a column, a program or a gene (see `color`); None: the number of cells."""
+        """Return the colors of all cells by a quantity (see `color`), or None for the number of cells."""
         if name == NUMBER:
             return None
         if name == SELECTED:
@@ -77,7 +79,7 @@ class Maps:
         if name in self.cells.columns:
             if (n := self.cells.n_labels(name)) > MAX_LABELS:
                 found = f"obs[{name!r}] has {n:,} labels, more than {MAX_LABELS}"
-                raise ValueError(f"{found}, which colors cannot show. Choose another column.")
+                raise ValueError(f"{found}. Choose a column with fewer labels.")
             return color_column(self.cells.column(name), name)
         if program := self.find_program(name):
             model, number = program
@@ -88,13 +90,16 @@ class Maps:
                          f"'{self.cells.models[0]} 0') or a gene. Choose one of these.")  # fmt: skip
 
     def find_program(self, name: str) -> tuple[str, int] | None:
-        """Return the model and the number of a program such as ``"AE_NMF 3"``, or None if there is no such program."""
+        """Return the model and number of a program such as ``"AE_NMF 3"``, or None if there is no such program."""
         model, _, number = name.rpartition(" ")
         valid = model in self.names and number.isdecimal() and int(number) < len(self.names[model])
         return (model, int(number)) if valid else None
 
     def program(self, model: str, number: int, n: int = 20) -> dict[str, pd.DataFrame]:
-        """Return the top genes of a program, and its mean usage by cell type, largest first."""
+        """Return the tables of a program: ``genes``, its top n genes, and ``types``, its mean usage by cell type.
+
+        Both start with the largest value. Raises ValueError if there is no such program.
+        """
         if self.find_program(f"{model} {number}") is None:
             sizes = ", ".join(f"{name} (0 to {len(names) - 1})" for name, names in self.names.items())
             raise ValueError(f"There is no program {number!r} of {model!r}. Choose one of {sizes}.")
@@ -105,13 +110,13 @@ class Maps:
         return tables
 
     def select(self, which: Sequence[int] | np.ndarray | pd.Series) -> None:
-        """Select cells: a bool for each cell, or their rows. Raises ValueError if they do not fit."""
+        """Select cells, given as one bool per cell or as rows. Raises ValueError if the shape or a row does not fit."""
         which, n_cells = np.asarray(which), self.cells.n_cells
         if which.dtype == bool and which.shape != (n_cells,):
             raise ValueError(f"The selection has shape {which.shape}. Pass one value for each of the {n_cells} cells.")
         rows = np.flatnonzero(which) if which.dtype == bool else np.unique(which.astype(np.int64))
         if len(rows) and not 0 <= rows[0] <= rows[-1] < n_cells:
-            raise ValueError(f"The selection has rows from {rows[0]} to {rows[-1]}. Choose from 0 to {n_cells - 1}.")
+            raise ValueError(f"The selection has rows {rows[0]} to {rows[-1]}. Choose rows from 0 to {n_cells - 1}.")
         if self._panel is None:
             self.rows = rows
         else:
@@ -125,7 +130,10 @@ class Maps:
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Tables about the selected cells: ``types``, ``donors``, ``programs`` and, with a filtered file, ``genes``."""
+        """Tables about the selected cells: ``types``, ``donors``, ``programs`` and, with a filtered file, ``genes``.
+
+        The dictionary is empty if no cell is selected.
+        """
         return selection.describe(self.cells, self.names, self.rows) if len(self.rows) else {}
 
     def figure(self):
@@ -134,7 +142,7 @@ class Maps:
         return static.maps(titles, self.coloring(self._color), self.cells.n_cells)
 
     def _repr_mimebundle_(self, **options) -> dict[str, object]:
-        """Return what a notebook displays: controls and maps, a picture, and a text."""
+        """Return the formats that a notebook can display: widgets, an image, and a text."""
         shown: dict[str, object] = {"text/plain": repr(self)}
         if self._widgets if self._widgets is not None else _in_browser():
             if self._panel is None:
@@ -153,41 +161,43 @@ def explore(
     cells_path: str | Path = "",
     widgets: bool | None = None,
 ) -> Maps:
-    """Read the results of a run, and return its maps for a notebook. Nothing is trained, nothing is written.
+    """Read the results of a run, and return its maps for a notebook. Nothing is trained or written.
 
     Parameters
     ----------
     model_paths
         Results files of models of the same cells.
     tables_dir
-        Folder with ``umap.h5ad``. A model without UMAP gets the first two principal components of its usages.
+        Folder with ``umap.h5ad``. The map of a model without UMAP shows the first two principal components of its
+        z-scored usages.
     cells_path
-        The filtered cells, for the expression of genes; ignored if the file does not exist.
+        File of the filtered cells, for the expression of genes. Ignored if the file does not exist.
     widgets
-        Whether to display controls and maps to zoom, or a picture. None: if the notebook is open in a browser.
+        Whether to display interactive maps with controls, or a figure. By default, interactive maps if the notebook is
+        open in a browser.
 
     Returns
     -------
     Maps
-        Shown by a notebook. ``color`` chooses the color, ``select`` and the lasso choose cells, ``selected`` and
-        ``tables`` describe them, and ``program`` describes a program.
+        Object that a notebook displays. Set ``color`` to color the cells. Use ``select`` or the lasso to select cells;
+        ``selected`` and ``tables`` describe the selected cells. ``program`` describes a program.
 
     Raises
     ------
     OSError, ValueError
-        A file is not valid, no file has an embedding, or two files do not contain the same cells.
+        A file is not valid, all models were skipped, or two files do not contain the same cells.
     """
     return Maps(Cells(model_paths, tables_dir, cells_path), widgets)
 
 
 def _name_programs(W: np.ndarray, symbols: pd.Index) -> list[str]:
-    """Return a name of each program, (k,): its number and its top genes."""
+    """Return the name of each program, (k,): its number and its top genes."""
     genes = top_genes(W, symbols, n=_GENES).groupby("program")["gene"].agg(", ".join)
     return [f"{number}: {genes.get(number, 'no genes')}" for number in range(len(W))]
 
 
 def _in_browser() -> bool:
-    """Return whether the current cell was run in a browser or an editor: these send the id of the cell."""
+    """Return whether a browser or an editor runs the current cell. They send the id of the cell."""
     try:
         from IPython import get_ipython
 

@@ -20,16 +20,16 @@ from aenmf_lib.figures import style
 if TYPE_CHECKING:
     from aenmf_lib.exploration.maps import Maps
 
-_ROWS = 10  # of a table
-_ROWS_OF_EACH = 3  # rows of each model
+_ROWS = 10  # rows shown of a table
+_ROWS_OF_EACH = 3  # rows shown of each model, in a table of several models
 _FORMATS = dict.fromkeys(("share", "of_all", "expressing"), "{:.0%}".format) | {"difference": "{:.2f}".format}
 _STYLE = (
     "<style>.aenmf td, .aenmf th {padding: 0 8px; text-align: right; line-height: 1.4}"
     ".aenmf {display: flex; flex-wrap: wrap; gap: 24px; align-items: flex-start}</style>"
 )
 _HELP = (
-    "Wheel: zoom. Drag: move. Second button: draw a line around cells to select them; the tables below describe them.",
-    "Wheel: zoom. Drag: draw a line around cells to select them; the tables below describe them. Buttons: move, back.",
+    "Wheel: zoom. Drag: move. Second button: draw a line around cells to select them. Tables below describe the cells.",
+    "Wheel: zoom. Drag: draw a line around cells to select them. Tables below describe the cells. Buttons: move, back.",
 )
 
 
@@ -39,7 +39,7 @@ class Panel:
     Parameters
     ----------
     maps
-        What is shown. Its `rows` change when cells are selected.
+        The maps to show. Their `rows` change when cells are selected.
     """
 
     def __init__(self, maps: Maps) -> None:
@@ -73,7 +73,7 @@ class Panel:
         self._select(maps.rows)
 
     def recolor(self, name: str, coloring: Coloring | None) -> None:
-        """Draw the maps in other colors, and show their name in the controls."""
+        """Draw the maps in other colors, and show the name of the coloring in the controls."""
         self.view.recolor(coloring)
         self._show(name, coloring)
 
@@ -85,7 +85,7 @@ class Panel:
         return pd.DataFrame(columns, index=range(cells.n_cells))
 
     def _choose(self, change: dict) -> None:
-        """Color the maps by what was chosen in one of the controls."""
+        """Color the maps by the value of the control that changed."""
         if change["new"] and not self._busy:
             self._legend.value = "<i>reading …</i>"
             try:
@@ -94,7 +94,7 @@ class Panel:
                 self._legend.value = escape(style.printable(str(error)))
 
     def _show(self, name: str, coloring: Coloring | None) -> None:
-        """Show the name of the color, its legend, and the tables of a program."""
+        """Show the name of the coloring, its legend, and the tables if it is a program."""
         with self._quietly():
             for choice in self._choices:
                 values = [value[1] if isinstance(value, tuple) else value for value in choice.options]
@@ -128,13 +128,13 @@ class Panel:
 
 
 def _useful_columns(maps: Maps) -> list[str]:
-    """Return the columns of obs that colors can show, and the number and the selection of the cells."""
+    """Return the columns of obs with at most MAX_LABELS labels and, if the kernel draws, NUMBER and SELECTED."""
     columns = [name for name in maps.cells.columns if maps.cells.n_labels(name) <= MAX_LABELS]
     return [*columns, NUMBER, SELECTED] if not maps.drawn_by_browser else columns
 
 
 def _tables(title: str, tables: dict[str, pd.DataFrame]) -> str:
-    """Return tables as HTML, next to each other, with their first rows."""
+    """Return the first rows of tables as HTML, next to each other."""
     shown = []
     for name, table in tables.items():
         grouped = isinstance(table.index, pd.MultiIndex)
@@ -148,5 +148,5 @@ def _tables(title: str, tables: dict[str, pd.DataFrame]) -> str:
 
 
 def _format(value: float) -> str:
-    """Return a number as text: an integer in full, else three digits."""
+    """Return a number as text: an integer in full, other numbers with three digits."""
     return f"{value:,}" if isinstance(value, int | np.integer) else f"{value:.3g}"

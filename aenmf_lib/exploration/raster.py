@@ -1,7 +1,7 @@
-"""Pictures of many points: number, labels or mean value of the points in each pixel of a view, drawn by datashader.
+"""Images of many points, drawn by datashader: number, labels or mean value of the points in each pixel of a view.
 
-The points are sorted by tiles once. A view then reads only the rows of tiles that it shows, and neighboring points fall
-into neighboring pixels, which stay in the cache of the processor.
+The points are sorted by tiles once. To draw a view, only the rows of tiles that it shows are read. Neighboring points
+fall into neighboring pixels, which stay in the cache of the processor.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from matplotlib import colormaps
 
 from aenmf_lib.exploration.coloring import Coloring
 
-GRID = 512  # rows and columns of tiles
+GRID = 512  # number of rows of tiles, and of columns
 _THREADS = min(os.cpu_count() or 1, 8)
-_POINTS = 2**16  # a thread draws at least this many points
-_SPARSE = 0.01  # points are drawn larger if they fill a smaller share of the pixels
-_BINS = 40_000_000  # pixels × labels: 160 MB per thread; a picture with more has fewer pixels
+_POINTS = 2**16  # minimum number of points per thread
+_SPARSE = 0.01  # points are enlarged if they fill less than this share of the pixels
+_BINS = 40_000_000  # maximum of pixels × labels (160 MB per thread); an image that needs more gets fewer pixels
 
 
 class Tiles:
-    """Points sorted by tiles, of which any view can be drawn quickly.
+    """Points sorted by tiles, so that any view can be drawn quickly.
 
     Parameters
     ----------
     xy
-        Coordinates, (n_points, 2), as float32. Points that are not finite are left out.
+        Coordinates, (n_points, 2), which are converted to float32. Points that are not finite are left out.
 
     Attributes
     ----------
     view
-        The rectangle with all points, ``(x_min, x_max, y_min, y_max)``.
+        The rectangle that contains all points, ``(x_min, x_max, y_min, y_max)``.
     order
-        The number of each point in the order of the tiles, (n_drawn,) uint32.
+        Rows of `xy` in the order of the tiles, (n_drawn,) uint32.
     """
 
     def __init__(self, xy: np.ndarray) -> None:
@@ -56,7 +56,7 @@ class Tiles:
             counts = np.array(list(threads.map(lambda part: _count_tiles(part, self._low, self._scale), parts)))
             total = counts.sum(axis=0)  # (GRID² + 1,), the last for points that are not finite
             first = np.concatenate([[0], np.cumsum(total)])
-            self._rows = first[: GRID**2 + 1 : GRID]  # where each row of tiles starts
+            self._rows = first[: GRID**2 + 1 : GRID]  # first point of each row of tiles
             next_of = first[:-1] + np.cumsum(counts, axis=0) - counts  # (n_parts, GRID² + 1), the next free place
             self.order = np.empty(len(xy), dtype=np.uint32)
             self._x, self._y = (np.empty(len(xy), dtype=np.float32) for _ in "xy")
@@ -69,8 +69,8 @@ class Tiles:
     def image(self, coloring: Coloring | None, view: tuple, width: int, height: int) -> np.ndarray:
         """Draw the points of a view, (height, width, 4) uint8, the first row at the bottom.
 
-        The color of a pixel is the mean color of the labels, or the color of the mean value, of its points. Without a
-        coloring it is the number of points.
+        With labels, the color of a pixel is the mean color of the labels of its points. With numbers, it is the color
+        of their mean value. Without a coloring, it shows the number of points.
         """
         if coloring is None:
             counts = self.count(view, width, height)
@@ -101,7 +101,7 @@ class Tiles:
         return self._draw(ds.count(), view, width, height, lambda part: {})
 
     def count_labels(self, coloring: Coloring, view: tuple, width: int, height: int) -> np.ndarray:
-        """Return the number of points with each label, and without, in each pixel, (height, width, n_labels + 1)."""
+        """Return the number of points per label in each pixel, (height, width, n_labels + 1); the last has no label."""
         import datashader as ds
 
         codes = self._sorted(coloring)
@@ -110,7 +110,7 @@ class Tiles:
         return self._draw(ds.by("v", ds.count()), view, width, height, column)
 
     def average(self, coloring: Coloring, view: tuple, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the mean value of the points in each pixel, NaN if there is none, and the number of points."""
+        """Return the mean value (or NaN) and the number of the points in each pixel, (height, width) each."""
         import datashader as ds
 
         values = self._sorted(coloring)
@@ -120,7 +120,7 @@ class Tiles:
             return found["sum"] / found["n"], found["all"]
 
     def inside(self, path, view: tuple) -> np.ndarray:
-        """Return the sorted numbers of the points inside a matplotlib path within a view, (n_inside,)."""
+        """Return the sorted rows of the points inside a matplotlib path within a view, (n_inside,)."""
         rows = self._visible(view)
         found = []
         for lo in range(rows.start, rows.stop, 2**20):
@@ -132,7 +132,7 @@ class Tiles:
         return np.sort(np.concatenate([np.zeros(0, np.uint32), *found])).astype(np.int64)
 
     def _visible(self, view: tuple) -> slice:
-        """Return the points in the rows of tiles that a view shows."""
+        """Return the slice of the points in the rows of tiles that a view shows."""
         first, last = (np.float32(y - self._low[1]) * self._scale[1] for y in view[2:])
         first, last = (int(np.clip(np.floor(tile) + add, 0, GRID)) for tile, add in ((first, -1), (last, 2)))
         return slice(int(self._rows[first]), int(self._rows[max(last, first)]))
@@ -175,19 +175,19 @@ class Tiles:
 
 
 def fit(view: tuple, width: float, height: float, margin: float = 1.02) -> tuple[float, float, float, float]:
-    """Widen a view about its center to the aspect ratio of a picture, so that both axes have the same scale."""
+    """Enlarge a view around its center to the aspect ratio of an image, so that both axes have the same scale."""
     scale = max((view[1] - view[0]) / width, (view[3] - view[2]) / height) * margin
     x, y = (view[0] + view[1]) / 2, (view[2] + view[3]) / 2
     return x - scale * width / 2, x + scale * width / 2, y - scale * height / 2, y + scale * height / 2
 
 
 def _logarithm(counts: np.ndarray) -> np.ndarray:
-    """Return the logarithms of the numbers of points, relative to the largest: 0 for none or one, 1 for the largest."""
+    """Return log(counts) divided by its largest value: 0 for at most one point, 1 for the largest count."""
     return np.log(np.maximum(counts, 1)) / np.log(max(counts.max(), 2))
 
 
 def _enlarge(picture: np.ndarray, by: int) -> np.ndarray:
-    """Draw each point `by` pixels larger in all directions."""
+    """Enlarge each point by `by` pixels in all directions."""
     if not by:
         return picture
     from datashader.transfer_functions import Image, spread
@@ -198,7 +198,7 @@ def _enlarge(picture: np.ndarray, by: int) -> np.ndarray:
 
 @numba.njit(nogil=True, cache=True)
 def _tile(x: float, y: float, low: np.ndarray, scale: np.ndarray) -> int:
-    """Return the number of the tile of a point."""
+    """Return the index of the tile of a point, or GRID² if the point is not finite."""
     if not (np.isfinite(x) and np.isfinite(y)):
         return GRID * GRID
     column = min(int((x - low[0]) * scale[0]), GRID - 1)
@@ -229,7 +229,7 @@ def _count_tiles(xy: np.ndarray, low: np.ndarray, scale: np.ndarray) -> np.ndarr
 
 @numba.njit(nogil=True, cache=True)
 def _sort(xy, first, places, low, scale, order, x, y) -> None:
-    """Write the points of a part, whose first point has the number `first`, to the next free places of their tiles."""
+    """Write the points of a part, which starts at row `first` of the data, to the next free places of their tiles."""
     for i in range(len(xy)):
         tile = _tile(xy[i, 0], xy[i, 1], low, scale)
         place = places[tile]

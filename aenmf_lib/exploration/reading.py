@@ -1,4 +1,4 @@
-"""Reading what the maps show from the files of a run, one column at a time, so that 60 million cells fit in memory."""
+"""Reading the files of a run for the maps, one column at a time, so that 60 million cells fit into memory."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from aenmf_lib.results.schema import PROVENANCE, identify, skip_reason
 
 log = logging.getLogger(__name__)
 
-BLOCK = 2**18  # cells that are read at a time
-_COMPARED = 20_000  # names of cells that are compared between two files
-_KEPT = 8  # columns of usages and genes that stay in memory
-_SYMBOL = "feature_name"  # column of var
+BLOCK = 2**18  # number of cells that are read at a time
+_COMPARED = 20_000  # about the number of cell names that are compared between two files
+_KEPT = 8  # maximum number of usages, genes and maps that stay in memory
+_SYMBOL = "feature_name"  # column of var with the symbols
 
 
 class Cells:
-    """The cells of one run, read from its results files: labels, usages, maps, and genes if there is a filtered file.
+    """The cells of one run, read from its results files: labels, usages, maps, and, with a filtered file, expression.
 
     Raises OSError or ValueError if a file is not valid, or if two files do not contain the same cells.
 
@@ -35,17 +35,18 @@ class Cells:
     model_paths
         Results files of models of the same cells. Files of skipped models are left out.
     tables_dir
-        Folder with ``umap.h5ad``. A model without UMAP gets the first two principal components of its usages.
+        Folder with ``umap.h5ad``. The map of a model without UMAP shows the first two principal components of its
+        z-scored usages.
     cells_path
-        The filtered cells, if their genes are wanted; it is ignored if it does not exist.
+        File of the filtered cells, for the expression of genes. Ignored if the file does not exist.
 
     Attributes
     ----------
     n_cells, models, skipped, columns
-        Number of cells, the models in the order of every table, the reasons for which others were skipped, and the
+        Number of cells; names of the models, in the order of all tables; the reason of each skipped model; and the
         columns of obs.
     W, genes, symbols
-        Programs of each model, (k, n_genes), the names of the genes, and their symbols (or names without symbol).
+        Programs of each model, (k, n_genes); names of the genes; and their unique symbols, or names if there is none.
     """
 
     def __init__(self, model_paths: Sequence[str | Path], tables_dir: str | Path = "", cells_path: str | Path = ""):
@@ -87,13 +88,13 @@ class Cells:
                     self._maps = list(file["obsm"])
 
     def column(self, name: str) -> pd.Series:
-        """Return a column of obs, (n_cells,): categories, or numbers."""
+        """Return a column of obs, (n_cells,), as numbers or as categories. Blank labels are missing."""
         if name not in self.columns:
             raise ValueError(f"obs has no column {name!r}. Choose one of {', '.join(self.columns)}.")
         with open_cells(self._path) as file:
             values = read_element(file["obs"], name, self._path)
         column = pd.Series(values, copy=False)
-        if column.dtype.kind in "iuf":  # also with missing values of pandas
+        if column.dtype.kind in "iuf":  # also the nullable types of pandas
             nullable = isinstance(column.dtype, pd.api.extensions.ExtensionDtype)
             return pd.Series(column.to_numpy(np.float64, na_value=np.nan)) if nullable else column
         column = column if isinstance(column.dtype, pd.CategoricalDtype) else as_text(column).astype("category")
@@ -101,7 +102,7 @@ class Cells:
         return column.cat.remove_categories(blank)
 
     def n_labels(self, name: str) -> int:
-        """Return the number of labels of a column: 0 if it has numbers, and that of all cells if it has any texts."""
+        """Return the number of labels of a column: 0 for numbers, the number of cells for text without categories."""
         with open_cells(self._path) as file, guard(self._path, f"obs/{name}"):
             node = file["obs"][name]
             group = hasattr(node, "keys")
@@ -111,7 +112,7 @@ class Cells:
             return 0 if values.dtype.kind in "iuf" else 2 if values.dtype.kind == "b" else self.n_cells
 
     def names(self, rows: np.ndarray) -> pd.Index:
-        """Return the names of some cells, whose rows are sorted, (n_rows,)."""
+        """Return the names of the cells in the sorted `rows`, (n_rows,)."""
         with open_cells(self._path) as file:
             found = [part for _, part in self._pick(_index(file["obs"]), rows)]
         return pd.Index([_decode(name) for part in found for name in part], dtype=object)
@@ -125,16 +126,16 @@ class Cells:
         return self._cached(("usage", model, program), read)
 
     def usages(self, model: str, rows: np.ndarray) -> np.ndarray:
-        """Return the usages of some cells, whose rows are sorted, (n_rows, k)."""
+        """Return the usages of the cells in the sorted `rows`, (n_rows, k)."""
         path, key = self._usages[model]
         with open_cells(path) as file, guard(path, f"obsm/{key}"):
             return np.concatenate([part for _, part in self._pick(file["obsm"][key], rows)])
 
     def usage_by_label(self, model: str, program: int, labels: pd.Series) -> pd.DataFrame:
-        """Return the mean usage of a program and the number of cells by label, the largest mean first."""
+        """Return the mean usage of a program and the number of cells for each label, largest mean first."""
         codes, values = labels.cat.codes.to_numpy(), self.usage(model, program)
         sums, counts = np.zeros((2, len(labels.cat.categories) + 1))
-        for lo in range(0, self.n_cells, BLOCK):  # in blocks: bincount makes copies of eight bytes per value
+        for lo in range(0, self.n_cells, BLOCK):  # in blocks, because bincount makes copies with eight bytes per value
             group = codes[lo : lo + BLOCK].astype(np.int64) + 1
             sums += np.bincount(group, values[lo : lo + BLOCK], len(sums))
             counts += np.bincount(group, minlength=len(counts))
@@ -144,7 +145,7 @@ class Cells:
         return table.sort_values("mean_usage", ascending=False, kind="stable")
 
     def coordinates(self, model: str) -> tuple[np.ndarray, str]:
-        """Return the map of a model, (n_cells, 2) float32, and whether it is UMAP or principal components."""
+        """Return the map of a model, (n_cells, 2) float32, and its kind: "UMAP" or "principal components"."""
         if self._umap is not None and (key := f"X_umap_{model}") in self._maps:
             with open_cells(self._umap) as file:
                 return np.asarray(read_element(file["obsm"], key, self._umap), dtype=np.float32), "UMAP"
@@ -153,7 +154,7 @@ class Cells:
     def gene(self, symbol: str) -> np.ndarray:
         """Return the expression of a gene, (n_cells,) float32. The filtered file is read in blocks."""
         if self.cells_path is None:
-            raise ValueError("There is no filtered file, so no expression of genes. Pass cells_path=….")
+            raise ValueError("There is no filtered file, so the expression of genes is unknown. Pass cells_path=….")
         if symbol not in self.symbols:
             raise ValueError(f"There is no gene {symbol!r}. Choose from {', '.join(self.symbols[:3])}, ….")
 
@@ -166,12 +167,12 @@ class Cells:
         return self._cached(("gene", symbol), read)
 
     def expression(self, rows: np.ndarray) -> csr_matrix:
-        """Return the expression of some cells, whose rows are sorted, (n_rows, n_genes) CSR."""
+        """Return the expression of the cells in the sorted `rows`, (n_rows, n_genes) CSR."""
         with open_cells(self.cells_path) as file:
             with guard(self.cells_path, "X"):
                 node = file["X"]
             matrix = Matrix(node, str(self.cells_path), "X")
-            starts = np.flatnonzero(np.diff(rows, prepend=-2) > 1)  # of runs of neighbors in the file
+            starts = np.flatnonzero(np.diff(rows, prepend=-2) > 1)  # starts of runs of consecutive rows
             ends = np.append(rows[starts[1:] - 1], rows[-1]) + 1
             return vstack([matrix.read(lo, hi) for lo, hi in zip(rows[starts], ends, strict=True)], format="csr")
 
@@ -186,7 +187,7 @@ class Cells:
         covariance = squares / self.n_cells - np.outer(mean, mean)
         scale = np.sqrt(np.maximum(np.diag(covariance), 1e-12 * max(covariance.max(), 1e-300)))
         axes = np.linalg.eigh(covariance / np.outer(scale, scale))[1][:, : -min(k, 2) - 1 : -1]  # (k, 2)
-        axes *= np.sign(axes[np.abs(axes).argmax(axis=0), range(axes.shape[1])])  # else the sign is arbitrary
+        axes *= np.sign(axes[np.abs(axes).argmax(axis=0), range(axes.shape[1])])  # otherwise the sign is arbitrary
         axes = np.pad(axes, ((0, 0), (0, 2 - axes.shape[1]))) / scale[:, None]
         return np.concatenate([(H @ axes - mean @ axes).astype(np.float32) for H in self._blocks(model)])
 
@@ -199,7 +200,7 @@ class Cells:
                 yield H[lo : lo + BLOCK]
 
     def _pick(self, node, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the first row of each block of a file that has some of the sorted `rows`, and these rows."""
+        """Yield the start of each block with some of the sorted `rows`, and the values of `node` in these rows."""
         for lo in range(0, self.n_cells, BLOCK):
             first, last = np.searchsorted(rows, [lo, lo + BLOCK])
             if first < last:
@@ -207,7 +208,7 @@ class Cells:
                 yield lo, node[start:stop][rows[first:last] - start]
 
     def _cached(self, key: tuple, read: Callable[[], np.ndarray]) -> np.ndarray:
-        """Return an array that was read before, or read it. The oldest of more than _KEPT arrays is dropped."""
+        """Return an array from the cache, or read it. The cache keeps the last _KEPT arrays."""
         if key not in self._cache:
             while len(self._cache) >= _KEPT:
                 del self._cache[next(iter(self._cache))]
@@ -215,7 +216,7 @@ class Cells:
         return self._cache[key]
 
     def _check_cells(self, file, path: str | Path, names: np.ndarray | None) -> np.ndarray:
-        """Return names of cells at regular distances, after a comparison with those of the first file."""
+        """Return the name of every n-th cell. Raise ValueError if these names differ from those of the first file."""
         with guard(path, "obs"):
             index = _index(file["obs"])
             step = max(1, index.shape[0] // _COMPARED)
@@ -231,7 +232,7 @@ class Cells:
 
 
 class _Keys:
-    """The part of an AnnData from which a model is identified: the keys of varm."""
+    """The keys of varm, in the form from which `identify` finds the model."""
 
     def __init__(self, varm) -> None:
         self.varm = list(varm)
@@ -243,7 +244,7 @@ def _index(frame):
 
 
 def _columns(frame) -> list[str]:
-    """Return the columns of a data frame in a file: cell type and donor first."""
+    """Return the columns of a data frame in a file, cell type and donor first."""
     columns = [str(_decode(name)) for name in frame.attrs["column-order"]]
     return [*(name for name in (CELL_TYPE, DONOR) if name in columns),
             *(name for name in columns if name not in (CELL_TYPE, DONOR))]  # fmt: skip
@@ -255,7 +256,7 @@ def _decode(name: object) -> object:
 
 
 def _gene_names(var: pd.DataFrame) -> tuple[pd.Index, pd.Index]:
-    """Return the names of the genes and unique symbols; a gene without symbol, or with a repeated one, shows its id."""
+    """Return the names of the genes and unique symbols: the name if there is none, "symbol (name)" if repeated."""
     names = var.index.astype(str)
     symbols = as_text(var[_SYMBOL]).to_numpy() if _SYMBOL in var else names.to_numpy()
     symbols = pd.Series(np.where(pd.isna(symbols), names, symbols), dtype=object)

@@ -1,4 +1,4 @@
-"""Linked maps of up to a million cells, drawn by jupyter-scatter in the browser."""
+"""Linked maps of up to a million cells, which jupyter-scatter draws in the browser."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _SELECTED = "#d62728"
 
 
 class Scatters:
-    """One map per model. Hovering, and the cells selected with the lasso, are the same in all maps.
+    """One map per model. The cell under the mouse and the selected cells are marked in all maps.
 
     Parameters
     ----------
     maps
-        Model to coordinates, (n_cells, 2), and the title of the map.
+        For each model, its coordinates, (n_cells, 2), and the title of the map.
     labels
         Columns that are shown for the cell under the mouse, (n_cells, n_columns).
     coloring
-        The first colors.
+        The initial colors.
     on_select
         Called with the sorted rows of the selected cells.
     """
@@ -77,13 +77,14 @@ class Scatters:
     def recolor(self, coloring: Coloring | None) -> None:
         """Draw the cells in other colors.
 
-        The widgets get the numbers of the colors directly: `Scatter.color` takes seconds for a million cells.
+        The color indices are written into the widgets directly, because `Scatter.color` takes seconds for a million
+        cells.
         """
         if coloring is None:
             coloring = Coloring("", np.zeros(1, dtype=np.int8), ["#444444"], ["cells"])
         colors = np.insert(coloring.table / 255, 3, 1, axis=1).tolist()  # (n_colors + 1, 4)
         codes, numbers = coloring.codes, {str(number): number for number in range(len(colors))}
-        # the widget draws a legend and a histogram of the colors, both hidden, and fails without them
+        # The widget fails without the data of its legend and its histogram of colors, although both are hidden.
         legend = {"color_scale": "categorical", "color_domain": numbers, "color_histogram": [0] * len(colors)}
         for scatter in self._scatters:
             points = scatter.widget.points.astype(np.float32)  # a copy
@@ -99,7 +100,7 @@ class Scatters:
         self._scatters[0].selection(rows)
 
     def _select(self, change: dict) -> None:
-        """Report the cells that were selected in one of the maps. The others are then told by jupyter-scatter."""
+        """Report the cells that were selected in one of the maps. jupyter-scatter updates the other maps."""
         rows = np.sort(np.asarray(change["new"], dtype=np.int64).ravel())
         if not np.array_equal(rows, self._rows):
             self._rows = rows

@@ -1,4 +1,4 @@
-"""What the selected cells are: their labels, the programs that they use and their marker genes."""
+"""Tables about the selected cells: their labels, their usages of programs, and their marker genes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from scipy.sparse import csr_matrix
 from aenmf_lib.data import CELL_TYPE, DONOR
 from aenmf_lib.exploration.reading import Cells
 
-LABELS = {CELL_TYPE: "types", DONOR: "donors"}  # columns of obs that are counted, and the names of the tables
-USED, MARKED = 50_000, 2000  # selected cells of which usages and genes are read; a random sample of larger selections
-_SEED = 0  # of these samples
-_SHOWN = 10  # rows of a table
+LABELS = {CELL_TYPE: "types", DONOR: "donors"}  # columns of obs whose labels are counted, and the names of their tables
+USED, MARKED = 50_000, 2000  # maximum number of cells for usages and for genes; random samples of more cells
+_SEED = 0  # seed of these samples
+_SHOWN = 10  # rows per model in the table of programs
 
 
 def count_labels(labels: pd.Series, rows: np.ndarray) -> pd.DataFrame:
     """Count the labels of the selected cells, most frequent first.
 
-    Columns: ``selected`` (number of cells), ``share`` of the selected cells, and ``of_all``, the share of all cells
-    with the label that are selected.
+    Columns: ``selected``, the number of selected cells with the label; ``share``, their share of the selected cells;
+    and ``of_all``, their share of all cells with the label.
     """
     codes, names = labels.cat.codes.to_numpy(), [*labels.cat.categories, "(missing)"]
     selected, everywhere = (np.bincount(part.astype(np.int32) % len(names), minlength=len(names))
@@ -33,7 +33,8 @@ def count_labels(labels: pd.Series, rows: np.ndarray) -> pd.DataFrame:
 def compare_usages(cells: Cells, model: str, names: list[str], rows: np.ndarray) -> pd.DataFrame:
     """Compare the mean usages of the selected cells with those of other cells, largest difference first.
 
-    Columns: ``selected``, ``others``, ``difference`` in standard deviations over both.
+    Columns: the mean usages ``selected`` and ``others``, and their ``difference``, divided by the standard deviation
+    within both groups.
     """
     inside, outside = sample_both(cells.n_cells, rows, USED)
     groups = [cells.usages(model, part) for part in (inside, outside) if len(part)]
@@ -41,10 +42,10 @@ def compare_usages(cells: Cells, model: str, names: list[str], rows: np.ndarray)
 
 
 def find_markers(cells: Cells, rows: np.ndarray) -> pd.DataFrame:
-    """Compare the expression of each gene in the selected and in other cells; the genes highest in the former first.
+    """Compare the mean expression of each gene in the selected cells and in other cells, largest difference first.
 
-    Columns: mean log1p expression ``selected`` and ``others``, ``difference`` in standard deviations over both, and
-    ``expressing``, the share of the selected cells with the gene.
+    Columns: the means of log1p of counts per 10,000 ``selected`` and ``others``; their ``difference``, divided by the
+    standard deviation within both groups; and ``expressing``, the share of the selected cells that express the gene.
     """
     inside, outside = sample_both(cells.n_cells, rows, MARKED)
     groups = [cells.expression(part) for part in (inside, outside) if len(part)]
@@ -52,10 +53,10 @@ def find_markers(cells: Cells, rows: np.ndarray) -> pd.DataFrame:
 
 
 def sample_both(n_cells: int, rows: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sorted rows of at most `size` selected and `size` other cells, random if there are more."""
+    """Return the sorted rows of at most `size` selected and `size` other cells. Larger groups are sampled at random."""
     rng = np.random.default_rng(_SEED)
     others = n_cells - len(rows)
-    if others > 4 * size:  # draw until enough are not selected, without a list of all others
+    if others > 4 * size:  # draw enough rows that are not selected, without a list of all others
         drawn = np.unique(rng.integers(n_cells, size=int(3 * size * n_cells / others)))
         outside = drawn[~np.isin(drawn, rows, assume_unique=True)]
     else:
@@ -65,7 +66,7 @@ def sample_both(n_cells: int, rows: np.ndarray, size: int) -> tuple[np.ndarray, 
 
 
 def _compare(groups: list[np.ndarray | csr_matrix], names: pd.Index) -> pd.DataFrame:
-    """Return the table of differences between two groups of cells × features; without others, `others` is empty."""
+    """Return the table of differences between two groups (cells × features). With one group, ``others`` is NaN."""
     means = [np.asarray(group.mean(axis=0, dtype=np.float64)).ravel() for group in groups]
     squares = [np.asarray((group.multiply(group) if hasattr(group, "multiply") else group**2).mean(axis=0)).ravel()
                for group in groups]  # fmt: skip
@@ -79,16 +80,16 @@ def _compare(groups: list[np.ndarray | csr_matrix], names: pd.Index) -> pd.DataF
 
 
 def describe(cells: Cells, names: dict[str, list[str]], rows: np.ndarray) -> dict[str, pd.DataFrame]:
-    """Return tables of the selected cells: ``types``, ``donors``, ``programs`` and ``genes`` (with a filtered file).
+    """Return tables of the selected cells: ``types``, ``donors``, ``programs`` and, with a filtered file, ``genes``.
 
     Parameters
     ----------
     cells
-        From `Cells`.
+        The cells of the run.
     names
         Names of the programs of each model.
     rows
-        Rows of the selected cells, sorted, (n_selected,).
+        Sorted rows of the selected cells, (n_selected,).
     """
     tables = {
         title: count_labels(cells.column(label), rows) for label, title in LABELS.items() if label in cells.columns

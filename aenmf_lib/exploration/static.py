@@ -1,4 +1,4 @@
-"""A figure of the maps, for pages without widgets: executed by make, exported, or shown without a browser."""
+"""A figure of the maps, for notebooks without widgets: executed by make, exported, or shown without a browser."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from matplotlib.figure import Figure
 from aenmf_lib.exploration.coloring import MISSING, Coloring
 from aenmf_lib.figures import style
 
-MAX_MARKS = 50_000  # of more cells, the maps are pictures
-_PIXELS = 500  # of such a picture, in both directions
-_SEED = 0  # of the order in which cells are drawn
-_SHOWN = 40  # labels in the legend
+MAX_MARKS = 50_000  # with more cells, the maps are images instead of marks
+_PIXELS = 500  # width and height of such an image
+_SEED = 0  # seed of the order in which cells are drawn
+_SHOWN = 40  # maximum number of labels in the legend
 
 
 @style.figure
 def maps(read: Mapping[str, Callable[[], tuple[np.ndarray, str]]], coloring: Coloring | None, n_cells: int) -> Figure:
-    """Draw the map of each model in one color, 183 mm wide. Table: the number of cells of each label, if it has labels.
+    """Draw the map of each model, colored by one quantity, 183 mm wide. Table: number of cells of each label, if any.
 
     Parameters
     ----------
     read
-        Model to a function that returns its coordinates, (n_cells, 2), and the kind of map.
+        For each model, a function that returns its coordinates, (n_cells, 2), and the kind of map.
     coloring
         The colors, or None for the number of cells.
     n_cells
-        The number of cells, for the caption.
+        Number of cells, for the caption.
     """
     table, colors = pd.DataFrame(), {}
     if coloring is not None and coloring.labels is not None:
@@ -45,7 +45,7 @@ def maps(read: Mapping[str, Callable[[], tuple[np.ndarray, str]]], coloring: Col
     columns = 1 if len(read) == 1 else 2
     rows = -(-len(read) // columns)
     lines = -(-len(colors) // style.legend_columns(colors, style.DOUBLE)) if colors else 3
-    note = [f"n = {n_cells:,} cells", "no axis has a unit; distances are comparable within a map only", more]
+    note = [f"n = {n_cells:,} cells", "axes have no unit; do not compare distances between maps", more]
     fig = style.new_figure(table, style.DOUBLE, rows * style.DOUBLE / 2 + lines * 3.3 + 6, note)
     part = fig.subfigures()
     axes = part.subplots(rows, columns, squeeze=False).ravel()
@@ -72,9 +72,9 @@ def maps(read: Mapping[str, Callable[[], tuple[np.ndarray, str]]], coloring: Col
 
 
 def _draw(ax, xy: np.ndarray, coloring: Coloring | None, view: list[float]) -> None:
-    """Draw one map: marks, or a picture of more than MAX_MARKS cells."""
+    """Draw one map: one mark per cell, or an image of more than MAX_MARKS cells."""
     if len(xy) <= MAX_MARKS and coloring is not None:
-        order = np.random.default_rng(_SEED).permutation(len(xy))  # no label covers the others
+        order = np.random.default_rng(_SEED).permutation(len(xy))  # random order, so that no label covers the others
         size = np.clip(20_000 / len(xy), 0.3, 8)
         ax.scatter(*xy[order].T, s=size, c=coloring.rgb()[order] / 255, lw=0, rasterized=len(xy) > style.RASTER)
         return

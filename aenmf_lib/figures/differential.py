@@ -13,12 +13,12 @@ from aenmf_lib.figures.tables import check_columns, check_table
 from aenmf_lib.results import MODELS, RunInfo
 
 _LEVEL = 0.05  # of the false discovery rate
-_CUTS = (0.5, 1, 2)  # effects beyond ± the last, a factor of four, are drawn in its color
-_TOP = 10  # programs drawn per model
-_TYPES = 40  # cell types drawn
+_CUTS = (0.5, 1, 2)  # possible ends of the color scale (log2); larger effects have the last color
+_TOP = 10  # maximum number of programs per model
+_TYPES = 40  # maximum number of cell types
 _GENES = 3  # genes in the name of a program
-_NAME = 45  # mm, longest name of a program or a cell type
-_COLUMN = 4.5  # mm, width of a column where there is room
+_NAME = 45  # mm, maximum length of the name of a program or a cell type
+_COLUMN = 4.5  # mm, width of a column if there is enough space
 _NUMBERS = ["n_donors_a", "n_donors_b", "n_pairs"]
 
 
@@ -26,15 +26,16 @@ _NUMBERS = ["n_donors_a", "n_donors_b", "n_pairs"]
 def differential(table: pd.DataFrame, cards: pd.DataFrame | None = None, run: RunInfo = NO_RUN) -> Figure:
     """Draw the programs whose usage differs between two groups of donors, 89 to 183 mm wide.
 
-    One panel per model, one column per cell type (at most 40, those with the most findings). The rows are the programs
-    with FDR < .05 in at least one type, at most 10 per model: the program with the largest such effect is first. A dot
-    marks FDR < .05, a cross a test that was not done. Models without FDR < .05 are in the caption only. Table: the rows
-    of `table` that are drawn, with ``row`` (from 0 in each panel).
+    There is one panel per model, and one column per cell type (the 40 types with the most tests with FDR < .05, if
+    there are more). The rows are the programs with FDR < .05 in at least one type, sorted by their largest significant
+    effect, at most 10 per model. A dot marks FDR < .05, and a cross marks a test that was not done. Models without
+    FDR < .05 are listed in the caption only. Table: the rows of `table` that are drawn, with ``row`` (from 0 in each
+    panel).
 
     Parameters
     ----------
     table : from ``programs.differential_usage``
-    cards : from ``programs.program_cards``; the first of their ``top_genes`` name the programs
+    cards : from ``programs.program_cards``; the first three ``top_genes`` are shown next to the number of a program
     """
     name = "differential_usage.csv"
     check_columns(table, name, ["Model", "effect", "fdr"])
@@ -61,7 +62,7 @@ def differential(table: pd.DataFrame, cards: pd.DataFrame | None = None, run: Ru
     for (model, title), ax in zip(titles.items(), axes, strict=True):
         _draw(ax, points[points["Model"] == model], types, cut)
         style.label_rows(ax, names[model])
-        # a few columns do not fill the panel
+        # if there are few columns, they do not fill the panel
         ax.set(label=model, xlabel="", ylabel="", xlim=(0, max(len(types), (width - side) / (2 * _COLUMN))))
         ax.set_title(title, loc="left")
     axes[-1].set_xticks(np.arange(len(types)) + 0.5, labels, rotation=90)
@@ -74,7 +75,7 @@ def differential(table: pd.DataFrame, cards: pd.DataFrame | None = None, run: Ru
 
 
 def _draw(ax: Axes, points: pd.DataFrame, types: list[str], cut: float) -> None:
-    """Draw the effects of one model as colors up to ± `cut`, FDR < .05 as dots, and missing tests as crosses."""
+    """Draw the effects of one model as colors from -cut to cut, FDR < .05 as dots, and missing tests as crosses."""
     grid = points.pivot_table(index="row", columns=CELL_TYPE, values="effect", dropna=False).reindex(columns=types)
     sns.heatmap(grid, ax=ax, cmap="RdBu_r", vmin=-cut, vmax=cut, cbar=False, xticklabels=False, yticklabels=False)
     x, y = points[CELL_TYPE].map(types.index) + 0.5, points["row"] + 0.5
@@ -97,7 +98,7 @@ def _select(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _name_programs(points: pd.DataFrame, cards: pd.DataFrame | None) -> list[str]:
-    """Return the names of the programs of one model in the order of their rows: their number and first genes."""
+    """Return the names of the programs of one model, in the order of the rows: number and first top genes."""
     rows = points.drop_duplicates("row").sort_values("row")
     names = rows["program"].astype(str)
     if cards is not None:
@@ -119,7 +120,7 @@ def _notes(table: pd.DataFrame, groups: list[str], run: RunInfo) -> list[str]:
     none = ", ".join(f"{model} ({n:,} tests)" for model, n in tests.items() if model not in set(found["Model"]))
     programs = found.groupby("Model", sort=False)["program"].nunique()
     more = [f"{n - _TOP} more of {model}" for model, n in programs.items() if n > _TOP]
-    more += [f"{n - _TYPES} columns with fewer dots"] if (n := table[CELL_TYPE].nunique()) > _TYPES else []
+    more += [f"{n - _TYPES} cell types with fewer dots"] if (n := table[CELL_TYPE].nunique()) > _TYPES else []
     return [
         *style.run_note(f"{run.n_cells:,} cells" if run.n_cells else "", run),
         f"{'paired' if paired else 'unpaired'} t-tests of {donors}, not cells ({numbers})",

@@ -33,16 +33,16 @@ _PANELS = {
     },
 }
 _COUNTS = ["k", "cells", "cells_out", "donors", "donors_out", "starts"]
-_TICKS = 7  # maximum number of labeled ranks
+_TICKS = 7  # maximum number of ranks with a label
 _SPAN = 0.05  # minimum range of the errors, so that small differences look small
 
 
 @style.figure
 def rank(table: pd.DataFrame, run: RunInfo = NO_RUN) -> Figure:
-    """Plot held-out errors, stability, dead programs and seconds against the rank, 183 mm wide.
+    """Plot errors, stability, dead programs and seconds against the rank, 183 mm wide.
 
-    Columns that are empty, such as the held-out donors of data with one donor, are left out, and the caption says why.
-    Table: the given one.
+    Empty columns are left out, for example the error of held-out donors if there is one donor. The caption gives the
+    reason. Table: the given table, sorted by rank.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def rank(table: pd.DataFrame, run: RunInfo = NO_RUN) -> Figure:
     note = [
         f"training: {counts['cells']:,} cells of {counts['donors']:,} donors",
         f"held-out cells: {counts['cells_out']:,} of the same donors{others}",
-        "predicted genes: each fifth of the genes of the held-out cells, from the other genes",
+        "predicted genes: in the held-out cells, each fifth of the genes is predicted from the others",
         f"starts: {counts['starts']}",
         "" if pd.isna(reason) else reason,
         *style.run_note("", run),
@@ -71,7 +71,7 @@ def _draw(ax: Axes, title: str, table: pd.DataFrame, lines: dict[str, tuple[str,
     """Draw the lines of one panel over the ranks, with their legend above."""
     for column, (name, color, marker, line) in lines.items():
         if table[column].notna().any():
-            size = 6 if column == "error" else None  # visible behind the held-out cells
+            size = 6 if column == "error" else None  # larger, to be visible behind the line of the held-out cells
             ax.plot(table["k"], table[column], color=color, marker=marker, ls=line, label=name, markersize=size)
     ax.set(label=title, xlabel="rank k", ylabel=title, xscale="log")
     ranks = table["k"].to_numpy()
@@ -85,7 +85,7 @@ def _draw(ax: Axes, title: str, table: pd.DataFrame, lines: dict[str, tuple[str,
         ax.set_ylim(at_least(low, high, _SPAN))
     elif title == "cosine of matched programs":
         ax.set_ylim(min(low, 0.5), 1.02)
-    else:  # from 0, whose markers are drawn whole
+    else:  # from slightly below 0, so that markers at 0 are not cut
         ax.set_ylim(-0.03 * max(high, 1), max(high, 1))
     if len(lines) > 1:
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1.01))

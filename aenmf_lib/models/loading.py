@@ -1,4 +1,4 @@
-"""Rebuilding a fitted model from its results file."""
+"""Function that rebuilds a fitted model from its results file."""
 
 import logging
 from collections.abc import Mapping
@@ -28,11 +28,12 @@ _CLASSES = {model.name: model for model in (AENMF, CAENMF1, CAENMF2, BaseNMF)}
 
 
 def load_model(path: str | Path) -> Model:
-    """Rebuild the fitted model from a results file, or from a file of ``model.save``.
+    """Rebuild the fitted model from a results file, or from a file written by ``model.save``.
 
-    `transform` returns the same usages, to the bit, as the model that wrote the file. The cells are not read, except
-    the usages `H_` of Base NMF, which the file stores in float32. A file with the published keys and no provenance
-    gives W, and U of model 1; parameters get their published values, and the other attributes are empty or NaN.
+    `transform` of the rebuilt model returns bit-identical usages. The embeddings of the cells are not read, except the
+    usages `H_` of Base NMF, which `results.write` stores in float32. If a file has the published keys but no
+    provenance, only W, and U of model 1, are restored. The parameters then have their published values, and the other
+    attributes are empty or NaN.
 
     Parameters
     ----------
@@ -43,13 +44,13 @@ def load_model(path: str | Path) -> Model:
     -------
     AENMF, CAENMF1, CAENMF2 or BaseNMF
         The fitted model. ``U_`` of model 2 is None unless the file was written with ``donor_U=True`` or by
-        ``model.save``; its `embeddings` need no U. The device is the CPU if this machine has no such GPU.
+        ``model.save``; `embeddings` works without it. If the device of the fit is not available, the device is the CPU.
 
     Raises
     ------
     OSError, ValueError
-        The file cannot be read, is not a results file or is damaged; the model was skipped; or a newer version of this
-        library wrote the file.
+        The file cannot be read, is not a results file, or is damaged; the model was skipped; or the file contains
+        parameters of a newer version of this library.
 
     Examples
     --------
@@ -77,7 +78,7 @@ def load_model(path: str | Path) -> Model:
 
 
 def _construct(name: str, k: int, provenance: Mapping) -> Model:
-    """Return the model with the parameters of a provenance, or the published ones without a provenance."""
+    """Return the model with the parameters in the provenance, or with the published parameters if there are none."""
     given = {key: _plain(value) for key, value in provenance.get("parameters", {}).items()}
     known = {field.name for field in fields(_CLASSES[name])}
     if unknown := sorted(set(given) - known):
@@ -95,7 +96,7 @@ def _construct(name: str, k: int, provenance: Mapping) -> Model:
 
 
 def _plain(value: object) -> object:
-    """Return a parameter as a Python value; the file has '' for None."""
+    """Return a parameter as a Python value. Files store None as ''."""
     value = value.item() if isinstance(value, np.generic | np.ndarray) and value.size == 1 else value
     return None if isinstance(value, str) and not value else value
 
@@ -110,7 +111,7 @@ def _available(device: str) -> str:
 
 
 def _restore_fit(model: Model, found: AnnData, provenance: Mapping) -> None:
-    """Set the fitted attributes that a provenance describes, and the names of columns and genes."""
+    """Set the fitted attributes that the provenance contains, and the names of columns and genes."""
     model.loss_history_ = np.asarray(provenance.get("loss_history", [np.nan]))
     model.sq_norm_per_cell_ = float(provenance.get("sq_norm_per_cell", np.nan))
     model.n_iter_, model.stop_reason_ = int(provenance.get("n_iter", 0)), str(provenance.get("stop", "unknown"))
@@ -131,7 +132,7 @@ def _restore_fit(model: Model, found: AnnData, provenance: Mapping) -> None:
 
 
 def _restore_programs(model: Model, found: AnnData, path: str | Path) -> None:
-    """Set the programs and what depends on them: donor part, gene weights, groups, usages of Base NMF."""
+    """Set the programs, the gene weights, the groups, the usages of Base NMF, and the donor part."""
     name, k, keys = model.name, model.k, schema.VARM[model.name]
     model.genes_ = found.var_names.copy()
     model.W_ = _rows(found.varm[keys["W"].format(k=k)])
@@ -152,7 +153,7 @@ def _restore_programs(model: Model, found: AnnData, path: str | Path) -> None:
             return
         meta = found.uns[schema.META[name].format(k=k)]
         donors = meta.get("donors") if isinstance(meta, Mapping) else None
-        if donors is None and DONOR in file.get("obs", ()):  # a published file: its rows of U are in the order of names
+        if donors is None and DONOR in file.get("obs", ()):  # a published file: rows of U are in the order of names
             donors = sorted(as_text(files.read_element(file, "obs", path)[DONOR]).dropna().unique())
     model.donors_ = np.array(donors, dtype=str) if donors is not None else ()
     U = found.varm.get(keys["U"].format(k=k)) if "U" in keys else None
@@ -167,5 +168,5 @@ def _restore_programs(model: Model, found: AnnData, path: str | Path) -> None:
 
 
 def _rows(matrix) -> np.ndarray:
-    """Return a matrix of varm (genes × programs) as programs × genes, in the order in memory of a fitted model."""
+    """Return a matrix of varm (genes × programs) as programs × genes, C-contiguous as in a fitted model."""
     return np.ascontiguousarray(np.asarray(matrix).T)

@@ -1,6 +1,6 @@
-"""What to do with fitted programs: tables of genes and usages, and the comparison of fits.
+"""Functions for fitted programs: tables of genes and usages, comparison of fits, and projection of new cells.
 
-Names are imported on first use, so that a table of genes does not import the models.
+A name is imported on first use, so that a table of genes does not import the models.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Alignment of the genes of new cells to the genes of a model, by id, id without version, or symbol."""
+"""Alignment of the genes of new cells with the genes of a model, by id, id without version, or symbol."""
 
 import logging
 from dataclasses import dataclass
@@ -13,20 +13,20 @@ from aenmf_lib.data.preprocessing import find_gene_names
 
 log = logging.getLogger(__name__)
 
-_ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "feature_id")  # usual var columns with ids, beside symbols as names
-LEAST, _ENOUGH = 0.5, 0.8  # median share of the weight of a program: below these an error, and a warning
-_WORST = 3  # programs that are named in a message
+_ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "feature_id")  # common var columns with gene ids
+LEAST, _ENOUGH = 0.5, 0.8  # a median coverage of the programs below the first is an error, below the second a warning
+_WORST = 3  # number of programs with the lowest coverage that a message names
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """Which gene of a model each gene of new cells is, and how much of the programs these genes cover."""
+    """The gene of a model that each gene of new cells corresponds to, and the coverage of the programs."""
 
-    target: np.ndarray  # (n_genes_of_file,) int, the gene of the model, or -1
-    found: np.ndarray  # (n_genes_of_model,) bool
-    names: str  # the names that were matched, such as "var_names = genes_"
-    n_ambiguous: int  # genes of the model that were not matched because their name is repeated
-    coverage: np.ndarray  # (k,) share of the weight of each program that the found genes have; 1 for empty programs
+    target: np.ndarray  # (n_genes_of_file,) int, index of the gene in the model, or -1
+    found: np.ndarray  # (n_genes_of_model,) bool, whether the cells have the gene
+    names: str  # the columns that were matched, such as "var_names = genes_"
+    n_ambiguous: int  # genes of the model that are in the file but share their name with another gene of the model
+    coverage: np.ndarray  # (k,) share of the weight of each program that is in the found genes; 1 for empty programs
 
     @property
     def complete(self) -> bool:
@@ -34,9 +34,9 @@ class Alignment:
         return bool(self.found.all())
 
     def select(self, X: csr_matrix) -> csr_matrix:
-        """Return log-normalized cells X, (n_cells, n_genes_of_file), in the genes of the model, (n_cells, n_genes).
+        """Return log-normalized cells X (n_cells, n_genes_of_file) with the genes of the model, (n_cells, n_genes).
 
-        Genes that are not found are 0. Counts of genes of the file that are the same gene of the model are added.
+        A gene that is not found is 0. If several genes of the file match one gene of the model, their counts are added.
         """
         matched = np.flatnonzero(self.target >= 0)
         repeated = np.isin(self.target[matched], np.flatnonzero(np.bincount(self.target[matched]) > 1))
@@ -54,7 +54,7 @@ class Alignment:
         return X @ csr_matrix((ones, (columns, self.target[columns])), shape)
 
     def report(self) -> dict[str, str | int | np.ndarray]:
-        """Return what the provenance of projected cells says about the genes."""
+        """Return the entries about the genes in the provenance of projected cells."""
         return {
             "matched_by": self.names,
             "n_genes_found": int(self.found.sum()),
@@ -66,12 +66,13 @@ class Alignment:
 
 
 def align_genes(model, var: pd.DataFrame, *, gene_name_key: str = "", min_coverage: float = LEAST) -> Alignment:
-    """Find the genes of a model among those of new cells, by the names that match the most genes.
+    """Match the genes of a model with the genes of new cells, by the pair of columns that matches the most genes.
 
-    The ids of the model and its symbols, if known, are compared with the names of the genes of the cells, their
-    symbols and their usual columns of ids; Ensembl ids are also compared without their versions. Upper and lower case
-    differ: ``Cd3e`` of a mouse is not ``CD3E``. If several genes of the cells have the name of one gene of the model,
-    their counts are added. A name that several genes of the model share is not matched.
+    The ids of the model, and its symbols if they are known, are compared with ``var_names`` of the cells, their symbols
+    and the common columns of ids (``gene_ids``, ``gene_id``, ``ensembl_id``, ``feature_id``). Ensembl ids are also
+    compared without their versions. Upper and lower case differ: ``Cd3e`` of a mouse does not match ``CD3E``. If
+    several genes of the cells match one gene of the model, their counts are added. A name that several genes of the
+    model share is not matched.
 
     Parameters
     ----------
@@ -79,20 +80,22 @@ def align_genes(model, var: pd.DataFrame, *, gene_name_key: str = "", min_covera
         A fitted model.
     var
         The genes of the new cells, with unique names.
-    gene_name_key, min_coverage
-        Column of `var` to compare instead of the usual columns, and the least median coverage of the programs.
+    gene_name_key
+        Column of `var` to compare besides ``var_names``, instead of the common columns.
+    min_coverage
+        Smallest median coverage of the programs that is accepted.
 
     Returns
     -------
     Alignment
-        The coverage of a program is the share of ``Σ w e`` over its genes, with weights w of W and e of the encoder:
-        without gene weights, the share of ‖w‖². A cell that expresses only this program keeps this share of its usage
-        if the other genes are set to 0.
+        The coverage of a program is the share of ``Σ_g w_g e_g`` that the found genes have, where w is the program in W
+        and e the same row of the encoder. Without gene weights, it is the share of ‖w‖². If the missing genes are set
+        to 0, a cell that expresses only this program keeps this share of its usage.
 
     Raises
     ------
     ValueError
-        There is no column `gene_name_key`, or the median coverage of the programs is too low.
+        There is no column `gene_name_key`, or the median coverage of the programs is below `min_coverage`.
     """
     pairs = _pairs(_model_names(model), _file_names(var, gene_name_key))
     label, ours, theirs = max(pairs, key=lambda pair: _n_shared(*pair[1:]))  # the first of the best
@@ -125,7 +128,7 @@ def _model_names(model) -> dict[str, pd.Index]:
 
 
 def _file_names(var: pd.DataFrame, gene_name_key: str) -> dict[str, pd.Index]:
-    """Return the names of the genes of a file: its index, and its symbols and ids or the requested column."""
+    """Return the names of the genes of a file: its index, and either its ids and symbols or the requested column."""
     names = {"var_names": pd.Index(var.index.astype(str), dtype=object)}
     for key in _ID_COLUMNS:
         if key in var and not gene_name_key:
@@ -137,7 +140,7 @@ def _file_names(var: pd.DataFrame, gene_name_key: str) -> dict[str, pd.Index]:
 
 
 def _pairs(ours: dict[str, pd.Index], theirs: dict[str, pd.Index]) -> list[tuple[str, pd.Index, pd.Index]]:
-    """Return each way to match names, ids first: what is matched, the names of the model, and those of the file."""
+    """Return each way to match names, ids first: its description, the names of the model, and those of the file."""
     edits = {"": lambda names: names, ", without versions": gene_ids}
     return [
         (f"{file} = {model}{note}", edit(ours[model]), edit(theirs[file]))
@@ -146,15 +149,15 @@ def _pairs(ours: dict[str, pd.Index], theirs: dict[str, pd.Index]) -> list[tuple
 
 
 def _n_shared(ours: pd.Index, theirs: pd.Index) -> int:
-    """Return how many genes of the model have a unique name that the file has too."""
+    """Return the number of genes of the model whose name is unique in the model and occurs in the file."""
     return int((ours.isin(theirs) & ~ours.duplicated(keep=False) & (ours != "")).sum())
 
 
 def _report(aligned: Alignment, model: str, used: np.ndarray) -> None:
-    """Log the overlap, as a warning if it is low. `used`, (k,) bool, marks programs that are not empty."""
+    """Log the overlap of the genes, as a warning if it is low. `used`, (k,) bool, marks programs that are not empty."""
     n, total, coverage = int(aligned.found.sum()), len(aligned.found), aligned.coverage
     if aligned.n_ambiguous:
-        log.warning("%d genes of %s are left out, because they share their name with another gene of the model",
+        log.warning("%d genes of %s are not matched, because they share their name with another gene of the model",
                     aligned.n_ambiguous, model)  # fmt: skip
     if aligned.complete:
         log.info("all %d genes of %s are found (%s)", total, model, aligned.names)
@@ -163,22 +166,22 @@ def _report(aligned: Alignment, model: str, used: np.ndarray) -> None:
     log.log(
         logging.WARNING if median < _ENOUGH else logging.INFO,
         "%d of the %d genes of %s are among the %d genes of the cells (%s). They have %.0f %% of the weight of its "
-        "programs (median; least: %s). Usages are corrected for the missing genes",
+        "programs (median; lowest: %s). Usages are corrected for the missing genes",
         *(n, total, model, len(aligned.target), aligned.names, 100 * median),
         ", ".join(f"program {i} {coverage[i]:.0%}" for i in worst[:_WORST]),
     )
 
 
 def _advice(pairs: list, n_found: int) -> str:
-    """Return what to do if too few genes are found: ignoring the case would match more, or other names are needed."""
+    """Return the advice if too few genes are found: rename to orthologs, use more genes, or name another column."""
     folded = max(_n_shared(*(names.str.upper() for names in pair[1:])) for pair in pairs)
     if folded > 2 * n_found:
         return (
-            f"{folded:,} genes match if upper and lower case are ignored: are the cells of another species? Rename the "
-            "genes to their orthologs."
+            f"{folded:,} genes match if upper and lower case are ignored, so the cells may be of another species. "
+            "Rename the genes to their orthologs in the species of the model."
         )
     ours, theirs = pairs[0][1:]
     if n_found > len(theirs) / 2:
-        return "Most genes of the cells are found: use a file with more genes, or lower min_coverage (in Python)."
-    examples = f"The model has names such as {ours[0]!r}, and the cells {theirs[0]!r}"
-    return f"{examples}. Name the var column with the ids or symbols (gene_name_key=…, GENE_NAME_KEY=…)."
+        return "Most genes of the cells are found. Use a file with more genes, or lower min_coverage (in Python)."
+    examples = f"The model has names such as {ours[0]!r}, and the cells have names such as {theirs[0]!r}"
+    return f"{examples}. Set gene_name_key (GENE_NAME_KEY=…) to the var column that contains the ids or symbols."

@@ -1,4 +1,4 @@
-"""Cards of programs: one row per program with its genes, its size, where it is used, and whether it recurs."""
+"""Program cards: a table with one row per program, which describes its genes, size, use and stability."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -21,50 +21,52 @@ __all__ = ["program_cards", "write_program_tables"]
 
 log = logging.getLogger(__name__)
 
-_GENES = 10  # in the texts of a card
-_TYPES = 3
+_GENES = 10  # genes listed in a card
+_TYPES = 3  # cell types listed in a card
 _TESTED = 100  # genes per program that are tested for gene sets
-_NO_VARIANCE = 1e-12  # of the mean square: below it, the variance of a usage is rounding
+_NO_VARIANCE = 1e-12  # a variance below this share of the mean square is a rounding error
 
 
 def program_cards(
     models: str | Path | Model | Sequence[str | Path | Model], cells: Cells | None = None, *, gene_sets: str | Path = ""
 ) -> pd.DataFrame:
-    """Describe each program of one or several models in one row.
+    """Return a table that describes each program of one or several models in one row.
 
     Parameters
     ----------
     models
-        Paths of results files or fitted models of the same genes, one per model. Skipped models are left out.
+        Results files or fitted models, at most one of each kind, with the same genes. Skipped models are left out.
     cells
-        Cells of the fits, needed only for models and for files of ``model.save``.
+        Cells of the fits. Needed only for fitted models and for files written by ``model.save``.
     gene_sets
-        GMT file of gene sets (symbols or ids); no gene sets if empty.
+        GMT file of gene sets (symbols or ids). If empty, no gene sets are tested.
 
     Returns
     -------
     DataFrame
         ``Model``, ``program`` (from 0), and
 
-        - ``top_genes``: the ten genes with the largest weights; ``specific_genes``: with the largest product of weight
-          and specificity (see `gene_table`).
+        - ``top_genes``: the ten genes with the largest weights; ``specific_genes``: the ten genes with the largest
+          product of weight and specificity (see `gene_table`).
         - ``share_of_norm``: ``‖h_j‖² ‖w_j‖² / ‖X‖²``. Programs overlap, so the sum over programs is not the share of
           ‖X‖² that the model explains. In model 2, W is only the part of the programs that all donors share.
-        - ``top_type``: the type with the largest mean usage; ``usage_by_type``: up to three types whose mean usage is
-          above the mean of all cells, and the ratio of both means.
+        - ``top_type``: the cell type with the largest mean usage; ``usage_by_type``: up to three types whose mean usage
+          is above the mean of all cells, each with the ratio of the two means. Cells without a type do not count.
         - ``variance_by_type``: share of the variance of the usage that lies between types (η²);
-          ``variance_by_donor``: share that lies between donors within types. Their sum is at most 1. Without types, all
-          cells are of one type. NaN with one type or donor, or without variance.
-        - ``stability``: mean cosine to the partner of the program in the other random starts; NaN with one start.
-        - ``nearest_<model>``, ``cosine_<model>``: the program of each model with the largest cosine, other than the
-          program itself.
-        - ``gene_set``, ``gene_set_overlap``, ``gene_set_fdr``: the set that is most enriched in the first 100 genes of
-          the order of ``specific_genes``, and how many of its genes are among them (module `enrichment`).
+          ``variance_by_donor``: share that lies between donors within types. Their sum is at most 1. Cells without a
+          type are left out; if no cell has a type, all cells count as one type. The first is NaN with one type, the
+          second with one donor, and both if the usage does not vary.
+        - ``stability``: mean cosine of the program with its partners in the other random starts; NaN with one start.
+        - ``nearest_<model>``, ``cosine_<model>``: the most similar program of each model, and its cosine. In the same
+          model, the program itself does not count.
+        - ``gene_set``, ``gene_set_overlap``, ``gene_set_fdr``: the gene set with the smallest p-value for the first 100
+          genes in the order of ``specific_genes``, the number of its genes among these 100 ("3 of 40"), and its false
+          discovery rate (see `enrichment.enrich`).
 
     Raises
     ------
     OSError, ValueError
-        A file or a model is not valid, two models have other genes, or the gene sets cannot be used.
+        A file or a model is not valid, two models have different genes, or the gene sets cannot be used.
     """
     sets = enrichment.read_gene_sets(gene_sets) if gene_sets else {}
     fits, skipped = read_fits([models] if isinstance(models, str | Path | Model) else models, cells)
@@ -84,7 +86,7 @@ def write_program_tables(
     paths, out_dir
         Results files, one per model, and the folder to write to. The tables of a skipped model have only a header.
     gene_sets, n
-        GMT file, or empty; number of genes per program.
+        GMT file, or empty for no gene sets; number of genes per program.
 
     Returns
     -------
@@ -94,7 +96,7 @@ def write_program_tables(
     Raises
     ------
     OSError, ValueError
-        As `program_cards`, or a file cannot be written.
+        The errors of `program_cards`, or a file cannot be written.
     """
     sets = enrichment.read_gene_sets(gene_sets) if gene_sets else {}
     fits, skipped = read_fits(paths)
@@ -116,7 +118,7 @@ def _make_cards(fits: Mapping[str, Contents], gene_sets: Mapping[str, Sequence[s
 
 
 def _describe(fit: Contents, fits: Mapping[str, Contents], gene_sets: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    """Return the cards of one model; `fits` are all models, among which the nearest programs are searched."""
+    """Return the cards of one model. The nearest programs are searched in all models in `fits`."""
     k, names = len(fit.W), fit.symbols if not gene_sets else enrichment.gene_names(fit.genes, fit.symbols, gene_sets)
     specific = _largest(fit.W * fit.specificity, _TESTED)
     by_type, by_donor = _explained_variance(fit.usages)
@@ -143,7 +145,7 @@ def _largest(values: np.ndarray, n: int) -> list[np.ndarray]:
 
 
 def _describe_types(usages: UsageSums) -> dict[str, list[str]]:
-    """Return the columns `top_type` and `usage_by_type`; texts are empty if no cell has a type or uses the program."""
+    """Return the columns `top_type` and `usage_by_type`. A text is empty if no cell has a type or uses the program."""
     typed = (usages.groups[CELL_TYPE] != "").to_numpy()
     k = usages.sums.shape[1]
     if not typed.any():
@@ -171,7 +173,7 @@ def _explained_variance(usages: UsageSums) -> tuple[np.ndarray, np.ndarray]:
     typed = typed if typed.any() else np.ones(len(typed), dtype=bool)
     groups = usages.groups[typed]
     n_cells, sums = _by_type(usages, typed)
-    # sums of n × mean² over: all cells, types, groups
+    # sums of n × mean²: over all cells as one group, over types, and over groups of type and donor
     overall = sums.sum().to_numpy() ** 2 / n_cells.sum()
     types = (sums**2).div(n_cells, axis=0).sum().to_numpy()
     parts = (usages.sums[typed] ** 2 / groups["n_cells"].to_numpy()[:, None]).sum(0)
@@ -184,11 +186,11 @@ def _explained_variance(usages: UsageSums) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _find_nearest(fit: Contents, other: Contents | None, model: str) -> dict[str, np.ndarray]:
-    """Return the columns with the program of another model that is nearest to each program, and its cosine."""
+    """Return the columns with the most similar program of a model for each program, and with its cosine."""
     program, cosine = np.full(len(fit.W), np.nan), np.full(len(fit.W), np.nan)
     if other is not None:
         if not same_genes(other.genes, fit.genes):
-            raise ValueError(f"{other.name} and {fit.name} are of different genes ({len(other.genes)} and "
+            raise ValueError(f"{other.name} and {fit.name} have different genes ({len(other.genes)} and "
                              f"{len(fit.genes)}). Pass models of the same filtered cells.")  # fmt: skip
         cosines = unit_rows(fit.W) @ unit_rows(other.W).T
         if other is fit:

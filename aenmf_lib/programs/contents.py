@@ -1,4 +1,4 @@
-"""What the tables of programs are computed from: the programs of a fit, and sums of its usages by type and donor."""
+"""Input of the tables of programs: the programs of a fit, and sums of its usages by cell type and donor."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,20 +16,20 @@ from aenmf_lib.results import schema
 from aenmf_lib.results.files import embedding_of
 from aenmf_lib.training.inputs import Cells, as_cells
 
-_BLOCK = 65536  # cells whose usages are converted to float64 at a time
+_BLOCK = 65536  # number of cells whose usages are converted to float64 at a time
 
 
 @dataclass
 class UsageSums:
-    """Sums of the usages over the groups of cells of one type and one donor. Missing types are in a group ''."""
+    """Sums of the usages over groups of cells with one type and one donor. Missing labels are ''."""
 
     groups: pd.DataFrame  # one row per group: cell_type, donor_id, n_cells
-    sums: np.ndarray  # (n_groups, k)
-    squares: np.ndarray  # (n_groups, k)
+    sums: np.ndarray  # (n_groups, k), of usages
+    squares: np.ndarray  # (n_groups, k), of squared usages
 
     @classmethod
     def of(cls, H: np.ndarray, types: pd.Series | None, donors: pd.Series | None) -> "UsageSums":
-        """Sum the usages H (n_cells, k) over groups."""
+        """Return the sums of the usages H (n_cells, k) over groups."""
         missing = np.full(len(H), "", dtype=object)
         labels = [missing if names is None else as_text(names).fillna("").to_numpy() for names in (types, donors)]
         (of_type, types), (of_donor, donors) = (pd.factorize(names, sort=True) for names in labels)
@@ -47,16 +47,16 @@ class UsageSums:
 
 @dataclass
 class Contents:
-    """The programs of one fit, and what is known about their genes and their usages."""
+    """The programs of one fit, their genes, and the sums of their usages."""
 
     name: str
     W: np.ndarray | None = None  # (k, n_genes) float64
     genes: pd.Index | None = None  # (n_genes,) ids
-    symbols: np.ndarray | None = None  # (n_genes,) symbols, or ids where there is none
+    symbols: np.ndarray | None = None  # (n_genes,) symbols; the id of a gene without a symbol
     usages: UsageSums | None = None
     sq_norm: float = np.nan  # ‖X‖²
     stability: pd.DataFrame = field(default_factory=pd.DataFrame)  # empty with one start
-    skipped: str = ""  # why the model was not trained; there is nothing else then
+    skipped: str = ""  # why the model was not trained; all other fields are then empty
 
     @property
     def norms(self) -> np.ndarray:
@@ -74,9 +74,9 @@ class Contents:
 def read_fits(
     models: Sequence[str | Path | Model], cells: Cells | None = None
 ) -> tuple[dict[str, Contents], dict[str, str]]:
-    """Return the contents of each model, in the order of `results.MODELS`, and why the others were skipped.
+    """Return the contents of the trained models, in the order of `results.MODELS`, and the reason of each skipped one.
 
-    Raises the errors of `read_contents`, and ValueError if two models are of the same kind, or all were skipped.
+    Raises the errors of `read_contents`, and ValueError if two models are of the same kind or if all were skipped.
     """
     fits, skipped, given = {}, {}, {}
     for model in models:
@@ -95,11 +95,11 @@ def read_fits(
 
 
 def read_contents(model: str | Path | Model, cells: Cells | None = None) -> Contents:
-    """Return the contents of a results file, or of a fitted model (or the path of a saved one) and its cells."""
+    """Return the contents of a results file, or of a fitted model or saved model with its cells."""
     if cells is None:
         if isinstance(model, Model):
-            raise ValueError(f"The usages of this {model.name} are unknown. Pass its cells too, or the path of its "
-                             "results file instead of the model.")  # fmt: skip
+            raise ValueError(f"The usages of this {model.name} are unknown. Pass its cells too, or pass the path of "
+                             "its results file instead of the model.")  # fmt: skip
         return _from_file(model)
     model = model if isinstance(model, Model) else results.load_model(model)
     H = model.embeddings(cells)["shared"] if model.name == "Base_NMF" else model.transform(cells)
@@ -136,5 +136,5 @@ def _from_file(path: str | Path) -> Contents:
 
 
 def _text(names: pd.Index) -> np.ndarray:
-    """Return names as text, (n,) object."""
+    """Return names as str, (n,) object."""
     return names.astype(str).to_numpy(dtype=object)

@@ -1,4 +1,4 @@
-"""Programs whose usage differs between two groups of donors. The units of all tests are donors, not cells."""
+"""Tests for programs whose usage differs between two groups of donors. The samples are donors, not cells."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ __all__ = ["differential_usage"]
 log = logging.getLogger(__name__)
 
 _FLOOR = 0.05  # added to the means before the logarithm, relative to the mean usage of the program
-_SHOWN = 10  # values in an error message
+_SHOWN = 10  # maximum number of values in an error message
 _RESULTS = ["effect", "ci_low", "ci_high", "statistic", "p_value"]
 
 
@@ -29,46 +29,53 @@ def differential_usage(
 ) -> pd.DataFrame:
     """Compare the usage of each program between two groups of donors, within each cell type.
 
-    The cells of a donor are not independent, so a test that counts cells finds differences where there are none. Here
-    the usages are averaged over the cells of each donor, and a t-test compares the donors' means m on the scale
-    log2(m + 5 % of the program's mean usage). If most donors have cells in both groups, as before and after a
-    treatment, the test is paired. Otherwise it is the two-sample test with one variance for both groups: with two to
-    four donors per group, Welch's test finds fewer differences. Trust it less if the smaller group varies more. Donors
-    that do not fit the design are left out: donors of one group if it is paired, of both groups if not.
+    The cells of a donor are not independent, so a test that treats cells as samples finds differences where there are
+    none. Here the usages are averaged over the cells of each donor, type and group. A t-test compares these means m on
+    the scale log2(m + c), where c is 5 % of the mean of m over all donors, types and groups with enough cells. If most
+    donors have cells in both groups, for example before and after a treatment, the test is paired, and donors with
+    cells in one group only are left out. Otherwise, donors with cells in both groups are left out, and the test is the
+    two-sample t-test with equal variances, because Welch's test finds fewer differences with two to four donors per
+    group. Trust the unpaired test less if the usage varies more between the donors of the smaller group.
 
-    If each donor is in one group, conditional models that remove the differences between donors also remove those
-    between the groups: use the usages of an unconditional model.
+    If each donor is in one group only, conditional models remove the differences between the groups together with those
+    between donors. In this case, use the usages of an unconditional model.
 
     Parameters
     ----------
     H : {model: (n_cells, k)} or (n_cells, k)
-        Usages by model, of the cells of `obs`. An array alone is the model ``"H"``.
+        Usages by model, of the cells in `obs`. A single array is treated as a model with the name ``"H"``.
     obs
-        ``donor_id``, ``cell_type`` and the column `by`. Cells without a type or group are left out.
+        Table of the cells with the columns ``donor_id``, ``cell_type`` and `by`. Cells without a type or group are
+        left out.
     by
-        The column of the groups.
+        Column of `obs` with the groups.
     groups
-        The two groups to compare, the reference first. By default the two values of the column: in the order of an
-        ordered categorical, else in alphabetical order.
+        The two groups to compare; the first is the reference. By default, the two values of the column: in the order
+        of the categories if the column is an ordered categorical, otherwise in alphabetical order.
     min_cells
-        Donors with fewer cells of a type in a group are left out of the tests of this type.
+        Donors with fewer cells of a type in a group are left out of the tests of this type and group.
     min_donors
-        Smallest number of donors per group, or of pairs of a paired design; at least 2.
+        Smallest number of donors per group, or of pairs in a paired design; at least 2.
 
     Returns
     -------
     DataFrame
-        One row per model, program (from 0) and type: ``Model, program, cell_type, group_a, group_b``;
-        ``n_donors_a``, ``n_donors_b`` with enough cells; ``n_pairs`` (0 if unpaired); ``design`` (``paired`` or
-        ``unpaired``); ``mean_a``, ``mean_b``, the means of the tested donors' mean usages; ``effect``, the difference
-        b - a of the means on the log2 scale, so 1 means that usage doubles; its 95 % interval ``ci_low``, ``ci_high``;
-        ``statistic`` (t), ``p_value``; ``fdr``, by Benjamini and Hochberg over all tests of a model; ``reason`` why a
-        test was not done (its results are NaN), or ''.
+        One row per model, program and type:
+
+        - ``Model``, ``program`` (from 0), ``cell_type``, ``group_a`` (the reference), ``group_b``
+        - ``n_donors_a``, ``n_donors_b``: numbers of donors with enough cells; ``n_pairs``: number of pairs, 0 if the
+          design is unpaired; ``design``: ``paired`` or ``unpaired``
+        - ``mean_a``, ``mean_b``: mean usage of the tested donors, each donor with the same weight
+        - ``effect``: difference b - a of the means on the log2 scale, so 1 means that the usage about doubles;
+          ``ci_low``, ``ci_high``: its 95 % confidence interval
+        - ``statistic`` (t), ``p_value``; ``fdr``: Benjamini-Hochberg false discovery rate over all tests of a model
+        - ``reason``: why a test was not done (its results are then NaN), or ''
 
     Raises
     ------
     ValueError
-        If a column is missing or does not have two groups, if a cell has no donor, or if a group has too few donors.
+        A column is missing; `by` does not have two groups, or `groups` does not name two of its values; a cell has no
+        donor; a group has too few donors; the usages do not fit `obs` or are not valid; or a minimum is too small.
 
     References
     ----------
@@ -77,7 +84,7 @@ def differential_usage(
     """
     if min_cells < 1 or min_donors < 2:
         found = f"min_cells={min_cells}, min_donors={min_donors}"
-        raise ValueError(f"{found}: min_cells must be at least 1, and min_donors at least 2.")
+        raise ValueError(f"{found} is not valid. Choose min_cells of at least 1 and min_donors at least 2.")
     H = H if isinstance(H, Mapping) else {"H": H}
     group, (a, b) = _read_groups(obs, by, groups)
     units, unit = _find_units(obs, group, (a, b))
@@ -110,7 +117,8 @@ def _read_groups(obs: pd.DataFrame, by: str, groups: Sequence[str]) -> tuple[pd.
         if column not in obs:
             columns = ", ".join(map(repr, obs.columns[:_SHOWN])) or "no columns"
             two = ", ".join(repr(name) for name in obs if obs[name].nunique() == 2) or "none"
-            raise ValueError(f"obs has no column {column!r}; it has {columns}. Columns with two values: {two}.")
+            raise ValueError(f"obs has no column {column!r}; it has {columns}. Columns with two values: {two}. Choose "
+                             "another column, or add this one to obs.")  # fmt: skip
     group = as_text(obs[by])
     donors = as_text(obs[DONOR]).groupby(group.to_numpy()).nunique()  # group -> number of donors
     names = sorted(donors.index, key=lambda name: (name.casefold(), name))
@@ -124,29 +132,31 @@ def _read_groups(obs: pd.DataFrame, by: str, groups: Sequence[str]) -> tuple[pd.
         names = chosen
     if len(names) != 2:
         numbers = pd.api.types.is_numeric_dtype(obs[by].dtype) and len(names) > _SHOWN
-        advice = f"groups=[{', '.join(map(repr, names[:2]))}] compares two of them" if len(names) > 2 else ""
+        advice = f"Choose two, such as groups=[{', '.join(map(repr, names[:2]))}]" if len(names) > 2 else ""
         advice = "Cut the numbers into two groups first, for example with pandas.cut" if numbers else advice
-        found = f"obs[{by!r}] has {len(names)} groups instead of two: {_list(names, donors) or 'all cells are empty'}"
-        raise ValueError(f"{found}. {advice or 'Name a column with two groups of donors'}.")
+        found = f"obs[{by!r}] has {len(names)} groups instead of two: {_list(names, donors) or 'no cell has a value'}"
+        raise ValueError(f"{found}. {advice or 'Choose a column with two groups of donors'}.")
     if n := int((~group.isin(names)).sum()):
-        log.warning("%d of %d cells are in neither group of obs[%r] (%s, %s): left out", n, len(obs), by, *names)
+        log.warning("%d of %d cells are left out: obs[%r] is neither %r nor %r", n, len(obs), by, *names)
     return group, (names[0], names[1])
 
 
 def _list(names: Sequence[str], donors: pd.Series) -> str:
-    """Describe groups with their numbers of donors."""
+    """Return the names of the groups with their numbers of donors, as text."""
     text = ", ".join(f"{name!r} ({donors[name]} donors)" for name in names[:_SHOWN])
     return text + f", … ({len(names)} in all)" * (len(names) > _SHOWN)
 
 
 def _find_units(obs: pd.DataFrame, group: pd.Series, names: Sequence[str]) -> tuple[pd.DataFrame, np.ndarray]:
-    """Return a row per type, group and donor with its ``n_cells``, and the row of each cell or -1, (n_cells,)."""
+    """Return one row per type, group and donor with ``n_cells``, and the row of each cell or -1, (n_cells,)."""
     labels = pd.DataFrame({CELL_TYPE: as_text(obs[CELL_TYPE]), "group": group, DONOR: as_text(obs[DONOR])})
     if n := int(labels[DONOR].isna().sum()):
-        raise ValueError(f"obs[{DONOR!r}] is empty for {n} of {len(obs)} cells. Every cell needs a donor.")
+        raise ValueError(f"obs[{DONOR!r}] is empty for {n} of {len(obs)} cells. Every cell needs a donor: fill the "
+                         "column, or leave out these cells.")  # fmt: skip
     used = (labels[CELL_TYPE].notna() & group.isin(names)).to_numpy()
     if not used.any():
-        raise ValueError(f"None of {len(obs)} cells has a type and a group. Name the columns of the labels.")
+        raise ValueError(f"None of the {len(obs)} cells has a type and one of the groups {names}. Fill the column "
+                         f"{CELL_TYPE!r} of obs, or choose other groups.")  # fmt: skip
     grouped = labels[used].groupby([CELL_TYPE, "group", DONOR], sort=True)
     of_cell = np.full(len(obs), -1)
     of_cell[used] = grouped.ngroup()
@@ -165,18 +175,18 @@ def _choose_design(units: pd.DataFrame, groups: tuple[str, str], by: str, min_do
         which = "with cells in both groups" if paired else "with cells in one group only"
         raise ValueError(
             f"obs[{by!r}]: of the donors {which}, there are {found}. Expected at least {min_donors} per group, because "
-            "the cells of one donor do not show how much donors differ. Choose groups with more donors."
+            "the cells of one donor do not show how much donors vary. Choose groups with more donors."
         )
     if len(others):
         where, first = "one group only" if paired else "both groups", others.sort_values()[0]
-        log.warning("%d donors (first: %r) have cells in %s: left out", len(others), first, where)
+        log.warning("%d donors (first: %r) are left out, because they have cells in %s", len(others), first, where)
     return paired, donors
 
 
 def _compare_donors(
     name: str, units: pd.DataFrame, groups: tuple[str, str], paired: bool, min_cells: int, min_donors: int
 ) -> tuple[dict, np.ndarray, np.ndarray]:
-    """Return the columns about one type, and the rows of the units to compare in both groups, pairs in one order."""
+    """Return the columns about one type, and the rows of the units of each group. Pairs have the same order in both."""
     units = units[units["n_cells"] >= min_cells]
     a, b = (units[units["group"] == group].sort_values(DONOR) for group in groups)
     about = {CELL_TYPE: name, "n_donors_a": len(a), "n_donors_b": len(b), "n_pairs": 0, "reason": ""}
@@ -202,7 +212,7 @@ def _average(H: np.ndarray, unit: np.ndarray, n_cells: np.ndarray, model: str) -
 
 
 def _test(means: np.ndarray, logs: np.ndarray, about: dict, a: np.ndarray, b: np.ndarray, paired: bool) -> pd.DataFrame:
-    """Return the tests of one type, one row per program, from the means of the units (n_units, k) and their logs."""
+    """Return the tests of one type, one row per program. `means`, (n_units, k), are usages, `logs` their logarithms."""
     k = means.shape[1]
     table = pd.DataFrame(about | {"program": np.arange(k)} | dict.fromkeys([*_RESULTS, "fdr"], np.nan))
     for column, rows in (("mean_a", a), ("mean_b", b)):
@@ -210,7 +220,7 @@ def _test(means: np.ndarray, logs: np.ndarray, about: dict, a: np.ndarray, b: np
     if about["reason"]:
         return table
     spread = np.ptp(logs[b] - logs[a], axis=0) if paired else np.ptp(logs[a], axis=0) + np.ptp(logs[b], axis=0)
-    varies = spread > 1e-9  # otherwise the differences are rounding
+    varies = spread > 1e-9  # smaller differences are rounding errors
     table.loc[~varies, "reason"] = "usage does not vary between donors"
     x, y = logs[a][:, varies], logs[b][:, varies]
     test = stats.ttest_rel(y, x) if paired else stats.ttest_ind(y, x)

@@ -1,4 +1,4 @@
-"""Enrichment of gene sets in programs: gene sets from a GMT file, and the hypergeometric test."""
+"""Gene-set enrichment of programs: the gene sets of a GMT file, and a hypergeometric test."""
 
 import gzip
 import logging
@@ -15,14 +15,14 @@ from aenmf_lib.data.labels import gene_ids
 log = logging.getLogger(__name__)
 
 _EXPECTED = "Expected a GMT file: one gene set per line, 'name<tab>description<tab>gene<tab>gene…'."
-MIN_SIZE = 5  # genes of a set that must be among the genes of the fit
+MIN_SIZE = 5  # a set needs at least this number of genes among the genes of the fit
 
 
 def read_gene_sets(path: str | Path) -> dict[str, list[str]]:
     """Return the gene sets of a GMT file by name: one set per line, ``name, description, gene, gene …``, tab-separated.
 
-    The file may be compressed with gzip. Genes are listed once per set, and empty sets are left out. Raises OSError or
-    ValueError if the file cannot be read, has no set, or has two different sets of the same name.
+    The file may be compressed with gzip. Each gene is listed once per set, and empty sets are left out. Raises OSError
+    or ValueError if the file cannot be read, contains no set, or contains two different sets with the same name.
     """
     try:
         content = Path(path).read_bytes()
@@ -40,8 +40,8 @@ def read_gene_sets(path: str | Path) -> dict[str, list[str]]:
             raise ValueError(f"{path}: line {number} has no {'tab' if name else 'name'}: {line[:60]!r}. {_EXPECTED}")
         genes = list(dict.fromkeys(filter(None, rest[1:])))
         if name in sets and set(sets[name]) != set(genes):
-            raise ValueError(f"{path}: lines {lines[name]} and {number} are different sets of the same name, {name!r}. "
-                             "Rename one of them.")  # fmt: skip
+            raise ValueError(f"{path}: lines {lines[name]} and {number} are different sets with the same name, "
+                             f"{name!r}. Rename one of them.")  # fmt: skip
         if genes and name not in sets:
             sets[name], lines[name] = genes, number
     if not sets:
@@ -54,15 +54,22 @@ def enrich(
 ) -> pd.DataFrame:
     """Test whether each list of genes contains more genes of each set than a random list of the same length.
 
-    One-sided hypergeometric test. Genes outside the background are ignored, in lists and sets, and repeated names count
-    once. Sets with fewer than `MIN_SIZE` genes in the background are not tested. The false discovery rate (Benjamini
-    and Hochberg 1995) is over all lists and all tested sets, also those without a common gene.
+    The test is the one-sided hypergeometric test. Genes of lists and sets that are not in the background are ignored,
+    and repeated names count once. Sets with fewer than `MIN_SIZE` genes in the background are not tested. The false
+    discovery rate (Benjamini and Hochberg 1995) covers all pairs of a list and a tested set, also pairs without a
+    common gene.
 
     Returns
     -------
     DataFrame
-        One row per list and tested set: ``program`` (number of the list, from 0), ``gene_set``, ``overlap``,
-        ``size`` (of the set), ``p``, ``fdr``; by program and p.
+        One row per list and tested set, sorted by program and p: ``program`` (number of the list, from 0),
+        ``gene_set``, ``overlap`` (number of common genes), ``size`` (genes of the set in the background), ``p``,
+        ``fdr``.
+
+    Raises
+    ------
+    ValueError
+        No set has enough genes in the background.
     """
     universe = pd.Index(dict.fromkeys(background))
     members = _membership(gene_sets.values(), universe)
@@ -78,13 +85,13 @@ def enrich(
         raise ValueError(f"The largest of {len(names):,} gene sets has {sizes.max()} genes of the fit. Expected at "
                          f"least {MIN_SIZE}. Use larger sets.")  # fmt: skip
     if len(tested) < len(names):
-        log.info("%d of %d gene sets have fewer than %d genes of the fit: not tested", len(names) - len(tested),
-                 len(names), MIN_SIZE)  # fmt: skip
+        log.info("%d of %d gene sets are not tested, because they have fewer than %d genes of the fit",
+                 len(names) - len(tested), len(names), MIN_SIZE)  # fmt: skip
     chosen = _membership(lists, universe)
     overlap = (chosen @ members[tested].T).toarray().astype(int)  # (n_lists, n_tested)
     cases = np.stack(np.broadcast_arrays(overlap, sizes[tested], np.diff(chosen.indptr)[:, None])).reshape(3, -1)
     shape = tuple(cases.max(axis=1) + 1)
-    few, at = np.unique(np.ravel_multi_index(cases, shape), return_inverse=True)  # most tests are equal to others
+    few, at = np.unique(np.ravel_multi_index(cases, shape), return_inverse=True)  # many tests have the same numbers
     overlaps, set_sizes, lengths = np.unravel_index(few, shape)
     p = np.minimum(hypergeom.sf(overlaps - 1, len(universe), set_sizes, lengths), 1)[at]
     table = pd.DataFrame(
@@ -101,14 +108,14 @@ def enrich(
 
 
 def gene_names(genes: pd.Index, symbols: np.ndarray, gene_sets: Mapping[str, Sequence[str]]) -> np.ndarray:
-    """Return the names of genes, (n_genes,), that more genes of the sets have: symbols, or ids without version."""
+    """Return the symbols or the ids without version, (n_genes,), whichever match more genes of the sets."""
     wanted = {gene for members in gene_sets.values() for gene in members}
     ids = gene_ids(genes).to_numpy(dtype=object)
     return max((symbols, ids), key=lambda names: len(wanted.intersection(names)))
 
 
 def _membership(sets, universe: pd.Index) -> csr_matrix:
-    """Return which genes are in which set, (n_sets, n_genes) of 0 and 1."""
+    """Return the membership of the genes in the sets, (n_sets, n_genes) of 0 and 1."""
     rows = [np.unique(found[found >= 0]) for found in (universe.get_indexer(list(genes)) for genes in sets)]
     indptr = np.cumsum([0, *map(len, rows)])
     return csr_matrix(

@@ -13,35 +13,37 @@ from aenmf_lib.training.inputs import Cells
 
 __all__ = ["gene_table"]
 
-# by symbol, in upper or lower case; not the kinases RPS6K… and the binding protein RPS19BP1
+# symbols, in upper or lower case; without the kinases RPS6K… and the binding protein RPS19BP1
 _GROUPS = {"ribosomal": r"RP(?:[SL]\d+(?!\d|K|BP)|LP[0-2]|SA$)", "mitochondrial": "MT-"}
 
 
 def gene_table(model: str | Path | Model, cells: Cells | None = None, *, n: int = 100) -> pd.DataFrame:
-    """List the genes with the largest weights of each program, with their symbols and how specific they are.
+    """Return the genes with the largest weights of each program, with their symbols and their specificity.
 
     Parameters
     ----------
     model
         Path of a results file, or a fitted model.
     cells
-        Cells of the fit, needed only for a model or for a file of ``model.save``.
+        Cells of the fit. Needed only for a fitted model or for a file written by ``model.save``.
     n
         Number of genes per program, at least 1. Genes with weight 0 are not listed.
 
     Returns
     -------
     DataFrame
-        Columns ``program`` (from 0), ``rank`` (from 1), ``gene`` (the id), ``symbol`` (``var['feature_name']``, or the
-        id where there is none), ``weight`` (in the units of X), ``specificity``, ``ribosomal``, ``mitochondrial``. The
-        specificity is the share of the program in the reconstruction of the gene, ``‖h_j‖ W_jg / Σ_i ‖h_i‖ W_ig``, from
-        0 to 1; it does not change if a row of W is divided, and its column of H multiplied, by a number. The last two
-        are found by symbol (RPL…, RPS…, MT-…, in upper or lower case), so they are False if there are no symbols.
+        - ``program`` (from 0), ``rank`` (position of the gene in its program, from 1)
+        - ``gene`` (the id), ``symbol`` (the symbol in `var`, or the id of a gene without one)
+        - ``weight``: W_jg. With gene weights in the fit, W is still that of X, not of the weighted X.
+        - ``specificity``: share of the program in the reconstruction of the gene, ``‖h_j‖ W_jg / Σ_i ‖h_i‖ W_ig``, from
+          0 to 1. It does not change if a row of W is divided by a number and its column of H is multiplied by it.
+        - ``ribosomal``, ``mitochondrial``: whether the symbol is that of such a gene (RPL…, RPS…, MT-…, in upper or
+          lower case). Both are False if there are no symbols.
 
     Raises
     ------
     OSError, ValueError
-        The file or the model is not valid, or n is below 1.
+        The file or the model is not valid, the model was skipped, or n is below 1.
     """
     fit = read_contents(model, cells)
     if fit.skipped:

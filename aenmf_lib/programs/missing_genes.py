@@ -1,9 +1,9 @@
 """Usages of cells that lack some genes of a model, on the scale of the usages of cells with all genes.
 
-Two things change if genes are missing. First, a cell is scaled to 10,000 counts of fewer genes, so its values are too
-large. Second, the sum over the genes in ``h = x Eᵀ`` has fewer terms, so usages are too small. In blood cells of three
-new donors (Kang et al. 2018) with a random half of the genes, the usages of AE-NMF were .60 to .63 times those of all
-genes, and corrected 1.00 to 1.01 times (medians of 20 programs; four halves).
+Two things change if genes are missing. First, a cell is scaled to 10,000 counts over fewer genes, so its values are too
+large. Second, the sum over the genes in ``h = x Eᵀ`` has fewer terms, so usages are too small. An example are the blood
+cells of three new donors (Kang et al. 2018) with a random half of the genes. The usages of AE-NMF were .60 to .63 times
+those with all genes before the correction, and 1.00 to 1.01 times after it (medians of 20 programs; four halves).
 """
 
 import copy
@@ -17,35 +17,36 @@ from aenmf_lib.programs.alignment import Alignment
 
 log = logging.getLogger(__name__)
 
-_TOTAL = 1e4  # counts to which a cell is scaled
-_ROUNDS = 4  # of the estimate of the share of the counts; it changes by less than .001 after three
-_CELLS = 128  # cells of the sample for which all genes are predicted
-_LARGEST = 0.9  # spectral radius of the part of the usages that comes from missing genes: limits it to ten times
-_EXACT = 100  # counts up to which the mean of log1p is summed exactly
+_TOTAL = 1e4  # number of counts to which a cell is scaled
+_ROUNDS = 4  # iterations of the estimate of `share`, which changes by less than .001 after three
+_CELLS = 128  # maximum number of cells in the sample whose genes are all predicted
+_LARGEST = 0.9  # maximum spectral radius of the k × k matrix B of missing genes: usages grow at most about tenfold
+_EXACT = 100  # up to this expected count, the mean of log1p is an exact sum
 
 
 class Completion:
-    """Computes the usages of cells from the genes of a model that they have.
+    """Computation of the usages of cells that have only some of the genes of a model.
 
-    AE-NMF is linear, and its reconstruction predicts the missing genes from the usages. With the decoder V (W, plus the
-    mean donor part if the model has one), the usages that agree with their own prediction solve a system of k × k:
-    ``h = x_found E_foundᵀ + (h V + c)_missing E_missingᵀ``. As all entries are non-negative, so is the solution. For
-    Base NMF, non-negative least squares over the found genes needs no correction.
+    AE-NMF is linear, and its reconstruction ``h V + c`` predicts the missing genes from the usages. V and c are W and
+    0, plus the mean donor part if the model has one. The usages are the solution h of a linear system of size k, in
+    which the predicted values replace the missing ones: ``h = x_found E_foundᵀ + (h V + c)_missing E_missingᵀ``. All
+    entries are non-negative, so the solution is non-negative. Base NMF needs no correction, because its usages are the
+    non-negative least squares over the found genes.
 
     Parameters
     ----------
     model, aligned
         A fitted model, and the alignment of the genes of the cells.
     sample : (n_sample, n_genes_of_file) csr_matrix
-        Some log-normalized cells, from which `share` is estimated.
+        Some log-normalized cells, which are used to estimate `share`.
     totals
-        Whether cells are scaled to 10,000 counts of the genes of their file. Otherwise, they were scaled before
-        genes were removed, and keep their values.
+        Whether each cell was scaled to 10,000 counts over the genes of its file. If False, the cells were scaled
+        before genes were removed, and their values are not changed.
 
     Attributes
     ----------
     share : float
-        Estimated share of the counts of the model's genes that the found genes have.
+        Estimated share of the found genes in the counts of all genes of the model.
     """
 
     def __init__(self, model, aligned: Alignment, sample: csr_matrix, *, totals: bool = True) -> None:
@@ -62,7 +63,7 @@ class Completion:
             B = self.decoder[:, missing] @ E[:, missing].T  # (k, k)
             radius = np.abs(np.linalg.eigvals(B)).max()
             if radius > _LARGEST:
-                log.warning("Some programs have almost no genes in these cells: their usages stay too small")
+                log.warning("The cells lack almost all genes of some programs, whose usages are therefore too small")
                 B *= _LARGEST / radius
             self._inverse = np.linalg.inv(np.eye(len(B)) - B)
             self._predicted = self.offset[missing] @ E[:, missing].T  # (k,)
@@ -70,7 +71,7 @@ class Completion:
             self._estimate_share(sample)
 
     def select(self, X: csr_matrix) -> csr_matrix:
-        """Return log-normalized cells (n_cells, n_genes_of_file) in the genes of the model, scaled to all its genes."""
+        """Return log-normalized cells (n_cells, n_genes_of_file) with the genes of the model, scaled by `share`."""
         selected = self.aligned.select(X)
         if self.share == 1:
             return selected
@@ -81,7 +82,7 @@ class Completion:
         return selected
 
     def usages(self, X: csr_matrix) -> np.ndarray:
-        """Return the usages (n_cells, k) of selected cells; those of ``model.transform`` if no gene is missing."""
+        """Return the usages (n_cells, k) of cells from `select`, equal to ``model.transform`` if no gene is missing."""
         if self.aligned.complete:
             return self.model.transform(X)
         if self.model.name == "Base_NMF":
@@ -101,13 +102,13 @@ class Completion:
             logs = self.usages(self.select(some)) @ self.decoder + self.offset  # (at most _CELLS, n_genes)
             counts = _counts_from_logs(logs, n_counts / self.share).sum(axis=0)
             self.share = float(counts[self.aligned.found].sum() / counts.sum())
-        log.info("The genes that were found have about %.0f %% of the counts of the genes of the model: cells are "
-                 "scaled to %.0f counts, so that they compare with cells that have all genes", 100 * self.share,
-                 _TOTAL * self.share)  # fmt: skip
+        log.info("The genes that were found have about %.0f %% of the counts of all genes of the model. Cells are "
+                 "scaled to %.0f counts, so that they are comparable with cells that have all genes",
+                 100 * self.share, _TOTAL * self.share)  # fmt: skip
 
 
 def _mean_decoder(model) -> tuple[np.ndarray, np.ndarray]:
-    """Return V (k, n_genes) and c (n_genes,) of ``x̂ = h V + c`` for a donor whose part is the mean of the donors'."""
+    """Return V (k, n_genes) and c (n_genes,) of ``x̂ = h V + c``, with the mean U of the fitted donors."""
     W, U = model.W_.astype(np.float64), model.U_
     if U is None:
         return W, np.zeros(W.shape[1])
@@ -116,15 +117,15 @@ def _mean_decoder(model) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _counts_from_logs(mean: np.ndarray, n_counts: float) -> np.ndarray:
-    """Return mean counts per 10,000 for means of log1p, (n_cells, n_genes), of cells with n_counts counts in total.
+    """Convert means of log1p, (n_cells, n_genes), to mean counts per 10,000, for cells with n_counts counts in total.
 
-    Counts are assumed to follow the Poisson distribution. As log1p is concave, expm1 of the mean is too small, and
-    smaller for rare genes than for frequent ones.
+    Counts are assumed to follow a Poisson distribution. log1p is concave, so expm1 of the mean of log1p is too small,
+    most of all for rare genes.
     """
     rates = np.geomspace(1e-5, _TOTAL, 1000)  # counts per 10,000
-    expected, size = rates * n_counts / _TOTAL, _TOTAL / n_counts  # counts of a cell; value of one count
+    expected, size = rates * n_counts / _TOTAL, _TOTAL / n_counts  # expected counts; value of one count
     few, n = expected[expected <= _EXACT], np.arange(4 * _EXACT)
     exact = poisson.pmf(n, few[:, None]) @ np.log1p(n * size)
     many = rates[len(few) :]
-    logs = np.concatenate([exact, np.log1p(many) - many * size / (2 * (1 + many) ** 2)])  # second order
+    logs = np.concatenate([exact, np.log1p(many) - many * size / (2 * (1 + many) ** 2)])  # second-order approximation
     return np.interp(mean, np.maximum.accumulate(logs), rates, left=0.0)

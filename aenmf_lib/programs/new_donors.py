@@ -1,4 +1,4 @@
-"""The donor part of donors that a model was not fitted to, from sums over their own cells. No labels are needed."""
+"""Computation of the donor part of new donors from sums over their own cells, without cell types."""
 
 from types import SimpleNamespace
 
@@ -10,14 +10,14 @@ from aenmf_lib.models.objectives import AENMFObjective
 from aenmf_lib.programs.missing_genes import Completion
 from aenmf_lib.training.objective import Point
 
-_STEPS = 200  # of the non-negative least squares of model 2, from the mean of the fitted donors
+_STEPS = 200  # of the non-negative least squares of model 2, which starts from the mean U of the fitted donors
 
 
 class DonorSums:
     """Sums over the cells of new donors, and the donor part that they determine at the fitted W.
 
-    The donor part minimizes the objective of the fit over U, with W fixed and the number of cells n of the fit: U of a
-    donor of the fit, computed from its own cells, is the U of the fit.
+    The donor part minimizes the objective of the fit over U, with the W and the number of cells n of the fit. If the
+    cells of a fitted donor are given again, the result is therefore the U of the fit.
     """
 
     def __init__(self, completion: Completion, n_donors: int) -> None:
@@ -29,7 +29,7 @@ class DonorSums:
         self.gram = np.zeros((n_donors, self.k, self.k))  # Hᵀ H
 
     def add(self, X: csr_matrix, H: np.ndarray, donor: np.ndarray) -> None:
-        """Add cells X (n_cells, n_genes) with usages H (n_cells, k); `donor`, (n_cells,) int, is the donor of each."""
+        """Add cells X (n_cells, n_genes) with usages H (n_cells, k) and donors `donor`, (n_cells,) int."""
         for d in np.unique(donor):
             own = donor == d
             self.n_cells[d] += own.sum()
@@ -40,12 +40,12 @@ class DonorSums:
                 self.gram[d] += H[own].T.astype(np.float64) @ H[own]
 
     def donor_part(self) -> tuple[np.ndarray | None, np.ndarray]:
-        """Return U of model 1, (n_donors, n_genes), or None, and the overlap of U with the encoder, (n_donors, k)."""
+        """Return U (n_donors, n_genes) of model 1 or None, and the overlap of U with the encoder, (n_donors, k)."""
         model, found = self.model, self.completion.aligned.found
         w = np.ones(len(found)) if model.gene_weights_ is None else model.gene_weights_.astype(np.float64)
         to_data = np.divide(1, w, out=np.zeros_like(w), where=w > 0)
         known = model.U_ is not None and not found.all()
-        mean = np.asarray(model.U_).mean(axis=0) if known else 0.0  # stands for U of the missing genes
+        mean = np.asarray(model.U_).mean(axis=0) if known else 0.0  # replaces U at the missing genes
         W = torch.from_numpy((model.W_ * w).astype(model.W_.dtype))
         if not self.products:
             U = self._objective(self._complete_cells() * w).closed_form_U(W).numpy() * to_data
@@ -61,23 +61,23 @@ class DonorSums:
         return None, np.array(overlap, dtype=model.W_.dtype)
 
     def _objective(self, sums: np.ndarray) -> AENMFObjective:
-        """Return the objective of the model with these sums, (n_donors, n_genes), and n of the fit."""
+        """Return the objective of the model for these sums, (n_donors, n_genes), with the n of the fit."""
         model, sums = self.model, torch.from_numpy(sums)
         moments = SimpleNamespace(n_cells=model.n_cells_, donor_sums=sums, gene_sq=torch.zeros(1, sums.shape[1]))
         moments.donor_counts = torch.from_numpy(self.n_cells)
         return model.objective_class(moments, lambda_W=model.lambda_W, lambda_U=model.lambda_U)
 
     def _complete_cells(self) -> np.ndarray:
-        """Return the sums of X, (n_donors, n_genes), with the prediction of the model for missing genes."""
+        """Return the sums of X, (n_donors, n_genes). Missing genes have the values that the model predicts."""
         predicted = self.usages @ self.completion.decoder + self.n_cells[:, None] * self.completion.offset
         return np.where(self.completion.aligned.found, self.cells, predicted)
 
     def _complete_products(self, d: int) -> np.ndarray:
-        """Return Hᵀ X of a donor, (k, n_genes), with the prediction of the model for missing genes."""
+        """Return Hᵀ X of a donor, (k, n_genes). Missing genes have the values that the model predicts."""
         return np.where(self.completion.aligned.found, self.products[d], self.gram[d] @ self.completion.decoder)
 
     def _start(self, w: np.ndarray) -> torch.Tensor | None:
-        """Return the mean U of the fitted donors, (1, k, n_genes) in the units of the fit, to start from."""
+        """Return the mean U of the fitted donors as the start, (1, k, n_genes), in the units of the fit."""
         if self.model.U_ is None:
             return None
         return torch.from_numpy((np.asarray(self.model.U_).mean(axis=0) * w).astype(self.model.W_.dtype))[None]

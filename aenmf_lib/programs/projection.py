@@ -1,4 +1,4 @@
-"""Projection of new cells: usages, and a results file, of cells and donors that a model was not fitted to."""
+"""Projection of new cells: the usages and the results file of cells and donors that were not in the fit."""
 
 import contextlib
 import copy
@@ -31,9 +31,9 @@ __all__ = ["project", "project_file"]
 
 log = logging.getLogger(__name__)
 
-_TOTAL, _TOLERANCE = 1e4, 0.01  # counts to which cells are scaled, and how close their sum must be
-UNKNOWN = "unknown"  # the type of all cells, if there are no types
-_MANY_OUTSIDE = 0.2  # share of the counts in genes that the model does not have, above which a warning says so
+_TOTAL, _TOLERANCE = 1e4, 0.01  # counts to which cells are scaled, and the relative tolerance of their sum
+UNKNOWN = "unknown"  # type of all cells if the file contains no types
+_MANY_OUTSIDE = 0.2  # a larger share of the counts in genes that the model does not have causes a warning
 
 
 def project(
@@ -47,39 +47,42 @@ def project(
     fractional: bool = False,
     min_coverage: float = LEAST,
 ) -> AnnData:
-    """Compute the usages of new cells, which may be of new donors, as the contents of a results file.
+    """Compute the usages of new cells, also of new donors, and return them as the contents of a results file.
 
-    Cells are normalized as notebook 01 does: scaled to 10,000 counts of all genes of their file, then log1p. Genes are
-    aligned by the names that match the most genes (`alignment.align_genes`). If genes of the model are missing, usages
-    stay on the same scale (`missing_genes.Completion`); if none is missing, they are those of ``model.transform``, to
-    the bit. For conditional models, the donor part of each donor is computed from its own cells, also if a donor of
-    the fit has the same name (`new_donors.DonorSums`). No labels are needed.
+    Cells are normalized as in notebook 01: they are scaled to 10,000 counts over all genes of their file, then log1p is
+    applied. Genes are matched by id or symbol, whichever finds more genes (`alignment.align_genes`). If genes of the
+    model are missing, the usages are corrected to the same scale (`missing_genes.Completion`). If none is missing, the
+    usages are bit-identical to ``model.transform``. For conditional models, the donor part of each donor is computed
+    from its own cells, even if a donor of the fit has the same name (`new_donors.DonorSums`). No cell types are needed.
 
     Parameters
     ----------
     model
         A fitted model, or the path of its results file.
-    cells, layer, fractional
-        A file (read in blocks) or an AnnData, and the matrix with its raw counts, as for `data.read_counts`. Without
-        raw counts, X is used if `data.prepare` or notebook 01 made it, or if expm1 of its values adds up to 10,000 in
-        each cell.
+    cells
+        An AnnData, or the path of a file, which is read in blocks.
+    layer, fractional
+        The matrix with the raw counts, and whether they may be fractional, as for `data.read_counts`. If there are no
+        raw counts, X is used if `data.prepare` or notebook 01 made it, or if its expm1 adds up to 10,000 in each cell.
     donor_key, cell_type_key
-        Columns of obs. Without ``donor_id``, all cells are one donor; without ``cell_type``, all are 'unknown'.
-    gene_name_key, min_coverage
-        Column of var with the ids or symbols of the genes, besides their names ('' searches the usual columns); and
-        the least share of the weight of the programs (median) that the genes of the cells must have.
+        Columns of obs. If there is no ``donor_id``, all cells are of one donor. If there is no ``cell_type``, all cells
+        get the type 'unknown'.
+    gene_name_key
+        Column of var with ids or symbols to match besides ``var_names``; '' searches the common columns.
+    min_coverage
+        Smallest median coverage of the programs by the genes of the cells (see `alignment.align_genes`).
 
     Returns
     -------
     AnnData
-        The contents that `results.write` writes, with the genes of the model and the obs of the cells: embeddings in
-        obsm, programs in varm. ``uns['provenance']['projection']`` describes the overlap of the genes.
+        The contents of a results file, as from `results.write`, with the genes of the model and the obs of the cells:
+        embeddings in obsm, programs in varm. ``uns['provenance']['projection']`` describes the overlap of the genes.
 
     Raises
     ------
     NotFittedError, OSError, TypeError, ValueError
-        The model is not fitted; the cells have no usable values or names; a given column is missing, or empty for some
-        cells; or the genes have too little of the weight of the programs.
+        The model is not fitted; the cells have no raw counts, and no X that can be used; names are repeated; a given
+        column is missing; a cell has no donor; or the coverage of the programs is too low.
     """
     begin = time.perf_counter()
     source = {} if isinstance(model, Model) else {"model_file": files.file_info(model)}
@@ -140,14 +143,14 @@ class _NewCells:
 
     cells: AnnData | CellStream
     sample: csr_matrix  # some of the cells
-    totals: bool  # whether cells are scaled to 10,000 counts of the genes that they have here
-    name: str  # of the file
+    totals: bool  # whether each cell is scaled to 10,000 counts over the genes in this file
+    name: str  # name of the file without extension, or "new cells"
 
 
 def _read(cells: AnnData | str | Path, layer: str, fractional: bool) -> _NewCells:
-    """Read raw counts and normalize them, or accept an X that is normalized; a file is read block by block later."""
+    """Return normalized cells, from raw counts or from a normalized X. A file is read later, in blocks."""
     if not isinstance(cells, AnnData | str | Path):
-        raise TypeError(f"The cells are a {type(cells).__name__}. Pass an AnnData, or the path of an .h5ad or .zarr.")
+        raise TypeError(f"cells is a {type(cells).__name__}. Pass an AnnData, or the path of an .h5ad or .zarr file.")
     options = {"layer": layer, "fractional": fractional}
     if in_memory := isinstance(cells, AnnData):
         cells = cells.to_memory() if cells.isbacked else cells
@@ -169,9 +172,9 @@ def _read(cells: AnnData | str | Path, layer: str, fractional: bool) -> _NewCell
 
 
 def _normalized_sample(file: object, error: ValueError) -> tuple[csr_matrix, bool]:
-    """Return some cells of an X without raw counts, and whether their totals are those of the genes of the file.
+    """Return some cells of a normalized X, and whether each is scaled to 10,000 counts over the genes in the file.
 
-    Raises the `error` of the search for raw counts, with an explanation, unless X is log1p of counts per 10,000.
+    If X is not log1p of counts per 10,000, raises the `error` of the search for raw counts with an explanation.
     """
     try:
         sample = find_counts(file, counts=False).sample
@@ -185,61 +188,61 @@ def _normalized_sample(file: object, error: ValueError) -> tuple[csr_matrix, boo
         return sample, True
     made = file.uns.get(PROVENANCE, {}) if isinstance(file, AnnData) else file.get(f"uns/{PROVENANCE}", {})
     if len(found) and sample.data.min() >= 0 and "min_cells" in made and found.max() <= _TOTAL * (1 + _TOLERANCE):
-        return sample, False  # genes were removed after notebook 01 had normalized the cells
-    sums = f"from {found.min():.6g} to {found.max():.6g}" if len(found) else "to 0"
-    raise ValueError(f"{error} Normalized values are only used if they are log1p of counts per 10,000: expm1 of X adds "
-                     f"up {sums} in the cells of a sample, not to 10,000.") from error  # fmt: skip
+        return sample, False  # notebook 01 removes genes after it has normalized the cells
+    sums = f"between {found.min():.6g} and {found.max():.6g}" if len(found) else "0"
+    raise ValueError(f"{error} Normalized values are accepted only if they are log1p of counts per 10,000. The sum of "
+                     f"expm1(X) over the genes of a cell is {sums} in a sample, not 10,000.") from error  # fmt: skip
 
 
 def _read_labels(new: _NewCells, donor_key: str, cell_type_key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the donor and the type of each cell, (n_cells,) object. A type is NaN if it is unknown for some cells."""
+    """Return the donor and the type of each cell, (n_cells,) object. If some cells have a type, the others are NaN."""
     obs = new.cells.obs
     for option, key, default in (("donor_key", donor_key, DONOR), ("cell_type_key", cell_type_key, CELL_TYPE)):
         if key not in obs and key != default:
             columns = ", ".join(map(repr, obs)) or "none"
-            raise ValueError(f"obs has no column {key!r}; its columns are {columns}. Choose one ({option}=…, "
-                             f"{option.upper()}=…), or leave it out.")  # fmt: skip
+            raise ValueError(f"obs has no column {key!r}; its columns are {columns}. Set {option} "
+                             f"({option.upper()}=…) to one of them, or do not set it.")  # fmt: skip
     if donor_key in obs:
         donor = as_text(obs[donor_key])
         if n := int(donor.isna().sum()):
             raise ValueError(f"obs[{donor_key!r}] is empty for {n} of {len(obs)} cells. Every cell needs a donor: fill "
                              "the column, or remove it to treat all cells as one donor.")  # fmt: skip
     else:
-        log.warning("The cells have no obs column %r: all are of one new donor, %r. To name the column, set "
-                    "donor_key (DONOR_KEY=…)", donor_key, new.name)  # fmt: skip
+        log.warning("obs has no column %r, so all cells are of one new donor, %r. If another column contains the "
+                    "donors, set donor_key (DONOR_KEY=…)", donor_key, new.name)  # fmt: skip
         donor = pd.Series(new.name, index=obs.index, dtype=object)
     cell_type = (
         as_text(obs[cell_type_key]) if cell_type_key in obs else pd.Series(np.nan, index=obs.index, dtype=object)
     )
-    if cell_type.isna().all():  # a label with one class, which benchmarks and figures leave out
+    if cell_type.isna().all():  # benchmarks and figures leave out a label with one class
         log.info(
-            "The cells have no types in obs[%r]: all are %r, and have no scores against it", cell_type_key, UNKNOWN
+            "There are no types in obs[%r], so all cells get the type %r, which has no scores", cell_type_key, UNKNOWN
         )
         cell_type = cell_type.fillna(UNKNOWN)
     return donor.to_numpy(object), cell_type.to_numpy(object)
 
 
 def _share_outside(sample: csr_matrix, aligned: Alignment) -> float:
-    """Return the share of the counts of the sample in genes that the model does not have; warn if it is large."""
+    """Return the share of the counts in genes that the model does not have. Log a warning if it is large."""
     total = np.expm1(sample.data, dtype=np.float64).sum()
     known = sample[:, aligned.target >= 0]
     outside = 1 - float(np.expm1(known.data, dtype=np.float64).sum() / total) if total else 0.0
     if outside > _MANY_OUTSIDE:
-        log.warning("%.0f %% of the counts are of genes that the model does not have. Cells are scaled to 10,000 "
-                    "counts of all genes of their file, as in training. If the training file did not have these genes "
-                    "either, remove them first; otherwise usages are too small", 100 * outside)  # fmt: skip
+        log.warning("%.0f %% of the counts are in genes that the model does not have. Each cell is scaled to 10,000 "
+                    "counts over all genes of its file, as in training. If the training file did not contain these "
+                    "genes, remove them first; otherwise the usages are too small", 100 * outside)  # fmt: skip
     return outside
 
 
 def _with_donors(
     model: Model, donors: np.ndarray, sums: DonorSums | None, H: np.ndarray, code: np.ndarray
 ) -> tuple[Model, dict[str, np.ndarray]]:
-    """Return the model with the donor part of new donors, and the embeddings of their cells by role."""
+    """Return the model with the donor part of the new donors, and the embeddings of their cells by role."""
     if sums is None:
         return model, {"shared": H}
     if known := sorted(map(str, set(donors) & set(model.donors_))):
-        log.info("%d donors have the name of a donor of the fit (first: %r): their donor part is computed from these "
-                 "cells", len(known), known[0])  # fmt: skip
+        log.info("%d donors have the name of a donor of the fit (first: %r). Their donor part is computed anew from "
+                 "the new cells", len(known), known[0])  # fmt: skip
     new = copy.copy(model)
     new.donors_, new.groups_, (new.U_, new.overlap_) = donors, None, sums.donor_part()
     latent = new.overlap_[code] if model.by_donor is False else H * new.overlap_[code]

@@ -1,4 +1,4 @@
-"""Check of projection: cells of donors that a model was not fitted to, compared with the same cells in training."""
+"""Test of projection: comparison of projected cells of new donors with the same cells in training."""
 
 import copy
 import logging
@@ -27,33 +27,37 @@ __all__ = ["compare_projection"]
 log = logging.getLogger(__name__)
 
 _MODELS = {model.name: model for model in (AENMF, CAENMF1, CAENMF2, BaseNMF)}
-_NEW = 3 / 8  # share of the donors that are new if none is named
+_NEW = 3 / 8  # share of the donors that are new if no donor is given
 
 
 def compare_projection(
     cells: AnnData, model: str = "CAE_NMF1", *, k: int = 80, seed: int = 42, new_donors: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """Fit a model without some donors, project their cells, and compare them with the same cells in training.
+    """Fit a model without some donors, project their cells, and compare the usages with those of training.
 
     Parameters
     ----------
     cells : n_cells × n_genes
         Filtered cells as `data.load` returns them.
     model, k, seed
-        Name of the model, such as 'CAE_NMF1'; number of programs; seed of the fits and of the missing genes.
+        Name of the model, such as 'CAE_NMF1'; number of programs; seed of the fits and of the choice of missing genes.
     new_donors
-        Donors to project. If empty: the last three eighths of the donors by name, at least one.
+        Donors to project. By default, the last three eighths of the donors in the order of their names, at least one.
 
     Returns
     -------
     DataFrame, one row per way to obtain the usages
-        ``cells``: 'seen' (the donors of the fit), 'new, in training' (of a second model, fitted to all donors) and
-        'new, projected', also with genes matched by symbol, and with a random half of the genes: zero-filled or
-        corrected. ``n_cells``, ``n_genes``, ``coverage`` (median over the programs). ``F1_cell_type``: macro F1 of a
-        kNN classifier that learned from the cells of the seen donors (for 'seen', in five folds). ``F1_donor``: of
-        five folds among these cells. ``error``: ``‖X − H W‖ / ‖X‖`` over all genes, without the
-        donor part, which model 2 needs. ``slope``, ``correlation``:
-        median over the programs, compared with the usages of the same model and all genes.
+        - ``cells``: 'seen' (donors of the fit), 'new, in training' (the new donors in a second model, which is fitted
+          to all donors), 'new, projected' (onto the first model), 'new, by symbol' (genes matched by symbol), 'new,
+          half of the genes' (a random half, with the correction for missing genes) and 'new, half of the genes, not
+          corrected' (missing genes set to 0)
+        - ``n_cells``, ``n_genes`` (genes that were used), ``coverage`` (median over the programs)
+        - ``F1_cell_type``: macro F1 of a kNN classifier that was trained on the cells of the seen donors; for 'seen',
+          mean of five cross-validation folds
+        - ``F1_donor``: macro F1 of a kNN classifier of the donor, mean of five cross-validation folds over these cells
+        - ``error``: ``‖X − H W‖ / ‖X‖`` over all genes. It contains no donor part, so it is large for model 2.
+        - ``slope``, ``correlation``: medians over the programs, for the usages compared with those of 'new, projected';
+          NaN for the first two rows
 
     Raises
     ------
@@ -94,23 +98,23 @@ def compare_projection(
 
 
 def _find_new(cells: AnnData, model: str, new_donors: Sequence[str]) -> np.ndarray:
-    """Return which cells are of new donors, (n_cells,) bool. Raise ValueError if a name is unknown."""
+    """Return whether each cell is of a new donor, (n_cells,) bool. Raise ValueError if a name is unknown."""
     if model not in _MODELS:
         raise ValueError(f"model={model!r} is unknown. Choose one of {', '.join(_MODELS)}.")
     donor = cells.obs[DONOR].astype(str)
     known = sorted(donor.unique())
     if unknown := sorted(set(new_donors) - set(known)):
-        raise ValueError(f"new_donors contains {unknown[0]!r}. Choose from {', '.join(known)}.")
+        raise ValueError(f"new_donors contains {unknown[0]!r}, which is no donor. Choose from {', '.join(known)}.")
     chosen = list(new_donors) or known[-max(1, round(_NEW * len(known))) :]
     if (n_left := len(set(known) - set(chosen))) < 2:
-        raise ValueError(f"Of {len(known)} donors, {n_left} remain for the fit. At least 2 are needed: name fewer new "
-                         "donors, or use cells of more donors.")  # fmt: skip
+        raise ValueError(f"Of {len(known)} donors, {n_left} remain for the fit. At least 2 are needed. Choose fewer "
+                         "new donors, or use cells of more donors.")  # fmt: skip
     log.info("%s is fitted to %d donors; the new donors are %s", model, n_left, ", ".join(map(str, chosen)))
     return donor.isin(chosen).to_numpy()
 
 
 def _with_symbols(model: Model, cells: AnnData) -> tuple[Model, AnnData]:
-    """Return a model whose ids differ from the names of the genes of the cells, which are its symbols."""
+    """Return the model and the cells, changed such that genes match by symbol only."""
     renamed, cells = copy.copy(model), cells.copy()
     if model.symbols_ is None or (np.asarray(model.symbols_) == model.genes_).all():  # the names are symbols
         renamed.symbols_, renamed.genes_ = model.genes_, pd.Index([f"id{i}" for i in range(len(model.genes_))])
@@ -127,14 +131,14 @@ def _describe(name: str, cells: AnnData, H: np.ndarray, model: Model, score: flo
 
 
 def _cross_validated(H: np.ndarray, obs: pd.DataFrame, label: str) -> float:
-    """Return the mean F1 of a kNN classifier of a label in five folds; NaN if there is one class."""
+    """Return the mean F1 of a kNN classifier of a label in five cross-validation folds, or NaN with one class."""
     options = {"labels": [label], "splits": Splits(), "classifiers": [KNN], "seeds": [42], "n_jobs": 1}
     with hide_progress_bars():
         return float(classification.cross_validate({"H": H}, obs, **options)["F1"].mean())
 
 
 def _transferred(H: np.ndarray, obs: pd.DataFrame, H_new: np.ndarray, obs_new: pd.DataFrame) -> float:
-    """Return the F1 of a kNN classifier of the cell type that learns from some cells and predicts others."""
+    """Return the F1 of a kNN classifier of the cell type, trained on the cells of H, tested on those of H_new."""
     both, types = np.concatenate([H, H_new]), pd.concat([obs[CELL_TYPE], obs_new[CELL_TYPE]]).astype(object)
     labeled = np.flatnonzero(~is_missing(types))
     names, y = np.unique(types.iloc[labeled].astype(str), return_inverse=True)
@@ -145,7 +149,7 @@ def _transferred(H: np.ndarray, obs: pd.DataFrame, H_new: np.ndarray, obs_new: p
 
 
 def _compare_usages(H: np.ndarray, full: np.ndarray) -> dict[str, float]:
-    """Return the median slope and correlation of usages (n_cells, k) with those of all genes."""
+    """Return the median slope and correlation over the programs of H with `full`, (n_cells, k) usages each."""
     used = np.flatnonzero((full.std(axis=0) > 0) & (H.std(axis=0) > 0))
     slopes = (H * full).sum(axis=0)[used] / np.square(full).sum(axis=0)[used]
     correlations = [np.corrcoef(H[:, j], full[:, j])[0, 1] for j in used]

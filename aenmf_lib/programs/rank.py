@@ -1,9 +1,9 @@
-"""The choice of the rank: AE-NMF at several ranks from one set of sums, with held-out errors and stability.
+"""Measures for the choice of the rank: held-out errors and stability of AE-NMF at several ranks.
 
-Each donor belongs to one of two halves. Some donors are held out, and so is a share of the cells of every other donor.
-The sums over these groups of cells, six at most, serve all fits and all errors. Every rank has its own random starts:
-starts from merged programs of a larger rank took a quarter more time and reached similar objectives (Kang et al., ranks
-5 to 40).
+Each donor is assigned to one of two halves. Some donors are held out, and so is a share of the cells of every other
+donor. The sums over these groups of cells (at most six) are computed once and used for all fits and errors. Every rank
+has its own random starts, because starts from merged programs of a larger rank took a quarter more time and reached
+similar objectives (Kang et al., ranks 5 to 40).
 """
 
 import copy
@@ -35,63 +35,65 @@ log = logging.getLogger(__name__)
 
 _GROUP = "rank_group"  # obs column with the half and the role of each cell
 _HALVES = ("A", "B")
-_TRAIN, _CELLS, _DONORS = "train", "cells", "donors"  # roles: training, and the two kinds of held-out cells
+_TRAIN, _CELLS, _DONORS = "train", "cells", "donors"  # roles: training, held out as cells, or with their donor
 _ERRORS = ["error", "error_cells", "error_donors", "error_genes"]
 _COSINES = ["starts_mean", "starts_median", "halves_mean", "halves_median"]
 _MEASURES = [*_ERRORS, *_COSINES, "dead", "seconds", "seconds_more"]
 _GENE_FOLDS = 5  # each fifth of the genes is predicted from the others
-_RCOND = 1e-6  # smaller singular values, relative to the largest, are rounding errors of float32 products
-_DEAD = 1e-5  # a program whose part h w has less than this share of ‖X‖² is dead
-_CODE = "data", "training", "models", "programs/rank.py"  # a change of this code may change a number
+_RCOND = 1e-6  # singular values below this share of the largest are rounding errors of float32 products
+_DEAD = 1e-5  # a program with ‖h‖² ‖w‖² below this share of ‖X‖² is dead
+_CODE = "data", "training", "models", "programs/rank.py"  # cached rows are computed again if this code changes
 _PACKAGES = "numpy", "scipy", "torch", "numba"
 # For `rank_summary`
-_GAIN = 0.001  # a smaller relative decrease of the error of predicted genes is no improvement
-_MOST = 0.98  # the rank is reported at which this share of the improvement is reached
-_STABLE = 0.9  # programs with at least this median cosine are stable
+_GAIN = 0.001  # a smaller relative decrease of error_genes does not count as an improvement
+_MOST = 0.98  # the summary reports the smallest rank that reaches this share of the improvement
+_STABLE = 0.9  # the programs of a rank with at least this median cosine are stable
 
 
 def rank_table(
     cells: Cells, ranks: Sequence[int], *, seed: int = 42, starts: int = 2, held_out: float = 0.2,
     donor_key: str = DONOR, device: str = "cpu", cache: str | Path | None = None,
 ) -> pd.DataFrame:  # fmt: skip
-    """Fit AE-NMF at several ranks; return the errors on held-out data, the stability and the cost of each.
+    """Fit AE-NMF at several ranks, and return the held-out errors, the stability and the time of each rank.
 
     Parameters
     ----------
     cells : n_cells × n_genes
         Filtered cells in memory or on disk, with the donors in obs.
     ranks
-        Numbers of programs. Their order and repetitions are ignored.
+        Numbers of programs to compare. Their order and repetitions are ignored.
     seed, starts
-        Seed of the first start and of the random division of donors, cells and genes; number of random starts.
+        Seed of the first random start, and of the random division of donors, cells and genes; number of random starts.
     held_out
         Share of the donors, and share of the cells of each other donor, that training does not use.
     donor_key, device
-        Column of obs with the donors; where torch computes.
+        Column of obs with the donors; torch device, such as 'cpu' or 'cuda'.
     cache
-        CSV file that records each rank as soon as it is computed, so that an interrupted run continues. The folder of
-        the same name without suffix stores the states of unfinished fits.
+        CSV file that stores each rank as soon as it is computed, so that an interrupted run can be resumed. A folder
+        with the same name, without the extension, stores the states of unfinished fits.
 
     Returns
     -------
     DataFrame, one row per rank
-        - ``k``
-        - ``error``: ``‖X − X Wᵀ W‖ / ‖X‖`` of the training cells; ``error_cells``, ``error_donors``: the same of the
-          held-out cells of the training donors and of the held-out donors
-        - ``error_genes``: relative error of the held-out cells if each fifth of the genes is predicted from the other
-          genes: from usages that a regression on the training cells estimates (bi-cross-validation, after [1]_)
-        - ``starts_mean``, ``starts_median``: mean and median cosine of the programs of the first start to those of the
-          other starts; ``halves_mean``, ``halves_median``: the same for fits to two halves of the donors
-        - ``dead``: number of programs whose part has less than 1e-5 of ``‖X‖²``
-        - ``seconds`` of the first start; ``seconds_more`` of the other starts and of the halves together
-        - ``cells``, ``cells_out``, ``donors``, ``donors_out``: numbers in training and held out; ``starts``,
-          ``held_out``; ``note``: why columns are empty
+        - ``k``: the rank
+        - ``error``: ``‖X − X Wᵀ W‖ / ‖X‖`` of the training cells. ``error_cells``: the same for the held-out cells of
+          the training donors; ``error_donors``: the same for all cells of the held-out donors
+        - ``error_genes``: relative error of the held-out cells of the training donors, if each fifth of the genes is
+          predicted from the other genes. A regression, fitted to the training cells, estimates the usages from the
+          other genes (bi-cross-validation, after [1]_).
+        - ``starts_mean``, ``starts_median``: mean and median over the programs of the first start of their cosine with
+          the matched programs of the other starts. ``halves_mean``, ``halves_median``: the same for two fits, each to
+          all cells of one half of the donors
+        - ``dead``: number of programs with ``‖h‖² ‖w‖²`` below 1e-5 of ``‖X‖²``
+        - ``seconds``: time of the first start; ``seconds_more``: time of the other starts and the two halves together
+        - ``cells``, ``cells_out``, ``donors``, ``donors_out``: numbers of cells and donors in training and held out
+        - ``starts``, ``held_out``: as given; ``note``: why some columns are empty
 
     Raises
     ------
     TypeError, ValueError, MemoryError
-        The cells are not valid; there is no rank, or one is not a whole number or too large for the smallest fit;
-        `starts` or `held_out` is out of range.
+        The cells are not valid or too few; `ranks` is empty; a rank is not a whole number, or is larger than the number
+        of cells or genes of the smallest fit; `starts` or `held_out` is out of range; or memory is too small.
 
     References
     ----------
@@ -102,7 +104,7 @@ def rank_table(
     donors = np.asarray(read_labels(cells.obs, donor_key, partly=False)).astype(str)
     half, role = _divide(cells.obs.index, donors, seed, held_out)
     n_donors = len(np.unique(donors))
-    n_programs = sum(ranks) * (starts + (n_donors > 1))  # of all fits: they share the sums
+    n_programs = sum(ranks) * (starts + (n_donors > 1))  # of all fits, which use the same sums
     moments = _moments(cells, half, role, k=n_programs, device=device)
     parts = {name: _select(moments, name) for name in (_TRAIN, _CELLS, _DONORS, *_HALVES[: min(n_donors, 2)])}
     _check_ranks(ranks, parts)
@@ -134,15 +136,15 @@ def rank_table(
 
 @dataclass
 class _Fitter:
-    """Fits of one rank to different cells and seeds, with their states on disk until `remove_states`."""
+    """Fits of one rank with different cells and seeds. Their states stay on disk until `remove_states`."""
 
     k: int
     device: str
-    state: Path | None  # file name of the states; each fit appends its name
-    seconds = 0.0  # of all fits
+    state: Path | None  # file name of the states, to which each fit appends its own name
+    seconds = 0.0  # time of all fits
 
     def fit(self, name: str, moments: Moments, seed: int) -> AENMF:
-        """Return AE-NMF fitted to the moments, and log it."""
+        """Return AE-NMF fitted to the moments, and log its iterations and time."""
         checkpoint = self.state and self.state.with_name(f"{self.state.stem}_{name}{seed}.npz")
         if checkpoint:
             checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -152,13 +154,13 @@ class _Fitter:
         return model
 
     def remove_states(self) -> None:
-        """Remove the states of all fits: the rank is recorded."""
+        """Remove the states of all fits, after the rank is stored in the table."""
         for path in self.state.parent.glob(f"{self.state.stem}_*.npz") if self.state else ():
             path.unlink()
 
 
 def _measure(fitter: _Fitter, parts: dict[str, Moments | None], seeds: range) -> dict[str, float]:
-    """Return all measures of one rank. `parts`: moments of the training cells, held-out cells, donors, and halves."""
+    """Return all measures of one rank. `parts` are the moments of each role and of each half."""
     model, *others = (fitter.fit("train", parts[_TRAIN], seed) for seed in seeds)
     found = {**dict.fromkeys(_MEASURES, np.nan), "seconds": model.seconds_}
     found["error"], shares = _error(parts[_TRAIN], model.W_)
@@ -180,7 +182,7 @@ def _measure(fitter: _Fitter, parts: dict[str, Moments | None], seeds: range) ->
 
 # -------------------------------------------------------------------- errors
 def _error(moments: Moments, W: np.ndarray) -> tuple[float, np.ndarray]:
-    """Return ``‖X − X Wᵀ W‖ / ‖X‖`` and the share of ``‖X‖²`` in the part of each program, (k,)."""
+    """Return ``‖X − X Wᵀ W‖ / ‖X‖``, and ``‖h‖² ‖w‖² / ‖X‖²`` of each program, (k,)."""
     objective = AENMFObjective(moments, lambda_W=0.0)
     point = objective.evaluate(torch.from_numpy(W).to(moments.device, moments.dtype))
     H, G = point.F[0].diagonal(), point.W.double().square().sum(1)  # squared norms of the columns of H, rows of W
@@ -189,11 +191,12 @@ def _error(moments: Moments, W: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def _gene_error(train: Moments, held_out: Moments, W: np.ndarray, seed: int) -> float:
-    """Return the relative error of genes that are predicted from the other genes, over folds of all genes.
+    """Return the relative error of X if each fold of the genes is predicted from the other genes.
 
-    For held-out genes b and other genes a, the usages ``X Wᵀ`` are predicted by ``X W_aᵀ M``, where M is the
-    least-squares solution on the training cells. With ``E = Mᵀ W_a`` the error of ``X Eᵀ W_b`` needs only products with
-    S = XᵀX of the held-out cells: ``tr S_bb − 2⟨E S, W_b⟩ + ⟨E S Eᵀ, W_b W_bᵀ⟩``.
+    Let b be the genes of a fold and a the other genes. The usages ``X Wᵀ`` are predicted by ``X W_aᵀ M``, where M is
+    the least-squares solution for the training cells. With ``E = Mᵀ W_a``, the prediction of the genes b is ``X Eᵀ
+    W_b``. Its squared error needs only products with S = XᵀX of the held-out cells:
+    ``tr S_bb − 2⟨E S, W_b⟩ + ⟨E S Eᵀ, W_b W_bᵀ⟩``.
     """
     W, fold = W.astype(np.float64), np.random.default_rng(seed).permutation(W.shape[1]) % _GENE_FOLDS
     squared = held_out.gene_sq.double().sum().item()
@@ -215,7 +218,7 @@ def _product(moments: Moments, V: np.ndarray) -> np.ndarray:
 def _divide(names: pd.Index, donors: np.ndarray, seed: int, held_out: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the half ('A' or 'B') and the role of each cell. Neither depends on the order of the cells.
 
-    The halves have similar numbers of cells. Hashes of the names choose the held-out cells of each donor.
+    The halves have similar numbers of cells. The held-out cells of a donor are those with the smallest hashes of names.
     """
     rng = np.random.default_rng(seed)
     table = pd.DataFrame({"donor": donors, "hash": pd.util.hash_array(names.to_numpy(object), hash_key=f"{seed:016d}")})
@@ -243,7 +246,7 @@ def _moments(cells: AnnData | CellStream, half: np.ndarray, role: np.ndarray, *,
 
 
 def _select(moments: Moments, name: str) -> Moments | None:
-    """Return the moments of a role or a half, or None if it has no cells."""
+    """Return the moments of one role or one half, or None if it has no cells."""
     chosen = [group for group in moments.partitions if name in group.split(": ")]
     return moments.subset(chosen) if chosen else None
 
@@ -257,17 +260,17 @@ def _check_settings(ranks: Sequence[int], starts: int, held_out: float) -> list[
         for value in values:
             whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
             if not whole or value < 1:
-                raise ValueError(f"{name} contains {value!r}. Expected whole numbers of at least 1.")
+                raise ValueError(f"{name} contains {value!r}. Choose whole numbers of at least 1.")
     if not (isinstance(held_out, numbers.Real) and 0 < held_out < 1):
         raise ValueError(f"held_out={held_out!r} is not valid. Choose a share between 0 and 1, such as 0.2.")
     return sorted({int(k) for k in ranks})
 
 
 def _check_ranks(ranks: list[int], parts: dict[str, Moments | None]) -> None:
-    """Raise ValueError if there are no held-out cells, or fewer cells or genes than programs in a fit."""
+    """Raise ValueError if no cells are held out or left, or if a fit has fewer cells or genes than programs."""
     if not (parts[_TRAIN] and parts[_CELLS]):
         raise ValueError("There are too few cells: none is left for training or none is held out. Use more cells, or "
-                         "another share held_out.")  # fmt: skip
+                         "another value of held_out.")  # fmt: skip
     fits = {name: part.n_cells for name, part in parts.items() if name not in (_CELLS, _DONORS)}
     name, n_cells = min(fits.items(), key=lambda fit: fit[1])
     if ranks[-1] > (most := min(n_cells, parts[_TRAIN].n_genes)):
@@ -284,16 +287,17 @@ def _missing(n_donors: int, starts: int) -> list[str]:
 
 # -------------------------------------------------------------------- summary
 def rank_summary(table: pd.DataFrame) -> str:
-    """Return one sentence: what the table of `rank_table` supports, and what it does not.
+    """Return one sentence about the ranks that the table of `rank_table` supports.
 
-    A rank is supported if it predicts the genes of held-out cells better than all smaller ranks, by more than 0.1 %.
-    Raises ValueError if the table has no rows or lacks a column.
+    The data support the smallest rank that reaches 98 % of the decrease of `error_genes` between the smallest rank and
+    the best one. If this decrease is at most 0.1 %, the data support no more than the smallest rank. The sentence also
+    reports ranks with stable programs, and dead programs. Raises ValueError if the table is empty or lacks a column.
     """
     if not len(table) or (missing := {"k", *_MEASURES} - set(table)):
         found = "has no rows" if not len(table) else f"has no column {min(missing)!r}"
         raise ValueError(f"The table {found}. Pass the table that rank_table returned.")
     if len(table) == 1:
-        return f"One rank, k = {table['k'].iloc[0]}, supports no choice; pass at least two ranks."
+        return f"A table with one rank, k = {table['k'].iloc[0]}, supports no choice; compare at least two ranks."
     table = table.sort_values("k").set_index("k")
     clauses = [_supported(table["error_genes"])]
     for name, between in (("starts", "starts"), ("halves", "halves of the donors")):
@@ -305,24 +309,25 @@ def rank_summary(table: pd.DataFrame) -> str:
     dead = table["dead"][table["dead"] > 0]
     first = f"{dead.iloc[0]} of {dead.index[0]} programs are dead at k = {dead.index[0]}" if len(dead) else ""
     clauses.append(first or "no program is dead")
-    clauses.append("the error of held-out cells decreases with almost every program, even without structure, so it "
-                   "supports no choice, and no column shows which programs have a biological meaning")  # fmt: skip
+    clauses.append("the errors of held-out cells and donors support no choice, because they decrease with almost every "
+                   "program, even without structure in the data; no column shows which programs have a biological "
+                   "meaning")  # fmt: skip
     return "; ".join(clauses) + "."
 
 
 def _supported(error: pd.Series) -> str:
-    """Return the clause about the prediction of genes; `error` is indexed by rank."""
+    """Return the clause about `error_genes`. `error` is indexed by rank."""
     first, last, improvement = error.index[0], error.index[-1], error.iloc[0] - error.min()
     best = next(k for k in error.index if error[k] <= error.min() + (1 - _MOST) * improvement)
     values = "error " + ", ".join(f"{error[k]:.3f} at k = {k}" for k in dict.fromkeys((first, best, last)))
     if improvement <= _GAIN * error[first]:
-        return (f"No rank predicts the genes of held-out cells by more than {_GAIN:.1%} better than the smallest "
+        return (f"No rank predicts the genes of held-out cells more than {_GAIN:.1%} better than the smallest rank "
                 f"({values}), so the data support no more than k = {first}")  # fmt: skip
     if best == last:
         return (f"The prediction of the genes of held-out cells still improves at the largest rank ({values}), so the "
                 f"data support k = {last} and perhaps more")  # fmt: skip
     return (f"The prediction of the genes of held-out cells reaches {_MOST:.0%} of its improvement at k = {best} "
-            f"({values}), so the data support few more programs than that")  # fmt: skip
+            f"({values}), so more programs than that add little")  # fmt: skip
 
 
 def _list(ranks: pd.Index) -> str:

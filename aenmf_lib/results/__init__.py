@@ -17,7 +17,7 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    # imported on first use, because `models` is above this package and imports it
+    # Imported on first use, because the package `models` imports this package.
     if name == "load_model":
         return import_module("aenmf_lib.models.loading").load_model
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}. Available: {', '.join(__all__)}.")

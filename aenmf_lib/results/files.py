@@ -59,7 +59,7 @@ def write(path: str | Path, model, cells, *, donor_U: bool = False) -> None:
 
 
 def write_model(path: str | Path, model) -> None:
-    """Write a fitted model as a results file without cells; see ``model.save``."""
+    """Write a fitted model to a results file without cells (see ``model.save``)."""
     out = AnnData(obs=pd.DataFrame(index=[]), var=pd.DataFrame(index=model.genes_))
     if model.symbols_ is not None:
         out.var["feature_name"] = model.symbols_
@@ -76,7 +76,7 @@ def write_model(path: str | Path, model) -> None:
 def add_model(out: AnnData, model, described: Mapping, *, donor_U: bool) -> None:
     """Add the programs, the settings and the provenance of a fitted model to the contents of a results file."""
     name, k = model.name, model.k
-    # in the precision of the fit, so that a loaded model computes the same usages
+    # Programs keep the precision of the fit, so that a loaded model computes the same usages.
     for part, key in schema.VARM[name].items():
         out.varm[key.format(k=k)] = (model.W_ if part == "W" else model.U_).T
     if model.gene_weights_ is not None:
@@ -89,7 +89,7 @@ def add_model(out: AnnData, model, described: Mapping, *, donor_U: bool) -> None
         out.uns[schema.OVERLAP.format(k=k)] = model.overlap_
     if donor_U and name == "CAE_NMF2":
         if model.U_ is None:
-            raise ValueError("U of this model is unknown: its file has no U. Pass donor_U=False.")
+            raise ValueError("U of this model is unknown, because its file contains no U. Pass donor_U=False.")
         out.uns[schema.U_DONOR.format(k=k)] = model.U_
     out.uns[PROVENANCE] = {
         "model": name,
@@ -199,8 +199,8 @@ def embedding_of(cells: AnnData, path: str | Path, role: str) -> tuple[str, int,
     if reason := schema.skip_reason(cells.uns):
         raise ValueError(f"{path} has no embedding, because {cells.uns[PROVENANCE]['model']} was skipped: {reason}.")
     if not cells.n_obs:
-        raise ValueError(f"{path} has no embedding: it is a model without cells, written by model.save. Write the "
-                         "embeddings of cells: results.write(new_path, results.load_model(path), cells).")  # fmt: skip
+        raise ValueError(f"{path} has no embedding: it is a model without cells, written by model.save. To write the "
+                         "embeddings, use results.write(new_path, results.load_model(path), cells).")  # fmt: skip
     name, k = schema.identify(cells)
     if role not in OBSM[name]:
         raise ValueError(f"{path}: {name} has no embedding {role!r}. Choose one of: {', '.join(OBSM[name])}.")

@@ -32,9 +32,9 @@ GENE_WEIGHTS = "gene_weights"  # varm, only if the genes have different weights:
 U_DONOR = "U_donor_k{k}"  # uns, model 2, optional
 OVERLAP = "donor_overlap_k{k}"  # uns, conditional models: U Eᵀ (model 1) or diag(U_d Eᵀ) (model 2), (n_donors, k)
 PROVENANCE = "provenance"  # uns
-PROJECTION = "projection"  # in the provenance of projected cells: which genes of the model they have
+PROJECTION = "projection"  # in the provenance of projected cells: overlap of their genes with those of the model
 SKIPPED = "skipped"  # in the provenance: why a model was not trained; the file then contains no embedding
-FIT_KEYS = "fit_keys"  # in the provenance: columns of donor and cell type in the cells of the fit
+FIT_KEYS = "fit_keys"  # in the provenance: names of the columns of donor and cell type in the cells of the fit
 CELLS = "cells"  # in the provenance: original columns of donor and cell type, and the number of cells before sampling
 USED_CELL_TYPE = "cell_type_in_training"  # in the provenance and in tables
 GROUPS = "groups_in_training"  # in obs: the clusters of a fit with labels="clusters"; in tables: the labels of a fit
@@ -108,7 +108,8 @@ def check(path: str | Path) -> list[str]:
 def load(path: str | Path, *, with_cells: bool = True) -> tuple[AnnData | None, list[str]]:
     """Return the contents of a results file and their faults. A file without results is not read.
 
-    Without cells, obs and obsm, which may be large, are not read: the contents are those of a file of ``model.save``.
+    With ``with_cells=False``, obs and obsm, which may be large, are not read. The contents then have no cells, like
+    those of a file written by ``model.save``.
     """
     with files.open_cells(path) as file:
         with files.guard(path):

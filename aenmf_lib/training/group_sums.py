@@ -1,4 +1,4 @@
-"""Sums over the cells of each (cell type, donor) group, and sums of squares per partition."""
+"""Sums over the cells of each (cell type, donor) group, and sums of squares for each partition of the cells."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ class GroupSums:
     n_cells: int = 0
     sq_norm: float = 0.0  # tr S = ‖X‖²
     groups: dict[tuple[str, str], tuple[int, np.ndarray]] = field(default_factory=dict)  # (type, donor): count and sum
-    gene_sq: dict[str, np.ndarray] = field(default_factory=dict)  # diagonal of each second moment
+    gene_sq: dict[str, np.ndarray] = field(default_factory=dict)  # partition: diagonal of its second moment
 
     def __add__(self, other: "GroupSums") -> "GroupSums":
         groups, gene_sq = dict(self.groups), dict(self.gene_sq)
@@ -44,7 +44,7 @@ class GroupSums:
         return cls(X.shape[0], float(np.square(X.data, dtype=np.float64).sum()), groups, gene_sq)
 
     def subset(self, partitions: Sequence[str]) -> "GroupSums":
-        """Return the sums over the cells of these donors."""
+        """Return the sums over the cells of these partitions, which are donors."""
         groups = {name: group for name, group in self.groups.items() if name[1] in set(partitions)}
         gene_sq = {name: self.gene_sq[name] for name in partitions}
         sq_norm = float(sum(squares.sum() for squares in gene_sq.values()))

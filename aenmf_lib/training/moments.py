@@ -44,8 +44,9 @@ _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 class CellSample:
     """The cells whose names have the smallest hashes: a random sample that does not depend on the order of cells.
 
-    `hashes` contains the hashes of all cells of each partition if the cells are stored (implicit moments by donor). The
-    sample of some donors is then drawn anew from all of their cells; otherwise it consists of those already sampled.
+    For implicit moments by donor, which store the cells, `hashes` contains the hashes of all cells of each partition.
+    The sample of a subset is then drawn again from all its cells. Otherwise, it consists of the cells of the subset
+    that are already in the sample.
     """
 
     keys: np.ndarray  # (m,) uint64, sorted
@@ -57,7 +58,7 @@ class CellSample:
     def from_cells(
         cls, X: csr_matrix, keys: np.ndarray, partition: np.ndarray, before: "CellSample | None" = None
     ) -> "CellSample":
-        """Return the sample of these cells, whose names have the hashes `keys`, and of the cells of `before`."""
+        """Return the sample of these cells, whose names have the hashes `keys`, and of the cells in `before`."""
         order = np.argsort(keys, kind="stable")[:SAMPLE_SIZE]
         if before and len(before.keys) == SAMPLE_SIZE:  # larger hashes cannot enter
             order = order[keys[order] < before.keys[-1]]
@@ -225,15 +226,15 @@ class Moments:
         return Moments(self.genes, self.sums + other.sums, second_moment, self._sample + other._sample, self.reason)
 
     def subset(self, partitions: Sequence[str]) -> "Moments":
-        """Return the moments of the cells of these donors, from moments by donor. No second moment is copied.
+        """Return the moments of the cells of these donors. No second moment is copied.
 
-        The sample contains only cells of these donors. With implicit moments it is that of `from_cells`; with explicit
-        moments, which store no other cells, it consists of their cells in the sample of all cells.
+        The sample contains only cells of these donors. With implicit moments, it is the same as from `from_cells`. With
+        explicit moments, which store only the sampled cells, it is the part of the sample that these donors have.
 
         Raises
         ------
         ValueError
-            The moments are not by donor; a donor is unknown; there are no donors, or no sampled cell of these donors.
+            The moments are not by donor; a donor is unknown; no donor is given; or no cell of these donors is sampled.
         """
         if not self.by_donor:
             raise ValueError("These moments are not by donor, so they have no subset. Make them with by_donor=True.")
@@ -242,7 +243,7 @@ class Moments:
             raise ValueError(f"{len(unknown)} of {len(chosen)} donors are not in the moments (first: {unknown[0]!r}). "
                              f"Choose from {', '.join(map(repr, self.partitions))}.")  # fmt: skip
         if not chosen:
-            raise ValueError("No donors were given. Pass at least one.")
+            raise ValueError("No donors were given. Pass at least one donor.")
         if chosen == self.partitions:
             return self
         sample = self._sample.subset(chosen, self.second_moment)

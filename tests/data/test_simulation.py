@@ -97,7 +97,7 @@ def test_a_treatment_changes_one_program_of_one_type_in_every_second_donor():
     assert ((ratio > 0.6) & (ratio < 1.6)).all(axis=None)  # 100 cells of some types, with a standard deviation of 1.2
 
 
-def test_without_a_treatment_the_demo_is_as_it_was():
+def test_demo_without_a_treatment_has_its_earlier_cells():
     obs = data.simulate()[0].obs
     assert obs["donor_id"].value_counts(sort=False).tolist() == [1364, 1100, 923, 825, 570, 218]
     assert obs["cell_type"].value_counts(sort=False).tolist() == [1610, 882, 464, 672, 242, 677, 387, 66]
@@ -110,8 +110,8 @@ def test_the_number_of_donors_can_be_chosen(n):
 
 
 @pytest.mark.parametrize("treatment", [("interferons", "B cell", 2.0), ("B", "B cells", 2.0), ("B", "B cell", -1.0)])
-def test_unknown_treatments_raise(treatment):
-    with pytest.raises(ValueError, match=r"is unknown\. Expected a program \(housekeeping, .* a factor ≥ 0"):
+def test_invalid_treatments_raise(treatment):
+    with pytest.raises(ValueError, match=r"is not valid\. Expected a program \(housekeeping, .* a factor ≥ 0"):
         data.simulate(100, treatment=treatment)
     with pytest.raises(ValueError, match="n_donors=0 is too small"):
         data.simulate(100, n_donors=0)

@@ -1,4 +1,4 @@
-"""What the maps show, without a browser: against pandas, dense matrices and NumPy's histogram."""
+"""What the maps show, without a browser, compared with pandas, dense matrices and NumPy's histogram."""
 
 import numpy as np
 import pandas as pd
@@ -51,7 +51,7 @@ def test_columns_usages_and_names_equal_those_of_the_results_files(found, embedd
             np.testing.assert_array_equal(cells.usage(model, program), H[:, program])
 
 
-def test_gene_is_that_column_of_the_filtered_matrix(found, filtered):
+def test_expression_of_a_gene_is_its_column_of_the_filtered_matrix(found, filtered):
     dense = filtered.X.toarray()
     for gene in (0, 7, filtered.n_vars - 1):
         np.testing.assert_array_equal(found.cells.gene(f"SYM{gene}"), dense[:, gene])
@@ -140,7 +140,7 @@ def test_samples_of_large_selections_are_random_sorted_and_disjoint():
     assert (len(inside), outside.tolist()) == (5, [8, 9])
 
 
-def test_colors_of_labels_are_those_of_the_figures_and_missing_values_are_gray(found):
+def test_labels_have_the_colors_of_the_figures_and_missing_values_are_gray(found):
     coloring = found.coloring("state")
     assert coloring.labels == ["a < b & c"]
     assert coloring.missing.sum() == 120
@@ -167,14 +167,14 @@ def test_colors_of_numbers_have_a_finite_scale(values, low, high):
     assert coloring.rgb().shape == (len(values), 3)
 
 
-def test_an_unknown_color_or_selection_is_an_error_that_says_what_is_possible(found, paths, tmp_path):
+def test_unknown_colors_and_selections_raise_and_list_the_choices(found, paths, tmp_path):
     with pytest.raises(ValueError, match=r"'CD3' is not a column \(cell_type, donor_id, .*Choose one of these"):
         found.color = "CD3"
     with pytest.raises(ValueError, match=r"'barcode'\] has 600 labels, more than 200"):
         found.color = "barcode"
     with pytest.raises(ValueError, match=r"There is no program 4 of 'AE_NMF'. .*AE_NMF \(0 to 3\)"):
         found.program("AE_NMF", 4)
-    with pytest.raises(ValueError, match="rows from -1 to 700"):
+    with pytest.raises(ValueError, match="rows -1 to 700"):
         found.select([-1, 700])
     with pytest.raises(ValueError, match=r"shape \(3,\). Pass one value for each of the 600 cells"):
         found.select(np.array([True, False, True]))
@@ -303,7 +303,7 @@ def test_points_inside_an_outline_are_found_in_a_zoomed_view():
     np.testing.assert_array_equal(Tiles(xy).inside(outline, (-1, 1, -1, 2)), expected)
 
 
-def test_many_labels_give_a_coarser_picture_instead_of_none(monkeypatch):
+def test_many_labels_give_a_coarser_image(monkeypatch):
     xy, labels, _ = points()
     coloring = Coloring("", labels, ["#ff0000"] * 5, list("abcde"))
     tiles = Tiles(xy)
@@ -315,7 +315,7 @@ def test_many_labels_give_a_coarser_picture_instead_of_none(monkeypatch):
     assert (coarse[..., 3] > 0).mean() > (fine[..., 3] > 0).mean()
 
 
-def test_points_without_coordinates_are_left_out_and_none_is_an_error():
+def test_points_without_coordinates_are_left_out_and_no_points_raise():
     xy, *_ = points(1000)
     xy[:10] = np.inf
     tiles = Tiles(xy)

@@ -1,4 +1,4 @@
-"""The figure of differential usage: it shows the values of its csv, marks what was found, and no text is cut."""
+"""The figure of differential usage: it shows the values of its csv, marks significant tests, and no text is cut."""
 
 import numpy as np
 import pandas as pd
@@ -127,4 +127,4 @@ def test_of_more_than_40_types_those_with_the_most_findings_are_drawn():
     counts = found.groupby(table["cell_type"]).sum()
     assert len(drawn) == 40
     assert counts[list(drawn)].min() >= counts.drop(list(drawn)).max()
-    assert "20 columns with fewer dots" in caption(fig)
+    assert "20 cell types with fewer dots" in caption(fig)

@@ -71,7 +71,7 @@ def test_specificity_is_the_share_of_the_norm_of_the_reconstruction_of_a_gene(pa
     np.testing.assert_array_equal(table["weight"], W[table["program"], column])
 
 
-def test_specificity_does_not_depend_on_the_lengths_of_the_rows():
+def test_specificity_does_not_depend_on_the_norms_of_the_rows_of_w():
     rng = np.random.default_rng(0)
     H, W, c = rng.random((30, 4)), rng.random((4, 9)), np.array([1e-3, 1, 7, 1e4])
     sums = [contents.UsageSums.of(H / a, None, None) for a in (c, np.ones(4))]
@@ -131,7 +131,7 @@ def test_explained_variance_equals_an_analysis_of_variance(cards, fitted, cells,
 def test_planted_types_and_donors_explain_their_programs():
     rng = np.random.default_rng(2)
     types, donors = rng.choice(["a", "b"], 4000, p=[0.8, 0.2]), rng.choice(["x", "y", "z"], 4000)
-    donors[types == "b"] = rng.choice(["x", "y"], (types == "b").sum(), p=[0.9, 0.1])  # composition is no donor effect
+    donors[types == "b"] = rng.choice(["x", "y"], (types == "b").sum(), p=[0.9, 0.1])  # composition, no donor effect
     noise = rng.random((4000, 3)) * 0.1
     H = noise + np.stack([types == "b", donors == "y", np.zeros(4000)], axis=1)
     sums = contents.UsageSums.of(H, pd.Series(types), pd.Series(donors))
@@ -179,7 +179,7 @@ def test_nearest_programs_equal_a_search_over_all_pairs(cards, fitted):
                 assert card[f"cosine_{other}"] == pytest.approx(max(cosine), rel=1e-5)
 
 
-def test_stability_is_that_of_the_starts_and_absent_models_are_empty(cards, fitted, paths):
+def test_stability_is_that_of_the_starts_and_columns_of_absent_models_are_empty(cards, fitted, paths):
     np.testing.assert_allclose(of(cards, "AE_NMF")["stability"], fitted["AE_NMF"].stability_["cosine"])
     assert of(cards, "Base_NMF")["stability"].isna().all()
     alone = programs.program_cards(str(paths["AE_NMF"]))
@@ -247,7 +247,7 @@ def test_models_that_cannot_be_compared_raise(paths, cells, fitted):
     fits["Base_NMF"] = contents.read_contents(model, other)
     from aenmf_lib.programs.cards import _make_cards
 
-    with pytest.raises(ValueError, match=r"are of different genes \(40 and 40\)"):
+    with pytest.raises(ValueError, match=r"have different genes \(40 and 40\)"):
         _make_cards(fits, {})
 
 
@@ -299,7 +299,7 @@ def test_gmt_with_windows_lines_byte_order_mark_blank_lines_and_repeats_is_read(
         ("\n\n", "contains no gene set"),
         ("A\tna\tg1\nCD3D CD3E\n", r"line 2 has no tab: 'CD3D CD3E'\. Expected a GMT file"),
         ("A\tna\tg1\n\tna\tg1\n", "line 2 has no name"),
-        ("A\tna\tg1\nB\tna\tg1\nA\tna\tg2\n", "lines 1 and 3 are different sets of the same name, 'A'"),
+        ("A\tna\tg1\nB\tna\tg1\nA\tna\tg2\n", "lines 1 and 3 are different sets with the same name, 'A'"),
     ],
 )
 def test_bad_gmt_raises_with_the_line(tmp_path, text, message):
@@ -327,7 +327,7 @@ def test_sets_of_other_names_or_too_few_genes_raise_with_examples(caplog):
     with pytest.raises(ValueError, match=r"The largest of 1 gene sets has 2 genes of the fit\. Expected at least 5"):
         enrichment.enrich([["G1"]], genes, {"A": ["G1", "G2", "x", "y", "z"]})
     enrichment.enrich([["G1"]], genes, {"A": ["G1", "G2"], "B": genes[:5]})
-    assert "1 of 2 gene sets have fewer than 5 genes of the fit: not tested" in caplog.text
+    assert "1 of 2 gene sets are not tested, because they have fewer than 5 genes of the fit" in caplog.text
 
 
 @pytest.mark.parametrize("names", ["symbols", "ids"])

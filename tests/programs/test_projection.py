@@ -102,7 +102,7 @@ def test_values_that_are_normalized_in_another_way_are_refused(fitted, new):
     cells.uns = {}
     programs.project(fitted["AE_NMF"], cells)
     cells.X.data = np.log1p(100 * np.expm1(cells.X.data))
-    with pytest.raises(ValueError, match=r"expm1 of X adds up from 1e\+06 to 1e\+06"):
+    with pytest.raises(ValueError, match=r"expm1\(X\) over the genes of a cell is between 1e\+06 and 1e\+06"):
         programs.project(fitted["AE_NMF"], cells)
     cells.layers["counts"] = new.X
     assert usages(programs.project(fitted["AE_NMF"], cells)).any()
@@ -280,7 +280,7 @@ def test_labels_are_read_from_the_named_columns_and_may_be_unknown(fitted, new, 
     unnamed = programs.project(fitted["CAE_NMF1"], cells)
     assert list(unnamed.obs["donor_id"].unique()) == ["new cells"]
     assert (unnamed.obs["cell_type"] == "unknown").all()
-    assert "all are of one new donor, 'new cells'" in caplog.text
+    assert "all cells are of one new donor, 'new cells'" in caplog.text
     assert "no types in obs['cell_type']" in caplog.text
     with pytest.raises(ValueError, match=r"no column 'person'.*'patient'.*DONOR_KEY"):
         programs.project(fitted["AE_NMF"], cells, donor_key="person")

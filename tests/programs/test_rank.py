@@ -1,4 +1,4 @@
-"""The rank table: errors equal dense ones, planted ranks are found, noise supports nothing, runs continue."""
+"""The rank table: errors equal dense ones, planted ranks are found, noise supports no rank, runs are resumed."""
 
 import numpy as np
 import pandas as pd
@@ -89,7 +89,7 @@ def test_training_does_not_use_held_out_cells(cells, table):
 
 
 # ---- planted truth
-def test_planted_rank_is_where_prediction_and_stability_end(table):
+def test_prediction_improves_and_programs_are_stable_up_to_the_planted_rank(table):
     table = table.set_index("k")
     for column in ("error_cells", "error_donors", "error_genes"):
         gain = -table[column].diff() / np.diff(table.index, prepend=0)  # per program
@@ -109,7 +109,7 @@ def test_noise_supports_no_rank():
 
 
 # ---- again
-def test_interrupted_run_continues_with_the_missing_ranks(cells, tmp_path, monkeypatch):
+def test_interrupted_run_is_resumed_with_the_missing_ranks(cells, tmp_path, monkeypatch):
     expected = programs.rank_table(cells, [2, 3], starts=1)
     measure, cache = rank._measure, tmp_path / "rank_fits.csv"
 
@@ -179,7 +179,7 @@ def test_rank_above_the_cells_of_half_the_donors_raises():
 
 
 def test_dead_programs_are_counted():
-    """Ten cells of one kind support one program: others have no weight or a negligible part."""
+    """Programs without weights, or with negligible weights, are dead."""
     W = np.zeros((3, 40), np.float32)
     W[0], W[1, 3] = 0.15, 1e-6
     shares = rank._error(Moments.from_cells(simulated(2, n_cells=50, n_genes=40), donor=False, cell_type=False), W)[1]
