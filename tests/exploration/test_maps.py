@@ -15,6 +15,8 @@ from aenmf_lib.exploration.coloring import MISSING, Coloring, color_values
 from aenmf_lib.exploration.raster import Tiles, fit
 from aenmf_lib.figures import style
 
+pytest_plugins = ["small_run"]
+
 
 @pytest.fixture(scope="module")
 def found(paths):

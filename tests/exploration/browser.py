@@ -66,7 +66,7 @@ def wait(happened, seconds: float, what: str) -> None:
 
 
 @contextlib.contextmanager
-def browser(executable: str | None):
+def chromium(executable: str | None):
     """Yield a page, and the list of its errors so far."""
     from playwright.sync_api import sync_playwright
 
