@@ -1,7 +1,6 @@
 # Cells in, embeddings, tables and figures out. Targets are the results themselves. Works with GNU make 3.81 and later.
 
 .DEFAULT_GOAL := help
-.DELETE_ON_ERROR:
 .SUFFIXES:
 .PHONY: all check filter train benchmarks figures scores programs conditioning projection rank consensus differential \
     project test lint format setup clean help resolved FORCE
@@ -124,7 +123,8 @@ drawn = $(foreach name,$(2),$(patsubst %,$(1)/figures/$(name).%,pdf png csv))
 figures := $(call drawn,$(RUN),$(FIGURES))
 programs := $(foreach model,$(MODEL_FILES),$(RUN)/programs_$(model).csv $(RUN)/program_cards_$(model).csv)
 
-projected := results/$(call stem,$(CELLS))/projected/$(notdir $(MODEL))
+# the run of the model is part of the name: demo_k12_ae_nmf_k12.h5ad
+projected := results/$(call stem,$(CELLS))/projected/$(if $(filter results/%,$(MODEL)),$(subst /,_,$(MODEL:results/%=%)),$(notdir $(MODEL)))
 
 # Stages that are not part of `all`, and the files of each. The first four read only the filtered cells.
 conditioning := $(RUN)/conditioning.csv $(RUN)/conditioning_long.csv $(call drawn,$(RUN),conditioning)
@@ -205,8 +205,10 @@ digests :=
 pattern = $(foreach file,$(1),$(basename $(file))%$(patsubst .%,%,$(suffix $(file))))
 
 # $(call stage,NOTEBOOK,FOLDER,RESULTS,INPUTS,PACKAGES,ARGUMENTS,AFTER)
-# exec: a signal to make reaches the runner, not a shell.
+# exec: a signal to make reaches the runner, not a shell. All results are written under another name first, so a failed or
+# interrupted stage leaves the earlier ones, which make must not delete. Without its report the stage runs again.
 define stage
+.PRECIOUS: $(3) $(2)/$(1).ipynb
 digests := $(sort $(digests) $(call digest,$(1) $(5)))
 $(call pattern,$(3) $(2)/$(1).ipynb): $(2)/params/$(1).yaml $(4) $(call digest,$(1) $(5)) | $(setup) $(7)
 	exec $$(run) execute notebooks/$(1).py --params $$< --report $(2)/$(1).ipynb $(6)
@@ -227,19 +229,19 @@ $(eval $(call train,03_train_ae_nmf,ae_nmf,$(sums)))
 $(eval $(call train,04_train_cae_nmf1,cae_nmf1,$(sums)))
 $(eval $(call train,05_train_cae_nmf2,cae_nmf2,$(sums)))
 # If `scores` is a goal too, 06 waits for it. Otherwise 06 computes these scores itself.
-$(eval $(call stage,06_benchmarks,$(RUN),$(tables) $(umap),$(models),data results metrics,-p out_dir $(RUN),\
+$(eval $(call stage,06_benchmarks,$(RUN),$(tables) $(umap),$(models) $(trained),data results metrics,-p out_dir $(RUN),\
     $(if $(filter scores,$(MAKECMDGOALS)),$(scores))))
-$(eval $(call stage,07_figures,$(RUN),$(figures),$(models) $(tables) $(umap),data results figures programs/tables models/matching,\
+$(eval $(call stage,07_figures,$(RUN),$(figures),$(models) $(trained) $(tables) $(umap) $(RUN)/06_benchmarks.ipynb,data results figures programs/tables models/matching,\
     -p tables_dir $(RUN) -p out_dir $(RUN)/figures))
 analysis := data training models results metrics figures programs
 $(eval $(call stage,08_conditioning,$(RUN),$(conditioning),$(filtered),$(analysis) conditioning,\
     $(from_cells)_dir $(RUN)))
-$(eval $(call stage,10_programs,$(RUN),$(programs),$(models),$(analysis) gene_sets,-p out_dir $(RUN)))
+$(eval $(call stage,10_programs,$(RUN),$(programs),$(models) $(trained),$(analysis) gene_sets,-p out_dir $(RUN)))
 $(eval $(call stage,11_project,$(RUN),$(projection),$(filtered),$(analysis),$(from_cells)_dir $(RUN)))
 $(eval $(call stage,12_rank,$(DIR),$(rank),$(filtered),$(analysis),$(from_cells)_dir $(DIR)))
 $(eval $(call stage,13_consensus,$(RUN),$(consensus),$(filtered),$(analysis),\
     $(from_cells) $(RUN)/ae_nmf_consensus_k$(k).h5ad -p out_dir $(RUN)))
-$(eval $(call stage,14_differential,$(RUN),$(differential),$(models),$(analysis),-p out_dir $(RUN)))
+$(eval $(call stage,14_differential,$(RUN),$(differential),$(models) $(trained),$(analysis),-p out_dir $(RUN)))
 
 # Every call resolves the values and checks the input, but writes a file only when its content has changed.
 # 'make -n' writes nothing: 'resolve --dry-run' prints the files that would change.
@@ -288,8 +290,14 @@ $(foreach name,CELLS MODEL,$(if $(and $(wildcard $(firstword $($(name)))),$(if $
 endif
 options = $(foreach name,DONOR_KEY CELL_TYPE_KEY LAYER GENE_NAME_KEY,$(if $($(name)),--$(call lower,$(name)) \
     $(call quoted,$($(name))))) $(if $(filter true,$(FRACTIONAL)),--fractional)
-$(projected): $(CELLS) $(MODEL) $(if $(AENMF_KEEP_VALUES),,FORCE) | $(setup)
+# always computed, and without prerequisites: the model of another run is never trained again
+$(projected): FORCE | $(setup)
 	exec $(run) project $(call quoted,$(CELLS)) $(call quoted,$(MODEL)) --out $@ $(options)
+
+# made once: afterwards it belongs to the user, who may change it
+$(RUN)/09_explore.ipynb: | $(setup)
+	@$(run) copy notebooks/09_explore.py --out $@ -p model_paths $(call listed,$(models)) -p tables_dir $(RUN) \
+	    -p cells_path $(filtered)
 
 # ---- Development -----------------------------------------------------------------------------------------------------
 test: $(setup)  ## run the tests

@@ -31,7 +31,8 @@ maps
 # A program describes one cell type if only one cluster has a high usage. If the cells of one donor are separate from
 # the others, the embedding contains donor differences.
 #
-# You can also set the color in Python: `maps.color = "donor_id"`, `maps.color = "AE_NMF 3"`, or a gene symbol.
+# You can also set the color in Python: `maps.color = "donor_id"`, `maps.color = "AE_NMF 3"`, or the symbol or id of a
+# gene.
 #
 # ## Programs
 # The next cell lists the programs of each model. The name of a program is its number and its three top genes.
@@ -57,7 +58,7 @@ program["types"]
 # maps describe them:
 #
 # - `types` and `donors`: numbers of selected cells by label. Of the selected cells, `share` have the label. Of all
-#   cells with the label, `of_all` are selected.
+#   cells with the label, `share_of_label` are selected.
 # - `programs`: mean usages of the selected cells (`selected`) and of the other cells (`others`). `difference` is the
 #   difference of these means, divided by the standard deviation within both groups.
 # - `genes`: the same for the mean expression. `expressing` is the share of the selected cells that express the gene.

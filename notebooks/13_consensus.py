@@ -15,7 +15,7 @@ k: int = 12  # number of programs of each round
 seed: int = 42  # random seed
 rounds: int = 10  # number of fits; use 40 for programs to report
 # rarely changed
-min_recurrence: float = 0.5  # keep a program if more than this share of the rounds contains it; 0 keeps all
+min_recurrence: float = 0.5  # keep programs in more than this share of the rounds; 0 keeps all, 1 those in all rounds
 gene_weights: str = "none"  # 'shared' weights each gene by the variance that it shares with other genes
 device: str = "cpu"  # 'cpu' or 'cuda'
 

@@ -14,7 +14,7 @@ out_dir: str = "results/lab"  # folder for the table, and for figures/
 by: str = "condition"  # column of obs with the two groups
 groups: list[str] = []  # the two groups to compare, the reference first; may be empty if the column has two
 # rarely changed
-min_cells_per_donor: int = 10  # donors with fewer cells of a type are left out of the tests of this type
+min_cells_per_donor: int = 10  # donors with fewer cells of a type in a group are left out of these tests
 min_donors: int = 2  # smallest number of donors per group
 
 # %%
@@ -32,10 +32,10 @@ obs.groupby(by, observed=True)["donor_id"].agg(cells="size", donors="nunique") i
 # ## Tests
 # The cells of one donor resemble each other. A test that treats cells as samples therefore finds differences between
 # any two groups of donors, even between random groups. Here the usages are averaged over the cells of each donor, and a
-# t-test compares the donors. If most donors have cells in both groups, for example before and after a treatment, the
-# test is paired (`design`). The next table counts the tests of each model: `tests` were done, and `not_done` were not.
-# `share_of_p_below_05` is the share of p-values below .05, and `found` is the number of tests with a false discovery
-# rate (FDR) below .05.
+# t-test compares the donors. If most donors have enough cells in both groups, for example before and after a
+# treatment, the test is paired (`design`). The next table counts the tests of each model: `tests` were done, and
+# `not_done` were not. `share_of_p_below_05` is the share of p-values below .05, and `found` is the number of tests with
+# a false discovery rate (FDR) below .05.
 
 # %%
 table = programs.differential_usage(

@@ -22,8 +22,8 @@ cancel: | $(setup)  ## cluster: cancel the jobs of this run only
 	@$(call needs_slurm,cancel)
 
 lab: $(setup)  ## open the notebooks in JupyterLab; on a cluster in a job
-explore: $(setup)  ## open notebook 09 in JupyterLab: maps of the embeddings, programs and genes
-explore: page := notebooks/09_explore.py
+explore: $(RUN)/09_explore.ipynb  ## open notebook 09 of the run in JupyterLab: maps of embeddings, programs and genes
+explore: page := $(RUN)/09_explore.ipynb
 lab explore:
 ifeq ($(EXECUTOR),slurm)
 	@$(call slurm,lab) --page '$(page)'

@@ -33,6 +33,22 @@ def read_h5ad(path: str | Path) -> AnnData:
     return cells
 
 
+def check_output(path: str | Path, suffix: str = "") -> None:
+    """Raise OSError if a folder is in the place of the file `path`, or a file in the place of its folder.
+
+    Raises ValueError if the name does not end in `suffix`.
+    """
+    path = Path(path)
+    if suffix and path.suffix != suffix:
+        raise ValueError(f"{path} cannot be written, because its name does not end in {suffix}. Rename it, for example "
+                         f"to {path.with_suffix(suffix) if path.name else 'out' + suffix}.")  # fmt: skip
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, but the path of a file is expected. Add the name of a file.")
+    if blocking := next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None):
+        raise NotADirectoryError(f"{path} cannot be written, because {blocking} is a file, not a folder. Choose "
+                                 "another folder, or move the file away.")  # fmt: skip
+
+
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`. It is renamed to `path` if the block succeeds, and removed otherwise.
@@ -40,6 +56,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     Temporary files of processes that were killed are removed.
     """
     path = Path(path)
+    check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.iterdir():
         process, _, name = left.name.removeprefix(".").partition(".")
@@ -54,7 +71,11 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 
 def write_h5ad(cells: AnnData, path: str | Path) -> None:
-    """Write an ``.h5ad`` file atomically. Columns that not all versions of anndata can write become text."""
+    """Write an ``.h5ad`` file atomically. Columns that not all versions of anndata can write become text.
+
+    Raises OSError if the file cannot be written, and ValueError if its name does not end in ``.h5ad``.
+    """
+    check_output(path, ".h5ad")
     obs, var = plain_frame(cells.obs, "obs", IN_MEMORY), plain_frame(cells.var, "var", IN_MEMORY)
     parts = {part: dict(getattr(cells, part)) for part in ("uns", "obsm", "varm", "layers", "obsp", "varp")}
     if cells.raw is not None:

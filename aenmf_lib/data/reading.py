@@ -165,6 +165,8 @@ def _check_path(path: Path) -> None:
         example = nearby[0] if nearby else "data/cells.h5ad"
         found = f"{path} (a link to {path.readlink()})" if path.is_symlink() else str(path)
         advice = f"Pass the path of an existing .h5ad or .zarr, such as {example} (with make: DATA={example})."
+        if "results" in path.parts:
+            advice = "'make all' writes the results; pass the path of an existing file."
         raise FileNotFoundError(f"File not found: {found}.{contains} {advice}") from None
     except (OSError, ValueError) as error:  # links in a circle, names that are too long or contain a null character
         circle = "is a link that leads to itself" if "symbolic links" in str(error) else f"cannot be opened ({error})"

@@ -4,6 +4,7 @@ Every cell is a mixture of non-negative gene programs. Donors differ by an added
 by donor-specific programs (the assumption of model 2). Counts are negative binomial at realistic depth.
 """
 
+import numbers
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -90,12 +91,22 @@ def simulate(
         ``raw.X`` integer counts, ``X`` log-normalized, ``obs['cell_type']`` and ``obs['donor_id']`` categorical,
         ``obs['condition']`` categorical ('control', or 'treated' for every second donor), Ensembl-like ``var_names``
         with ``feature_name``, and the truth, which ``uns['truth']`` also contains.
+
+    Raises
+    ------
+    ValueError
+        A number has a wrong type or is out of range, the genes are too few, or the treatment is not valid.
     """
-    if n_donors < 1:
-        raise ValueError(f"n_donors={n_donors} is too small. Set it to 1 or more.")
-    if treatment and (treatment[0] not in PROGRAMS or treatment[1] not in _CELL_TYPES or not treatment[2] >= 0):
+    whole = {"n_cells": (n_cells, 1), "n_genes": (n_genes, 1), "n_donors": (n_donors, 1), "seed": (seed, 0)}
+    real = {"donor_profiles": (donor_profiles, 0), "donor_programs": (donor_programs, 0)}
+    real["composition_concentration"] = composition_concentration, 0.01
+    for name, (value, least) in (whole | real).items():
+        if not _is_number(value, least, numbers.Integral if name in whole else numbers.Real):
+            kind = "whole" if name in whole else "finite"
+            raise ValueError(f"{name}={value!r} is not valid. Choose a {kind} number of at least {least}.")
+    if treatment is not None and not _is_treatment(treatment):
         known = f"Expected a program ({', '.join(PROGRAMS)}), a cell type ({', '.join(_CELL_TYPES)}) and a factor ≥ 0"
-        raise ValueError(f"treatment={treatment} is not valid. {known}.")
+        raise ValueError(f"treatment={treatment!r} is not valid. {known}.")
     needed = sum(PROGRAMS.values()) + n_donors * (_PROFILE_GENES + _CHANGED_PROGRAMS * _CHANGED_GENES)
     if n_genes < needed:
         raise ValueError(f"n_genes={n_genes} is too small for the programs and donors. Set it to {needed} or more.")
@@ -148,6 +159,17 @@ def write_demo(path: str | Path) -> None:
     if name not in _SCENARIOS:
         raise ValueError(f"Unknown scenario {name!r}. Name the file after one of: {', '.join(_SCENARIOS)}.")
     files.write_h5ad(simulate(**_SCENARIOS[name])[0], path)
+
+
+def _is_number(value: object, least: float, kind: type = numbers.Real) -> bool:
+    """Return whether a value is a finite number of this kind and at least `least`."""
+    return isinstance(value, kind) and not isinstance(value, bool) and least <= value < np.inf
+
+
+def _is_treatment(value: object) -> bool:
+    """Return whether a value is a program, a cell type and a factor."""
+    fits = isinstance(value, tuple | list) and len(value) == 3
+    return fits and value[0] in [*PROGRAMS] and value[1] in [*_CELL_TYPES] and _is_number(value[2], 0)
 
 
 def _draw_programs(rng: np.random.Generator, n_genes: int, n_donors: int) -> tuple[np.ndarray, ...]:

@@ -78,6 +78,8 @@ def color_column(column: pd.Series, title: str) -> Coloring:
     """Return the colors of a column of `Cells.column`: one color per label, or a scale of numbers."""
     if column.dtype.kind in "iuf":
         return color_values(column.to_numpy(), title)
+    if len(column.cat.categories) > MAX_LABELS:  # slow for many cells
+        column = column.cat.remove_unused_categories()
     labels = [str(label) for label in column.cat.categories]
     return Coloring(title, column.cat.codes.to_numpy(), style.palette(len(labels)), labels)
 

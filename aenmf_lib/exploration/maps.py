@@ -42,7 +42,7 @@ class Maps:
     def __init__(self, cells: Cells, widgets: bool | None = None) -> None:
         self.cells, self.rows, self._widgets, self._panel = cells, np.zeros(0, dtype=np.int64), widgets, None
         self.names = {model: _name_programs(cells.W[model], cells.symbols) for model in cells.models}
-        self._color = CELL_TYPE if CELL_TYPE in cells.columns else cells.columns[0] if cells.columns else NUMBER
+        self._color = next((name for name in cells.columns if cells.n_labels(name) <= MAX_LABELS), NUMBER)
 
     def __repr__(self) -> str:
         return f"{self.cells.n_cells:,} cells, {', '.join(self.cells.models)}, colored by {self._color}"
@@ -56,8 +56,9 @@ class Maps:
     def color(self) -> str:
         """Name of the coloring, such as ``"cell_type"``.
 
-        It is a column of obs, a program such as ``"AE_NMF 3"``, a gene symbol, ``"selected"`` or ``"number of cells"``.
-        Set it to draw the maps in other colors. Raises ValueError if there is no such column, program or gene.
+        It is a column of obs, a program such as ``"AE_NMF 3"``, the symbol or name of a gene, ``"selected"`` or
+        ``"number of cells"``. Set it to draw the maps in other colors. Raises ValueError if there is no such column,
+        program or gene.
         """
         return self._color
 
@@ -81,10 +82,10 @@ class Maps:
                 found = f"obs[{name!r}] has {n:,} labels, more than {MAX_LABELS}"
                 raise ValueError(f"{found}. Choose a column with fewer labels.")
             return color_column(self.cells.column(name), name)
-        if program := self.find_program(name):
+        if program := self.find_program(str(name)):
             model, number = program
             return color_values(self.cells.usage(model, number), f"usage of {model} {self.names[model][number]}")
-        if name in self.cells.symbols:
+        if self.cells.find_gene(name) is not None:
             return color_values(self.cells.gene(name), f"{name}, log1p of counts per 10,000")
         raise ValueError(f"{name!r} is not a column ({', '.join(self.cells.columns)}), a program (such as "
                          f"'{self.cells.models[0]} 0') or a gene. Choose one of these.")  # fmt: skip
@@ -100,9 +101,10 @@ class Maps:
 
         Both start with the largest value. Raises ValueError if there is no such program.
         """
-        if self.find_program(f"{model} {number}") is None:
+        if (found := self.find_program(f"{model} {number}")) is None:
             sizes = ", ".join(f"{name} (0 to {len(names) - 1})" for name, names in self.names.items())
             raise ValueError(f"There is no program {number!r} of {model!r}. Choose one of {sizes}.")
+        model, number = found
         genes = top_genes(self.cells.W[model][[number]], self.cells.symbols, n=n)
         tables = {"genes": genes[["gene", "weight"]].set_index("gene")}
         if CELL_TYPE in self.cells.columns:
@@ -110,8 +112,14 @@ class Maps:
         return tables
 
     def select(self, which: Sequence[int] | np.ndarray | pd.Series) -> None:
-        """Select cells, given as one bool per cell or as rows. Raises ValueError if the shape or a row does not fit."""
+        """Select cells, given as one bool per cell or as rows, from 0.
+
+        Raises TypeError for other values, and ValueError if the shape or a row does not fit.
+        """
         which, n_cells = np.asarray(which), self.cells.n_cells
+        if which.size and which.dtype.kind not in "biu":
+            raise TypeError(f"The selection has {which.flat[0]!r}. Pass one bool per cell, such as "
+                            "maps.cells.column('donor_id') == 'A', or the rows of cells as whole numbers.")  # fmt: skip
         if which.dtype == bool and which.shape != (n_cells,):
             raise ValueError(f"The selection has shape {which.shape}. Pass one value for each of the {n_cells} cells.")
         rows = np.flatnonzero(which) if which.dtype == bool else np.unique(which.astype(np.int64))
@@ -156,7 +164,7 @@ class Maps:
 
 
 def explore(
-    model_paths: Sequence[str | Path],
+    model_paths: str | Path | Sequence[str | Path],
     tables_dir: str | Path = "",
     cells_path: str | Path = "",
     widgets: bool | None = None,
@@ -166,7 +174,7 @@ def explore(
     Parameters
     ----------
     model_paths
-        Results files of models of the same cells.
+        Results files of models of the same cells, or one path.
     tables_dir
         Folder with ``umap.h5ad``. The map of a model without UMAP shows the first two principal components of its
         z-scored usages.
@@ -185,7 +193,8 @@ def explore(
     Raises
     ------
     OSError, ValueError
-        A file is not valid, all models were skipped, or two files do not contain the same cells.
+        A file is not valid, all models were skipped, or two files do not contain the same cells. Usages, maps and the
+        expression of genes are checked when they are read.
     """
     return Maps(Cells(model_paths, tables_dir, cells_path), widgets)
 

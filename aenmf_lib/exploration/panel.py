@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _ROWS = 10  # rows shown of a table
 _ROWS_OF_EACH = 3  # rows shown of each model, in a table of several models
-_FORMATS = dict.fromkeys(("share", "of_all", "expressing"), "{:.0%}".format) | {"difference": "{:.2f}".format}
+_FORMATS = dict.fromkeys(("share", "share_of_label", "expressing"), "{:.0%}".format) | {"difference": "{:.2f}".format}
 _STYLE = (
     "<style>.aenmf td, .aenmf th {padding: 0 8px; text-align: right; line-height: 1.4}"
     ".aenmf {display: flex; flex-wrap: wrap; gap: 24px; align-items: flex-start}</style>"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,15 @@ import pandas as pd
 from scipy.sparse import csr_matrix, vstack
 
 from aenmf_lib.data import CELL_TYPE, DONOR, CellStream
+from aenmf_lib.data.judging import clean
 from aenmf_lib.data.labels import as_text
 from aenmf_lib.data.matrices import Matrix
 from aenmf_lib.data.reading import guard, open_cells, read_element
+from aenmf_lib.exploration import checking
+from aenmf_lib.exploration.checking import MAP_REMEDY, MODEL_REMEDY, index_of
+from aenmf_lib.exploration.coloring import MAX_LABELS
 from aenmf_lib.results import MODELS, OBSM, VARM
-from aenmf_lib.results.schema import PROVENANCE, identify, skip_reason
+from aenmf_lib.results.schema import PROVENANCE, skip_reason
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +33,13 @@ _SYMBOL = "feature_name"  # column of var with the symbols
 class Cells:
     """The cells of one run, read from its results files: labels, usages, maps, and, with a filtered file, expression.
 
-    Raises OSError or ValueError if a file is not valid, or if two files do not contain the same cells.
+    Raises OSError or ValueError if a file is not valid, or if two files do not contain the same cells. Values are
+    checked when they are read.
 
     Parameters
     ----------
     model_paths
-        Results files of models of the same cells. Files of skipped models are left out.
+        Results files of models of the same cells, or one path. Files of skipped models are left out.
     tables_dir
         Folder with ``umap.h5ad``. The map of a model without UMAP shows the first two principal components of its
         z-scored usages.
@@ -49,43 +55,49 @@ class Cells:
         Programs of each model, (k, n_genes); names of the genes; and their unique symbols, or names if there is none.
     """
 
-    def __init__(self, model_paths: Sequence[str | Path], tables_dir: str | Path = "", cells_path: str | Path = ""):
+    def __init__(
+        self, model_paths: str | Path | Sequence[str | Path], tables_dir: str | Path = "", cells_path: str | Path = ""
+    ) -> None:
         self.skipped: dict[str, str] = {}
         self.W: dict[str, np.ndarray] = {}
         self._usages: dict[str, tuple[str | Path, str]] = {}  # model -> file, key of obsm
         self._cache: dict[tuple, np.ndarray] = {}
         self._path, names = None, None
-        for path in model_paths:
+        if not isinstance(model_paths, Iterable) or isinstance(model_paths, str | os.PathLike):
+            model_paths = [model_paths]
+        for path in (_as_path(path, "model_paths") for path in model_paths):
+            if path is None:
+                raise ValueError("model_paths has an empty path. Pass the paths of results files.")
             with open_cells(path) as file:
                 provenance = read_element(file["uns"], PROVENANCE, path) if PROVENANCE in file.get("uns", {}) else {}
                 if reason := skip_reason({PROVENANCE: provenance}):
                     self.skipped[str(provenance.get("model"))] = reason
                     continue
-                with guard(path):
-                    model, k = identify(_Keys(file["varm"]))
+                model, k = checking.find_model(file, path)
                 if model in self._usages:
                     raise ValueError(
                         f"{path} and {self._usages[model][0]} are both of {model}. Pass one file per model."
                     )
                 names = self._check_cells(file, path, names)
-                self._usages[model] = path, OBSM[model]["shared"].format(k=k)
-                self.W[model] = read_element(file["varm"], VARM[model]["W"].format(k=k), path).T
-                if self._path is None:
-                    self._path, self.columns = path, _columns(file["obs"])
-                    self.genes, self.symbols = _gene_names(read_element(file, "var", path))
+                self._add_model(file, path, model, k)
         if self._path is None:
             reasons = "; ".join(f"{model}: {reason}" for model, reason in self.skipped.items())
             found = f"All models were skipped ({reasons})" if reasons else "No results file was given"
             raise ValueError(f"{found}. Pass the file of a model that was trained.")
         self.models = [model for model in MODELS if model in self._usages]
-        umap = Path(tables_dir) / "umap.h5ad"
-        self._umap = umap if tables_dir and umap.exists() else None
-        self.cells_path = Path(cells_path) if str(cells_path) and Path(cells_path).exists() else None
-        for path in filter(None, (self._umap, self.cells_path)):
-            with open_cells(path) as file:
-                self._check_cells(file, path, names)
-                if path == self._umap:
-                    self._maps = list(file["obsm"])
+        folder, cells_path = _as_path(tables_dir, "tables_dir"), _as_path(cells_path, "cells_path")
+        self._umap = folder / "umap.h5ad" if folder and (folder / "umap.h5ad").exists() else None
+        self.cells_path = cells_path if cells_path and cells_path.exists() else None
+        if self._umap is not None:
+            with open_cells(self._umap) as file:
+                self._check_cells(file, self._umap, names)
+                self._maps = {f"X_umap_{model}" for model in self.models} & set(file.get("obsm", ()))
+                for key in sorted(self._maps):
+                    checking.check_array(file, f"obsm/{key}", self._umap, (self.n_cells, 2), MAP_REMEDY)
+        if self.cells_path is not None:
+            with open_cells(self.cells_path) as file:
+                self._check_cells(file, self.cells_path, names)
+                self._columns = checking.find_columns(file, self.cells_path, self.n_cells, self.genes)
 
     def column(self, name: str) -> pd.Series:
         """Return a column of obs, (n_cells,), as numbers or as categories. Blank labels are missing."""
@@ -102,19 +114,23 @@ class Cells:
         return column.cat.remove_categories(blank)
 
     def n_labels(self, name: str) -> int:
-        """Return the number of labels of a column: 0 for numbers, the number of cells for text without categories."""
+        """Return the number of labels of a column: 0 for numbers, the number of cells for text without categories.
+
+        Categories without cells do not count, unless more than MAX_LABELS categories have cells.
+        """
         with open_cells(self._path) as file, guard(self._path, f"obs/{name}"):
             node = file["obs"][name]
             group = hasattr(node, "keys")
             if group and "categories" in node:
-                return node["categories"].shape[0]
+                n = node["categories"].shape[0]
+                return n if n <= MAX_LABELS else self._count_used(node["codes"], n)
             values = node["values"] if group else node
             return 0 if values.dtype.kind in "iuf" else 2 if values.dtype.kind == "b" else self.n_cells
 
     def names(self, rows: np.ndarray) -> pd.Index:
         """Return the names of the cells in the sorted `rows`, (n_rows,)."""
         with open_cells(self._path) as file:
-            found = [part for _, part in self._pick(_index(file["obs"]), rows)]
+            found = [part for _, part in self._pick(index_of(file["obs"]), rows)]
         return pd.Index([_decode(name) for part in found for name in part], dtype=object)
 
     def usage(self, model: str, program: int) -> np.ndarray:
@@ -129,7 +145,8 @@ class Cells:
         """Return the usages of the cells in the sorted `rows`, (n_rows, k)."""
         path, key = self._usages[model]
         with open_cells(path) as file, guard(path, f"obsm/{key}"):
-            return np.concatenate([part for _, part in self._pick(file["obsm"][key], rows)])
+            parts = [part for _, part in self._pick(file["obsm"][key], rows)]
+            return checking.check_values(np.concatenate(parts), MODEL_REMEDY)
 
     def usage_by_label(self, model: str, program: int, labels: pd.Series) -> pd.DataFrame:
         """Return the mean usage of a program and the number of cells for each label, largest mean first."""
@@ -148,33 +165,43 @@ class Cells:
         """Return the map of a model, (n_cells, 2) float32, and its kind: "UMAP" or "principal components"."""
         if self._umap is not None and (key := f"X_umap_{model}") in self._maps:
             with open_cells(self._umap) as file:
-                return np.asarray(read_element(file["obsm"], key, self._umap), dtype=np.float32), "UMAP"
+                xy = np.asarray(read_element(file["obsm"], key, self._umap), dtype=np.float32)
+            with guard(self._umap, f"obsm/{key}"):
+                return checking.check_values(xy, MAP_REMEDY, negative=True), "UMAP"
         return self._cached(("map", model), lambda: self._principal_components(model)), "principal components"
 
-    def gene(self, symbol: str) -> np.ndarray:
+    def find_gene(self, name: str) -> int | None:
+        """Return the number of a gene, given by its symbol or its name, or None if there is no such gene."""
+        found = (index.get_loc(str(name)) for index in (self.symbols, self.genes) if str(name) in index)
+        return next(found, None)
+
+    def gene(self, name: str) -> np.ndarray:
         """Return the expression of a gene, (n_cells,) float32. The filtered file is read in blocks."""
         if self.cells_path is None:
             raise ValueError("There is no filtered file, so the expression of genes is unknown. Pass cells_path=….")
-        if symbol not in self.symbols:
-            raise ValueError(f"There is no gene {symbol!r}. Choose from {', '.join(self.symbols[:3])}, ….")
+        if (number := self.find_gene(name)) is None:
+            raise ValueError(f"There is no gene {name!r}. Choose from {', '.join(self.symbols[:3])}, ….")
 
         def read() -> np.ndarray:
             values = np.zeros(self.n_cells, dtype=np.float32)
-            for X, rows in CellStream(self.cells_path, genes=[self.genes[self.symbols.get_loc(symbol)]]):
+            for X, rows in CellStream(self.cells_path, genes=[self.genes[number]]):
                 values[rows] = X.toarray()[:, 0]
             return values
 
-        return self._cached(("gene", symbol), read)
+        return self._cached(("gene", number), read)
 
     def expression(self, rows: np.ndarray) -> csr_matrix:
-        """Return the expression of the cells in the sorted `rows`, (n_rows, n_genes) CSR."""
+        """Return the expression of `genes` in the cells in the sorted `rows`, (n_rows, n_genes) CSR."""
         with open_cells(self.cells_path) as file:
             with guard(self.cells_path, "X"):
                 node = file["X"]
             matrix = Matrix(node, str(self.cells_path), "X")
             starts = np.flatnonzero(np.diff(rows, prepend=-2) > 1)  # starts of runs of consecutive rows
             ends = np.append(rows[starts[1:] - 1], rows[-1]) + 1
-            return vstack([matrix.read(lo, hi) for lo, hi in zip(rows[starts], ends, strict=True)], format="csr")
+            X = vstack([matrix.read(lo, hi) for lo, hi in zip(rows[starts], ends, strict=True)], format="csr")
+        if fault := clean(X, fractional=True)[2]:
+            raise ValueError(f"{self.cells_path}: X {fault}. Expected log1p of counts per 10,000. Filter again.")
+        return X[:, self._columns]
 
     def _principal_components(self, model: str) -> np.ndarray:
         """Return the first two principal components of the z-scored usages, (n_cells, 2) float32."""
@@ -197,7 +224,16 @@ class Cells:
         with open_cells(path) as file, guard(path, f"obsm/{key}"):
             H = file["obsm"][key]
             for lo in range(0, self.n_cells, BLOCK):
-                yield H[lo : lo + BLOCK]
+                yield checking.check_values(H[lo : lo + BLOCK], MODEL_REMEDY)
+
+    def _count_used(self, codes, n: int) -> int:
+        """Return how many of n categories have cells, or n if these are more than MAX_LABELS."""
+        used = np.zeros(n + 1, dtype=bool)  # the last for missing labels, whose code is -1
+        for lo in range(0, self.n_cells, BLOCK):
+            used[codes[lo : lo + BLOCK]] = True
+            if used[:n].sum() > MAX_LABELS:
+                return n
+        return int(used[:n].sum())
 
     def _pick(self, node, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the start of each block with some of the sorted `rows`, and the values of `node` in these rows."""
@@ -215,10 +251,28 @@ class Cells:
             self._cache[key] = read()
         return self._cache[key]
 
+    def _add_model(self, file, path: Path, model: str, k: int) -> None:
+        """Record the usages, the programs and, of the first model, the columns and genes. H is not read."""
+        H, W = OBSM[model]["shared"].format(k=k), VARM[model]["W"].format(k=k)
+        genes, symbols = _gene_names(read_element(file, "var", path))
+        if self._path is None:
+            with guard(path, "obs"):
+                self.columns = _columns(file["obs"])
+            self._path, self.genes, self.symbols = path, genes, symbols
+        elif not genes.equals(self.genes):
+            found = f"The genes of {path} are not those of {self._path}, or in another order"
+            raise ValueError(f"{found}. Pass files of one run.")
+        checking.check_array(file, f"obsm/{H}", path, (self.n_cells, k), MODEL_REMEDY)
+        checking.check_array(file, f"varm/{W}", path, (len(genes), k), MODEL_REMEDY)
+        self._usages[model] = path, H
+        weights = read_element(file["varm"], W, path).T
+        with guard(path, f"varm/{W}"):
+            self.W[model] = checking.check_values(weights, MODEL_REMEDY)
+
     def _check_cells(self, file, path: str | Path, names: np.ndarray | None) -> np.ndarray:
         """Return the name of every n-th cell. Raise ValueError if these names differ from those of the first file."""
         with guard(path, "obs"):
-            index = _index(file["obs"])
+            index = index_of(file["obs"])
             step = max(1, index.shape[0] // _COMPARED)
             found = np.array([_decode(name) for name in index[::step]], dtype=object)
         if names is None:
@@ -231,16 +285,11 @@ class Cells:
         return found
 
 
-class _Keys:
-    """The keys of varm, in the form from which `identify` finds the model."""
-
-    def __init__(self, varm) -> None:
-        self.varm = list(varm)
-
-
-def _index(frame):
-    """Return the index of a data frame in a file."""
-    return frame[frame.attrs.get("_index", "_index")]
+def _as_path(path: object, name: str) -> Path | None:
+    """Return a path, or None for '' or None. Raise TypeError for other values."""
+    if path is None or isinstance(path, str | os.PathLike):
+        return Path(path) if path else None
+    raise TypeError(f"{name} has {path!r}, which is not a path. Pass a str or a Path.")
 
 
 def _columns(frame) -> list[str]:

@@ -19,14 +19,14 @@ def count_labels(labels: pd.Series, rows: np.ndarray) -> pd.DataFrame:
     """Count the labels of the selected cells, most frequent first.
 
     Columns: ``selected``, the number of selected cells with the label; ``share``, their share of the selected cells;
-    and ``of_all``, their share of all cells with the label.
+    and ``share_of_label``, their share of all cells with the label.
     """
     codes, names = labels.cat.codes.to_numpy(), [*labels.cat.categories, "(missing)"]
     selected, everywhere = (np.bincount(part.astype(np.int32) % len(names), minlength=len(names))
                             for part in (codes[rows], codes))  # fmt: skip
     table = pd.DataFrame({"selected": selected}, pd.Index(names, name=labels.name))
     table["share"] = selected / max(len(rows), 1)
-    table["of_all"] = selected / np.maximum(everywhere, 1)
+    table["share_of_label"] = selected / np.maximum(everywhere, 1)
     return table[selected > 0].sort_values("selected", ascending=False, kind="stable")
 
 

@@ -20,6 +20,7 @@ _GENES = 3  # genes in the name of a program
 _NAME = 45  # mm, maximum length of the name of a program or a cell type
 _COLUMN = 4.5  # mm, width of a column if there is enough space
 _NUMBERS = ["n_donors_a", "n_donors_b", "n_pairs"]
+_CARDS = "table of program cards"
 
 
 @style.figure
@@ -40,6 +41,10 @@ def differential(table: pd.DataFrame, cards: pd.DataFrame | None = None, run: Ru
     name = "differential_usage.csv"
     check_columns(table, name, ["Model", "effect", "fdr"])
     check_table(table, name, ["program", CELL_TYPE, "group_a", "group_b", "design"], _NUMBERS)
+    _check_rows(table, name, ["Model", "program", CELL_TYPE])
+    if cards is not None:
+        check_columns(cards, _CARDS, ["Model", "program", "top_genes"])
+        _check_rows(cards, _CARDS, ["Model", "program"])
     table = table.astype({column: str for column in ("Model", CELL_TYPE, "group_a", "group_b")})
     points = _select(table)
     types, models = sorted(points[CELL_TYPE].unique()), set(points["Model"])
@@ -74,6 +79,15 @@ def differential(table: pd.DataFrame, cards: pd.DataFrame | None = None, run: Ru
     return fig
 
 
+def _check_rows(table: pd.DataFrame, name: str, columns: list[str]) -> None:
+    """Raise ValueError if two rows have the same values in the columns."""
+    repeated = table.loc[table.duplicated(columns), columns]
+    if len(repeated):
+        first = ", ".join(map(str, repeated.iloc[0]))
+        raise ValueError(f"{table.attrs.get('source', name)}: {len(repeated)} of {len(table)} rows repeat the "
+                         f"{', '.join(columns)} of another (first: {first}). Pass the table of one run.")  # fmt: skip
+
+
 def _draw(ax: Axes, points: pd.DataFrame, types: list[str], cut: float) -> None:
     """Draw the effects of one model as colors from -cut to cut, FDR < .05 as dots, and missing tests as crosses."""
     grid = points.pivot_table(index="row", columns=CELL_TYPE, values="effect", dropna=False).reindex(columns=types)
@@ -102,7 +116,6 @@ def _name_programs(points: pd.DataFrame, cards: pd.DataFrame | None) -> list[str
     rows = points.drop_duplicates("row").sort_values("row")
     names = rows["program"].astype(str)
     if cards is not None:
-        check_columns(cards, "table of program cards", ["Model", "program", "top_genes"])
         genes = cards[cards["Model"] == rows["Model"].iloc[0]].set_index("program")["top_genes"].astype(str)
         genes = genes.str.split(r"[,\s]+").str[:_GENES].str.join(", ")
         names += (": " + rows["program"].map(genes)).fillna("")

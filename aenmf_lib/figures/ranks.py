@@ -87,5 +87,5 @@ def _draw(ax: Axes, title: str, table: pd.DataFrame, lines: dict[str, tuple[str,
         ax.set_ylim(min(low, 0.5), 1.02)
     else:  # from slightly below 0, so that markers at 0 are not cut
         ax.set_ylim(-0.03 * max(high, 1), max(high, 1))
-    if len(lines) > 1:
+    if ax.get_legend_handles_labels()[0]:
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1.01))

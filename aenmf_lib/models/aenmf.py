@@ -126,6 +126,7 @@ class AENMF(base.Model):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        base.check_seeds(self.seed, self.n_starts, "starts")
         if self.preset == "published":
             for field, value in self.published.items():
                 setattr(self, field, value)

@@ -159,6 +159,12 @@ def check_fitted(model: Model) -> None:
         raise NotFittedError(f"{model.name} is not fitted. Call fit first.")
 
 
+def check_seeds(seed: int, n: int, what: str) -> None:
+    """Raise ValueError if the last of the n seeds ``seed``, ``seed + 1`` … is too large."""
+    if seed + n - 1 > _MAX_SEED:
+        raise ValueError(f"seed={seed} is too large for {n} {what}. Choose at most {_MAX_SEED - n + 1}.")
+
+
 def check_genes(model: Model, cells: Cells) -> AnnData | CellStream:
     """Return the checked cells; raise if the model is not fitted or was fitted to other genes.
 

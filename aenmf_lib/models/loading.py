@@ -44,13 +44,15 @@ def load_model(path: str | Path) -> Model:
     -------
     AENMF, CAENMF1, CAENMF2 or BaseNMF
         The fitted model. ``U_`` of model 2 is None unless the file was written with ``donor_U=True`` or by
-        ``model.save``; `embeddings` works without it. If the device of the fit is not available, the device is the CPU.
+        ``model.save``. `embeddings` works without it, unless the file is of an early version, which did not store the
+        overlap of U with the programs either: then `embeddings` raises ValueError. If the device of the fit is not
+        available, the device is the CPU.
 
     Raises
     ------
-    OSError, ValueError
-        The file cannot be read, is not a results file, or is damaged; the model was skipped; or the file contains
-        parameters of a newer version of this library.
+    OSError, TypeError, ValueError
+        `path` is not a path; the file cannot be read, is not a results file, or is damaged; the model was skipped; or
+        the file contains parameters of a newer version of this library.
 
     Examples
     --------
@@ -121,6 +123,8 @@ def _restore_fit(model: Model, found: AnnData, provenance: Mapping) -> None:
         if isinstance(table := provenance.get(name), pd.DataFrame):
             setattr(model, attribute, table.reset_index(drop=True))
     if penalty := dict(provenance.get("penalty", {})):
+        if wrong := {"note", *penalty} ^ {"strength", *(field.name for field in fields(PenaltyWeights))}:
+            raise files.Fault(f"is damaged: entries of its penalty are missing or unknown ({', '.join(sorted(wrong))})")
         model.strength_ = float(penalty.pop("strength"))
         penalty = {key: _plain(value) for key, value in penalty.items()}
         model.penalty_ = PenaltyWeights(**penalty | {"note": penalty.get("note") or ""})
@@ -136,11 +140,15 @@ def _restore_programs(model: Model, found: AnnData, path: str | Path) -> None:
     name, k, keys = model.name, model.k, schema.VARM[model.name]
     model.genes_ = found.var_names.copy()
     model.W_ = _rows(found.varm[keys["W"].format(k=k)])
+    if not model.W_.any():
+        raise files.Fault("has no program with a weight above 0", "Train the model again, with smaller penalties.")
     if schema.GENE_WEIGHTS in found.varm:
         model.gene_weights_ = np.asarray(found.varm[schema.GENE_WEIGHTS])[:, 0].copy()
     with files.open_cells(path) as file:
         key = schema.OBSM[name]["shared"].format(k=k)
         if (n_cells := found.uns.get(PROVENANCE, {}).get("n_cells")) is None:
+            if key not in file.get("obsm", ()):
+                raise files.Fault(f"has no cells and no uns/{PROVENANCE}/n_cells", "Write it again with model.save.")
             n_cells = file["obsm"][key].shape[0]
         model.n_cells_ = int(n_cells)
         if GROUPS in found.uns:

@@ -1,6 +1,7 @@
 """Alignment of the genes of new cells with the genes of a model, by id, id without version, or symbol."""
 
 import logging
+import numbers
 from dataclasses import dataclass
 from itertools import product
 
@@ -83,7 +84,7 @@ def align_genes(model, var: pd.DataFrame, *, gene_name_key: str = "", min_covera
     gene_name_key
         Column of `var` to compare besides ``var_names``, instead of the common columns.
     min_coverage
-        Smallest median coverage of the programs that is accepted.
+        Smallest median coverage of the programs that is accepted, from 0 to 1. A coverage of 0 is never accepted.
 
     Returns
     -------
@@ -95,8 +96,14 @@ def align_genes(model, var: pd.DataFrame, *, gene_name_key: str = "", min_covera
     Raises
     ------
     ValueError
-        There is no column `gene_name_key`, or the median coverage of the programs is below `min_coverage`.
+        `min_coverage` is not valid, all programs are 0, there is no column `gene_name_key`, or the median coverage of
+        the programs is below `min_coverage`.
     """
+    if not isinstance(min_coverage, numbers.Real) or not 0 <= min_coverage <= 1:
+        raise ValueError(f"min_coverage={min_coverage!r} is not valid. Choose a number from 0 to 1.")
+    if not model.W_.any():
+        raise ValueError(f"All programs of {model.name} are 0, so cells have no usages. Train the model again, with "
+                         "smaller penalties.")  # fmt: skip
     pairs = _pairs(_model_names(model), _file_names(var, gene_name_key))
     label, ours, theirs = max(pairs, key=lambda pair: _n_shared(*pair[1:]))  # the first of the best
     unique = ~ours.duplicated(keep=False) & (ours != "")
@@ -110,12 +117,14 @@ def align_genes(model, var: pd.DataFrame, *, gene_name_key: str = "", min_covera
     coverage = np.minimum(coverage, 1)  # without the rounding error of the sums
     aligned = Alignment(target, found, label, int(np.isin(ours[~unique], theirs).sum()), coverage)
     _report(aligned, model.name, total > 0)
-    if (median := np.median(coverage[total > 0])) < min_coverage:
+    median = np.median(coverage[total > 0])
+    if median < min_coverage or not coverage[total > 0].any():
         found = (
             f"The {found.sum():,} genes that {model.name} and the cells share ({label}) have {median:.0%} of the weight"
         )
+        least = f"at least {min_coverage:.0%}" if min_coverage else "more"
         advice = _advice(pairs, int(aligned.found.sum()))
-        raise ValueError(f"{found} of its programs (median); at least {min_coverage:.0%} is needed. {advice}")
+        raise ValueError(f"{found} of its programs (median); {least} is needed. {advice}")
     return aligned
 
 
@@ -166,7 +175,7 @@ def _report(aligned: Alignment, model: str, used: np.ndarray) -> None:
     log.log(
         logging.WARNING if median < _ENOUGH else logging.INFO,
         "%d of the %d genes of %s are among the %d genes of the cells (%s). They have %.0f %% of the weight of its "
-        "programs (median; lowest: %s). Usages are corrected for the missing genes",
+        "programs (median; lowest: %s)",
         *(n, total, model, len(aligned.target), aligned.names, 100 * median),
         ", ".join(f"program {i} {coverage[i]:.0%}" for i in worst[:_WORST]),
     )

@@ -49,7 +49,8 @@ def program_cards(
         - ``top_genes``: the ten genes with the largest weights; ``specific_genes``: the ten genes with the largest
           product of weight and specificity (see `gene_table`).
         - ``share_of_norm``: ``‖h_j‖² ‖w_j‖² / ‖X‖²``. Programs overlap, so the sum over programs is not the share of
-          ‖X‖² that the model explains. In model 2, W is only the part of the programs that all donors share.
+          ‖X‖² that the model explains. In model 2, W is only the part of the programs that all donors share. For
+          projected cells, only the genes that they have count.
         - ``top_type``: the cell type with the largest mean usage; ``usage_by_type``: up to three types whose mean usage
           is above the mean of all cells, each with the ratio of the two means. Cells without a type do not count.
         - ``variance_by_type``: share of the variance of the usage that lies between types (η²);
@@ -69,7 +70,7 @@ def program_cards(
         A file or a model is not valid, two models have different genes, or the gene sets cannot be used.
     """
     sets = enrichment.read_gene_sets(gene_sets) if gene_sets else {}
-    fits, skipped = read_fits([models] if isinstance(models, str | Path | Model) else models, cells)
+    fits, skipped = read_fits(models, cells)
     for name, reason in skipped.items():
         log.info("%s is left out, because it was skipped: %s", name, reason)
     cards = _make_cards(fits, sets)
@@ -77,14 +78,15 @@ def program_cards(
 
 
 def write_program_tables(
-    paths: Sequence[str | Path], out_dir: str | Path, *, gene_sets: str | Path = "", n: int = 100
+    paths: str | Path | Sequence[str | Path], out_dir: str | Path, *, gene_sets: str | Path = "", n: int = 100
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write ``programs_<model>.csv`` (`gene_table`) and ``program_cards_<model>.csv`` (`program_cards`) of each model.
 
     Parameters
     ----------
     paths, out_dir
-        Results files, one per model, and the folder to write to. The tables of a skipped model have only a header.
+        One results file, or one per model, and the folder to write to. The tables of a skipped model have only a
+        header.
     gene_sets, n
         GMT file, or empty for no gene sets; number of genes per program.
 

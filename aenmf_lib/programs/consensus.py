@@ -5,6 +5,7 @@ over many fits does not depend on the start of any of them. All fits use the sam
 """
 
 import logging
+import numbers
 import time
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from aenmf_lib.data.labels import DONOR
 from aenmf_lib.data.progress import hide_progress_bars
 from aenmf_lib.metrics.score_cache import fingerprint
 from aenmf_lib.models.aenmf import AENMF
+from aenmf_lib.models.base import check_seeds
 from aenmf_lib.models.initialization import rescale_rows
 from aenmf_lib.models.matching import stability, unit_rows
 from aenmf_lib.models.objectives import AENMFObjective
@@ -69,7 +71,8 @@ def consensus_programs(
         Number of fits, at least 2, and seed of the first; the next fits use ``seed + 1``, ``seed + 2`` …
     min_recurrence
         A program is kept if more than this share of the rounds contains it, with a cosine of at least 0.7. Every donor
-        is in half of the rounds, so 0.5 removes programs that only one donor has. With 0 all k programs are kept.
+        is in half of the rounds, so 0.5 removes programs that only one donor has. With 0 all k programs are kept,
+        with 1 those of all rounds.
     donor_key
         Column of obs with the donors.
     checkpoint
@@ -90,8 +93,8 @@ def consensus_programs(
     Raises
     ------
     TypeError, ValueError, MemoryError
-        As `AENMF.fit` does, also if half of the donors have fewer than k cells; `rounds` or `min_recurrence` is out of
-        range; no program recurs.
+        As `AENMF.fit` does, also if half of the donors have fewer than k cells; `rounds`, `seed` or `min_recurrence` is
+        out of range; no program recurs.
 
     Notes
     -----
@@ -112,9 +115,10 @@ def consensus_programs(
     begin = time.perf_counter()
     if isinstance(rounds, bool) or not isinstance(rounds, int | np.integer) or rounds < 2:
         raise ValueError(f"rounds={rounds!r} is not valid. Choose a whole number of at least 2.")
-    if not 0 <= min_recurrence <= 1:
+    if not (isinstance(min_recurrence, numbers.Real) and 0 <= min_recurrence <= 1):
         raise ValueError(f"min_recurrence={min_recurrence!r} is not valid. Choose a share from 0 to 1.")
     model = AENMF(k=k, seed=seed, **settings)
+    check_seeds(seed, rounds, "rounds")
     model._set_names(cells, donor_key, model.cell_type_key_)
     if not isinstance(cells, Moments):
         by_donor = {"donor": donor_key, "cell_type": False, "by_donor": True}
@@ -142,8 +146,8 @@ def consensus_programs(
     model.seconds_, model.stability_ = seconds, cosines
     model.starts_ = pd.DataFrame(found, columns=_FACTS).assign(kept=False)
     model.starts_["cosine"] = cosines.filter(like="start ").mean().to_numpy()
-    log.info("consensus: %d of %d programs recur in more than %g %% of %d rounds; objective %.6g (the rounds: %.6g to "
-             "%.6g)", len(W), k, 100 * min_recurrence, rounds, loss, model.starts_["objective"].min(),
+    log.info("consensus: %d of %d programs recur in %s %d rounds; objective %.6g (the rounds: %.6g to %.6g)", len(W), k,
+             _share(min_recurrence), rounds, loss, model.starts_["objective"].min(),
              model.starts_["objective"].max())  # fmt: skip
     return model, table
 
@@ -204,13 +208,18 @@ def _combine(
     order = table.sort_values(["recurrence", "cosine"], ascending=False, kind="stable").index.to_numpy()
     table = table.loc[order].reset_index(drop=True)
     table.insert(0, "program", table.index)
-    table["kept"] = (table["recurrence"] > min_recurrence) | (min_recurrence == 0)
+    table["kept"] = (table["recurrence"] > min_recurrence) | (table["recurrence"] == 1) | (min_recurrence == 0)
     kept = order[: (n := int(table["kept"].sum()))]
     if not n:
-        raise ValueError(f"No program recurs in more than {min_recurrence:.0%} of {len(Ws)} rounds (at most "
+        raise ValueError(f"No program recurs in {_share(min_recurrence)} {len(Ws)} rounds (at most "
                          f"{table['recurrence'].max():.0%}). Choose a smaller k or min_recurrence.")  # fmt: skip
     cosines = cosines.loc[kept].reset_index(drop=True).assign(program=np.arange(n))
     return W[kept], table, cosines
+
+
+def _share(min_recurrence: float) -> str:
+    """Return the necessary share of the rounds as text."""
+    return "all" if min_recurrence == 1 else f"more than {min_recurrence:.0%} of"
 
 
 def _cluster(programs: csr_matrix, k: int, seed: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Input of the tables of programs: the programs of a fit, and sums of its usages by cell type and donor."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,7 +54,7 @@ class Contents:
     genes: pd.Index | None = None  # (n_genes,) ids
     symbols: np.ndarray | None = None  # (n_genes,) symbols; the id of a gene without a symbol
     usages: UsageSums | None = None
-    sq_norm: float = np.nan  # ‖X‖²
+    sq_norm: float | np.ndarray = np.nan  # ‖X‖²; of projected cells (k,), divided by the coverage of the programs
     stability: pd.DataFrame = field(default_factory=pd.DataFrame)  # empty with one start
     skipped: str = ""  # why the model was not trained; all other fields are then empty
 
@@ -72,14 +72,14 @@ class Contents:
 
 
 def read_fits(
-    models: Sequence[str | Path | Model], cells: Cells | None = None
+    models: str | Path | Model | Sequence[str | Path | Model], cells: Cells | None = None
 ) -> tuple[dict[str, Contents], dict[str, str]]:
     """Return the contents of the trained models, in the order of `results.MODELS`, and the reason of each skipped one.
 
     Raises the errors of `read_contents`, and ValueError if two models are of the same kind or if all were skipped.
     """
     fits, skipped, given = {}, {}, {}
-    for model in models:
+    for model in [models] if isinstance(models, str | Path | Model) else models:
         fit = read_contents(model, cells)
         if fit.name in given:
             raise ValueError(f"{given[fit.name]} and {model} are both of {fit.name}. Pass one model of each kind.")
@@ -130,9 +130,18 @@ def _from_file(path: str | Path) -> Contents:
         genes=found.var_names,
         symbols=_text(found.var_names) if symbols is None else symbols,
         usages=UsageSums.of(H, found.obs.get(CELL_TYPE), found.obs.get(DONOR)),
-        sq_norm=float(provenance.get("sq_norm_per_cell", np.nan)) * found.n_obs,
+        sq_norm=_sq_norm_per_cell(provenance) * found.n_obs,
         stability=pd.DataFrame(provenance.get("stability", {})),
     )
+
+
+def _sq_norm_per_cell(provenance: Mapping) -> float | np.ndarray:
+    """Return ‖X‖² / n. Of projected cells, X has only the found genes: it is divided by their share of each ‖w‖²."""
+    if schema.PROJECTION not in provenance:
+        return float(provenance.get("sq_norm_per_cell", np.nan))
+    projection = provenance[schema.PROJECTION]
+    with np.errstate(divide="ignore"):
+        return float(projection.get("sq_norm_per_cell", np.nan)) / np.asarray(projection.get("coverage", 1.0))
 
 
 def _text(names: pd.Index) -> np.ndarray:

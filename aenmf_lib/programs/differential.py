@@ -1,6 +1,7 @@
 """Tests for programs whose usage differs between two groups of donors. The samples are donors, not cells."""
 
 import logging
+import numbers
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -32,10 +33,11 @@ def differential_usage(
     The cells of a donor are not independent, so a test that treats cells as samples finds differences where there are
     none. Here the usages are averaged over the cells of each donor, type and group. A t-test compares these means m on
     the scale log2(m + c), where c is 5 % of the mean of m over all donors, types and groups with enough cells. If most
-    donors have cells in both groups, for example before and after a treatment, the test is paired, and donors with
-    cells in one group only are left out. Otherwise, donors with cells in both groups are left out, and the test is the
-    two-sample t-test with equal variances, because Welch's test finds fewer differences with two to four donors per
-    group. Trust the unpaired test less if the usage varies more between the donors of the smaller group.
+    donors have enough cells (`min_cells` of a type) in both groups, for example before and after a treatment, the test
+    is paired, and donors with enough cells in one group only are left out. Otherwise, donors with enough cells in both
+    groups are left out, and the test is the two-sample t-test with equal variances, because Welch's test finds fewer
+    differences with two to four donors per group. If this would leave too few donors in a group, the test is paired,
+    too. Trust the unpaired test less if the usage varies more between the donors of the smaller group.
 
     If each donor is in one group only, conditional models remove the differences between the groups together with those
     between donors. In this case, use the usages of an unconditional model.
@@ -74,21 +76,24 @@ def differential_usage(
     Raises
     ------
     ValueError
-        A column is missing; `by` does not have two groups, or `groups` does not name two of its values; a cell has no
-        donor; a group has too few donors; the usages do not fit `obs` or are not valid; or a minimum is too small.
+        A column is missing; `by` does not have two groups, or `groups` does not name two of its values; no type has
+        cells of both groups; a cell has no donor; a group has too few donors; the usages do not fit `obs` or are not
+        valid; or a minimum is not a whole number or is too small.
 
     References
     ----------
     Squair et al. (2021), "Confronting false discoveries in single-cell differential expression",
     doi:10.1038/s41467-021-25960-2. Benjamini and Hochberg (1995), doi:10.1111/j.2517-6161.1995.tb02031.x.
     """
-    if min_cells < 1 or min_donors < 2:
-        found = f"min_cells={min_cells}, min_donors={min_donors}"
-        raise ValueError(f"{found} is not valid. Choose min_cells of at least 1 and min_donors at least 2.")
+    for name, value, least in (("min_cells", min_cells, 1), ("min_donors", min_donors, 2)):
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+            raise ValueError(f"{name}={value!r} is not valid. Choose a whole number of at least {least}.")
     H = H if isinstance(H, Mapping) else {"H": H}
+    if not H:
+        raise ValueError("H contains no model. Pass the usages of at least one, such as {'AE_NMF': usages}.")
     group, (a, b) = _read_groups(obs, by, groups)
     units, unit = _find_units(obs, group, (a, b))
-    paired, donors = _choose_design(units, (a, b), by, min_donors)
+    paired, donors = _choose_design(units, (a, b), by, min_cells, min_donors)
     comparisons = [
         _compare_donors(name, rows[rows[DONOR].isin(donors)], (a, b), paired, min_cells, min_donors)
         for name, rows in units.groupby(CELL_TYPE, sort=True)
@@ -96,7 +101,7 @@ def differential_usage(
     tables = []
     for model, usages in H.items():
         means = _average(usages, unit, units["n_cells"].to_numpy(), model)  # (n_units, k)
-        typical = means[units["n_cells"] >= min(min_cells, units["n_cells"].max())].mean(axis=0)  # (k,)
+        typical = means[units["n_cells"] >= min_cells].mean(axis=0)  # (k,)
         logs = np.log2(means + _FLOOR * np.where(typical > 0, typical, 1))
         table = pd.concat([_test(means, logs, *each, paired) for each in comparisons])
         table = table.sort_values("program", kind="stable", ignore_index=True)
@@ -163,23 +168,31 @@ def _find_units(obs: pd.DataFrame, group: pd.Series, names: Sequence[str]) -> tu
     return grouped.size().rename("n_cells").reset_index(), of_cell
 
 
-def _choose_design(units: pd.DataFrame, groups: tuple[str, str], by: str, min_donors: int) -> tuple[bool, pd.Index]:
-    """Return whether most donors have cells in both groups, and the donors that fit this design."""
+def _choose_design(
+    units: pd.DataFrame, groups: tuple[str, str], by: str, min_cells: int, min_donors: int
+) -> tuple[bool, pd.Index]:
+    """Return whether the design is paired, and the donors that fit it. Units with too few cells do not count."""
+    if units.groupby(CELL_TYPE)["group"].nunique().max() < 2:
+        raise ValueError(f"obs[{by!r}]: no cell type has cells of both groups, {groups[0]!r} and {groups[1]!r}. The "
+                         "tests are within cell types. Choose a column that divides donors or samples, such as a "
+                         "condition.")  # fmt: skip
+    units = units[units["n_cells"] >= min_cells]
     a, b = (pd.Index(units.loc[units["group"] == name, DONOR].unique()) for name in groups)
     both, one = a.intersection(b), a.symmetric_difference(b)
-    paired = len(both) > len(one)
-    donors, others = (both, one) if paired else (one, both)
-    numbers = {name: len(found.intersection(donors)) for name, found in zip(groups, (a, b), strict=True)}
-    if min(numbers.values()) < min_donors:
-        found = " and ".join(f"{n} with {name!r}" for name, n in numbers.items())
-        which = "with cells in both groups" if paired else "with cells in one group only"
+    only = [len(found.intersection(one)) for found in (a, b)]
+    paired = len(both) > len(one) or min(only) < min_donors <= len(both)
+    if (len(both) if paired else min(only)) < min_donors:
         raise ValueError(
-            f"obs[{by!r}]: of the donors {which}, there are {found}. Expected at least {min_donors} per group, because "
-            "the cells of one donor do not show how much donors vary. Choose groups with more donors."
+            f"obs[{by!r}]: {len(both)} donors have at least {min_cells} cells of a type in both groups. Of the others, "
+            f"there are {only[0]} with {groups[0]!r} and {only[1]} with {groups[1]!r}. Expected at least {min_donors} "
+            "in both groups or in each group, because the cells of one donor do not show how much donors vary. Choose "
+            "groups with more donors, or another min_cells."
         )
+    donors, others = (both, one) if paired else (one, both)
     if len(others):
         where, first = "one group only" if paired else "both groups", others.sort_values()[0]
-        log.warning("%d donors (first: %r) are left out, because they have cells in %s", len(others), first, where)
+        log.warning("%d donors (first: %r) are left out, because they have at least %d cells of a type in %s",
+                    len(others), first, min_cells, where)  # fmt: skip
     return paired, donors
 
 
@@ -202,13 +215,14 @@ def _compare_donors(
 def _average(H: np.ndarray, unit: np.ndarray, n_cells: np.ndarray, model: str) -> np.ndarray:
     """Return the mean usages of each unit, (n_units, k) float64, one program at a time to save memory."""
     H = np.asarray(H)
-    if H.ndim != 2 or len(H) != len(unit):
-        raise ValueError(f"H of {model} has shape {H.shape}. Expected {len(unit)} cells × programs.")
+    if H.ndim != 2 or len(H) != len(unit) or not H.shape[1] or H.dtype.kind not in "biuf":
+        raise ValueError(f"H of {model} has shape {H.shape} and type {H.dtype}. Expected numbers, {len(unit)} cells × "
+                         "programs. Pass the usages of these cells.")  # fmt: skip
+    if not (H.min() >= 0 and H.max() < np.inf):
+        wrong = H.min() if not H.min() >= 0 else H.max()
+        raise ValueError(f"H of {model} contains {wrong}. Expected finite usages of at least 0. Fit the model again.")
     used = np.flatnonzero(unit >= 0)
-    means = np.column_stack([np.bincount(unit[used], usage[used], len(n_cells)) for usage in H.T]) / n_cells[:, None]
-    if not (np.isfinite(means).all() and (means >= 0).all()):
-        raise ValueError(f"H of {model} contains NaN, infinite or negative values. Fit the model again.")
-    return means
+    return np.column_stack([np.bincount(unit[used], usage[used], len(n_cells)) for usage in H.T]) / n_cells[:, None]
 
 
 def _test(means: np.ndarray, logs: np.ndarray, about: dict, a: np.ndarray, b: np.ndarray, paired: bool) -> pd.DataFrame:
@@ -221,7 +235,9 @@ def _test(means: np.ndarray, logs: np.ndarray, about: dict, a: np.ndarray, b: np
         return table
     spread = np.ptp(logs[b] - logs[a], axis=0) if paired else np.ptp(logs[a], axis=0) + np.ptp(logs[b], axis=0)
     varies = spread > 1e-9  # smaller differences are rounding errors
-    table.loc[~varies, "reason"] = "usage does not vary between donors"
+    table.loc[~varies, "reason"] = (
+        "the difference is the same in all pairs" if paired else "usage does not vary between the donors of a group"
+    )
     x, y = logs[a][:, varies], logs[b][:, varies]
     test = stats.ttest_rel(y, x) if paired else stats.ttest_ind(y, x)
     interval = test.confidence_interval()

@@ -2,6 +2,7 @@
 
 import gzip
 import logging
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def read_gene_sets(path: str | Path) -> dict[str, list[str]]:
     try:
         content = Path(path).read_bytes()
         text = (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode("utf-8-sig")
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is not a text file ({error}). {_EXPECTED}") from error
     except OSError as error:
         raise type(error)(f"{path} cannot be read ({error.strerror}). Pass the path of a GMT file.") from None

@@ -43,7 +43,7 @@ def gene_table(model: str | Path | Model, cells: Cells | None = None, *, n: int 
     Raises
     ------
     OSError, ValueError
-        The file or the model is not valid, the model was skipped, or n is below 1.
+        The file or the model is not valid, the model was skipped, or n is not a whole number of at least 1.
     """
     fit = read_contents(model, cells)
     if fit.skipped:

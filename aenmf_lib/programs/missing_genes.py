@@ -47,6 +47,8 @@ class Completion:
     ----------
     share : float
         Estimated share of the found genes in the counts of all genes of the model.
+
+    Raises ValueError if the found genes have no counts in the sample.
     """
 
     def __init__(self, model, aligned: Alignment, sample: csr_matrix, *, totals: bool = True) -> None:
@@ -101,7 +103,12 @@ class Completion:
         for _ in range(_ROUNDS):
             logs = self.usages(self.select(some)) @ self.decoder + self.offset  # (at most _CELLS, n_genes)
             counts = _counts_from_logs(logs, n_counts / self.share).sum(axis=0)
-            self.share = float(counts[self.aligned.found].sum() / counts.sum())
+            found = float(counts[self.aligned.found].sum())
+            if not found > 0:
+                raise ValueError(f"The cells have {self.aligned.found.sum()} genes of {self.model.name}, which have no "
+                                 "counts in a sample, so the usages cannot be corrected for the missing genes. Use "
+                                 "cells with more genes of the model.")  # fmt: skip
+            self.share = found / float(counts.sum())
         log.info("The genes that were found have about %.0f %% of the counts of all genes of the model. Cells are "
                  "scaled to %.0f counts, so that they are comparable with cells that have all genes",
                  100 * self.share, _TOTAL * self.share)  # fmt: skip

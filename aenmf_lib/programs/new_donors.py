@@ -17,7 +17,9 @@ class DonorSums:
     """Sums over the cells of new donors, and the donor part that they determine at the fitted W.
 
     The donor part minimizes the objective of the fit over U, with the W and the number of cells n of the fit. If the
-    cells of a fitted donor are given again, the result is therefore the U of the fit.
+    cells of a fitted donor are given again, the result for model 1 is therefore the U of the fit, apart from rounding.
+    For model 2, the latent of the donor can differ from that of the fit by some per cent, because the fit stops (`tol`)
+    before its U minimizes the objective for its W.
     """
 
     def __init__(self, completion: Completion, n_donors: int) -> None:

@@ -70,7 +70,7 @@ def project(
     gene_name_key
         Column of var with ids or symbols to match besides ``var_names``; '' searches the common columns.
     min_coverage
-        Smallest median coverage of the programs by the genes of the cells (see `alignment.align_genes`).
+        Smallest median coverage of the programs by the genes of the cells, from 0 to 1 (see `alignment.align_genes`).
 
     Returns
     -------
@@ -81,14 +81,20 @@ def project(
     Raises
     ------
     NotFittedError, OSError, TypeError, ValueError
-        The model is not fitted; the cells have no raw counts, and no X that can be used; names are repeated; a given
-        column is missing; a cell has no donor; or the coverage of the programs is too low.
+        The model is not fitted; there are no cells or no genes; the cells have no raw counts, and no X that can be
+        used; names are repeated; a given column is missing; a cell has no donor; or the coverage of the programs is
+        too low.
     """
     begin = time.perf_counter()
-    source = {} if isinstance(model, Model) else {"model_file": files.file_info(model)}
-    model = model if isinstance(model, Model) else results.load_model(model)
+    source = {}
+    if not isinstance(model, Model):
+        loaded = results.load_model(model)
+        model, source = loaded, {"model_file": files.file_info(model)}
     check_fitted(model)
     new = _read(cells, layer, fractional)
+    if not (new.cells.n_obs and new.cells.n_vars):
+        raise ValueError(f"{new.name}: there are {new.cells.n_obs} cells × {new.cells.n_vars} genes. At least one of "
+                         "each is expected. Check how the cells were selected.")  # fmt: skip
     donor, cell_type = _read_labels(new, donor_key, cell_type_key)
     aligned = align_genes(model, new.cells.var, gene_name_key=gene_name_key, min_coverage=min_coverage)
     outside = _share_outside(new.sample, aligned)
@@ -96,11 +102,12 @@ def project(
     donors, code = np.unique(donor, return_inverse=True)
     sums = DonorSums(completion, len(donors)) if getattr(model, "conditional", False) else None
 
-    H = np.zeros((new.cells.n_obs, model.k), np.float32)
+    H, squares = np.zeros((new.cells.n_obs, model.k), np.float32), 0.0
     bar = tqdm(total=len(H), desc="project", unit="cell", unit_scale=True, mininterval=2, disable=len(H) < 10_000)
     for block, rows in iter_blocks(new.cells):
         X = completion.select(block)
         H[rows] = completion.usages(X)
+        squares += np.square(X.data, dtype=np.float64).sum()
         if sums:
             sums.add(X, H[rows], code[rows])
         bar.update(X.shape[0])
@@ -114,6 +121,7 @@ def project(
         out.obsm[OBSM[model.name][role].format(k=model.k)] = values
     add_model(out, projected, describe_cells(new.cells, donor_key, cell_type_key), donor_U=False)
     report = aligned.report() | {"count_share": completion.share, "share_outside_model": outside, **source}
+    report |= {"sq_norm_per_cell": squares / len(H)}  # that in the provenance belongs to the cells of the fit
     out.uns[PROVENANCE][PROJECTION] = report | {"seconds": time.perf_counter() - begin}
     return out
 
@@ -127,14 +135,24 @@ def project_file(cells_path: str | Path, model_path: str | Path, out: str | Path
     Parameters
     ----------
     cells_path, model_path, out
-        File of raw counts, ``.h5ad`` or ``.zarr``; results file of the model; results file to write.
+        File of raw counts, ``.h5ad`` or ``.zarr``; results file of the model; results file to write, another ``.h5ad``.
     options
         As for `project`.
     """
+    files.check_output(out, ".h5ad")
+    for source in (cells_path, model_path):
+        if _overwrites(Path(out), Path(source)):
+            raise ValueError(f"out={out} would overwrite {source}, which is read. Choose another path for out.")
     cells = project(model_path, cells_path, **options)
     files.write_h5ad(cells, out)
     log.info("wrote %s: %d cells of %d donors, %.1f s", out, cells.n_obs, cells.obs[DONOR].nunique(),
              cells.uns[PROVENANCE][PROJECTION]["seconds"])  # fmt: skip
+
+
+def _overwrites(out: Path, source: Path) -> bool:
+    """Return whether `out` is the file `source`, also by a link, or is inside the folder `source`."""
+    same = out.exists() and source.exists() and out.samefile(source)
+    return same or source.resolve() in (out.resolve(), *out.resolve().parents)
 
 
 @dataclass

@@ -103,6 +103,7 @@ def _find_new(cells: AnnData, model: str, new_donors: Sequence[str]) -> np.ndarr
         raise ValueError(f"model={model!r} is unknown. Choose one of {', '.join(_MODELS)}.")
     donor = cells.obs[DONOR].astype(str)
     known = sorted(donor.unique())
+    new_donors = [new_donors] if isinstance(new_donors, str) else new_donors
     if unknown := sorted(set(new_donors) - set(known)):
         raise ValueError(f"new_donors contains {unknown[0]!r}, which is no donor. Choose from {', '.join(known)}.")
     chosen = list(new_donors) or known[-max(1, round(_NEW * len(known))) :]

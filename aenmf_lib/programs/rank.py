@@ -24,6 +24,7 @@ from aenmf_lib.data.progress import hide_progress_bars
 from aenmf_lib.data.streaming import CellStream
 from aenmf_lib.metrics.score_cache import ScoreCache, fingerprint, source_code
 from aenmf_lib.models.aenmf import AENMF
+from aenmf_lib.models.base import check_rank, check_seeds
 from aenmf_lib.models.matching import match_programs, stability
 from aenmf_lib.models.objectives import AENMFObjective
 from aenmf_lib.training.inputs import Cells, as_cells
@@ -39,6 +40,7 @@ _TRAIN, _CELLS, _DONORS = "train", "cells", "donors"  # roles: training, held ou
 _ERRORS = ["error", "error_cells", "error_donors", "error_genes"]
 _COSINES = ["starts_mean", "starts_median", "halves_mean", "halves_median"]
 _MEASURES = [*_ERRORS, *_COSINES, "dead", "seconds", "seconds_more"]
+_ALWAYS = ["error", "error_cells", "error_genes", "dead", "seconds", "seconds_more"]  # measures that no row lacks
 _GENE_FOLDS = 5  # each fifth of the genes is predicted from the others
 _RCOND = 1e-6  # singular values below this share of the largest are rounding errors of float32 products
 _DEAD = 1e-5  # a program with ‖h‖² ‖w‖² below this share of ‖X‖² is dead
@@ -69,8 +71,8 @@ def rank_table(
     donor_key, device
         Column of obs with the donors; torch device, such as 'cpu' or 'cuda'.
     cache
-        CSV file that stores each rank as soon as it is computed, so that an interrupted run can be resumed. A folder
-        with the same name, without the extension, stores the states of unfinished fits.
+        File (``.csv``) that stores each rank as soon as it is computed, so that an interrupted run can be resumed. A
+        folder with the same name, without the extension, stores the states of unfinished fits.
 
     Returns
     -------
@@ -93,17 +95,25 @@ def rank_table(
     ------
     TypeError, ValueError, MemoryError
         The cells are not valid or too few; `ranks` is empty; a rank is not a whole number, or is larger than the number
-        of cells or genes of the smallest fit; `starts` or `held_out` is out of range; or memory is too small.
+        of cells or genes of the smallest fit; another setting is out of range; or memory is too small.
 
     References
     ----------
     .. [1] Owen & Perry (2009), Ann. Appl. Stat. 3:564, doi:10.1214/08-AOAS227.
     """
-    ranks = _check_settings(ranks, starts, held_out)
+    ranks = _check_settings(ranks, starts, held_out, cache)
+    AENMF(seed=seed, device=device)  # checks both
+    check_seeds(seed, starts, "starts")
     cells = as_cells(cells)
+    check_rank(ranks[0], cells.n_obs, cells.n_vars)
     donors = np.asarray(read_labels(cells.obs, donor_key, partly=False)).astype(str)
     half, role = _divide(cells.obs.index, donors, seed, held_out)
     n_donors = len(np.unique(donors))
+    for name, what in ((_TRAIN, "left for training"), (_CELLS, "held out")):
+        if not (role == name).any():
+            raise ValueError(f"No cell of the training donors is {what} with held_out={held_out:g}, because the donors "
+                             f"have too few cells ({cells.n_obs:,} cells of {n_donors:,} donors). Use donors with more "
+                             "cells, or another value of held_out.")  # fmt: skip
     n_programs = sum(ranks) * (starts + (n_donors > 1))  # of all fits, which use the same sums
     moments = _moments(cells, half, role, k=n_programs, device=device)
     parts = {name: _select(moments, name) for name in (_TRAIN, _CELLS, _DONORS, *_HALVES[: min(n_donors, 2)])}
@@ -122,6 +132,7 @@ def rank_table(
             fitter.remove_states()
 
     scores = ScoreCache(cache, ["k", *_MEASURES], ["k"])
+    scores.rows = {key: row for key, row in scores.rows.items() if not any(pd.isna(row[name]) for name in _ALWAYS)}
     with hide_progress_bars():
         table = scores.evaluate({(k,): made_from for k in ranks}, measure, description="ranks", unit="rank")
     if states and states.is_dir() and not any(states.iterdir()):
@@ -252,10 +263,10 @@ def _select(moments: Moments, name: str) -> Moments | None:
 
 
 # -------------------------------------------------------------------- checks
-def _check_settings(ranks: Sequence[int], starts: int, held_out: float) -> list[int]:
+def _check_settings(ranks: Sequence[int], starts: int, held_out: float, cache: str | Path | None) -> list[int]:
     """Return the sorted ranks. Raise ValueError if a setting is not valid."""
-    if isinstance(ranks, str) or not len(ranks := list(ranks)):
-        raise ValueError(f"ranks={ranks!r} contains no rank. Pass numbers of programs, such as [5, 10, 20].")
+    if np.ndim(ranks) != 1 or not len(ranks):
+        raise ValueError(f"ranks={ranks!r} is not a list of at least one rank. Pass numbers such as [5, 10, 20].")
     for name, values in (("ranks", ranks), ("starts", [starts])):
         for value in values:
             whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
@@ -263,14 +274,13 @@ def _check_settings(ranks: Sequence[int], starts: int, held_out: float) -> list[
                 raise ValueError(f"{name} contains {value!r}. Choose whole numbers of at least 1.")
     if not (isinstance(held_out, numbers.Real) and 0 < held_out < 1):
         raise ValueError(f"held_out={held_out!r} is not valid. Choose a share between 0 and 1, such as 0.2.")
+    if cache and (Path(cache).suffix != ".csv" or Path(cache).is_dir()):
+        raise ValueError(f"cache={str(cache)!r} is not the path of a CSV file. Choose a name such as 'rank_fits.csv'.")
     return sorted({int(k) for k in ranks})
 
 
 def _check_ranks(ranks: list[int], parts: dict[str, Moments | None]) -> None:
-    """Raise ValueError if no cells are held out or left, or if a fit has fewer cells or genes than programs."""
-    if not (parts[_TRAIN] and parts[_CELLS]):
-        raise ValueError("There are too few cells: none is left for training or none is held out. Use more cells, or "
-                         "another value of held_out.")  # fmt: skip
+    """Raise ValueError if a fit has fewer cells or genes than programs."""
     fits = {name: part.n_cells for name, part in parts.items() if name not in (_CELLS, _DONORS)}
     name, n_cells = min(fits.items(), key=lambda fit: fit[1])
     if ranks[-1] > (most := min(n_cells, parts[_TRAIN].n_genes)):
@@ -291,13 +301,17 @@ def rank_summary(table: pd.DataFrame) -> str:
 
     The data support the smallest rank that reaches 98 % of the decrease of `error_genes` between the smallest rank and
     the best one. If this decrease is at most 0.1 %, the data support no more than the smallest rank. The sentence also
-    reports ranks with stable programs, and dead programs. Raises ValueError if the table is empty or lacks a column.
+    reports ranks with stable programs, and dead programs. Raises ValueError if the table is empty, lacks a column, or
+    has a row without `error_genes`.
     """
     if not len(table) or (missing := {"k", *_MEASURES} - set(table)):
         found = "has no rows" if not len(table) else f"has no column {min(missing)!r}"
         raise ValueError(f"The table {found}. Pass the table that rank_table returned.")
     if len(table) == 1:
         return f"A table with one rank, k = {table['k'].iloc[0]}, supports no choice; compare at least two ranks."
+    if (empty := table["error_genes"].isna()).any():
+        raise ValueError(f"The column 'error_genes' is empty in {empty.sum()} of {len(table)} rows (first: k = "
+                         f"{table['k'][empty].iloc[0]}). Pass the table that rank_table returned.")  # fmt: skip
     table = table.sort_values("k").set_index("k")
     clauses = [_supported(table["error_genes"])]
     for name, between in (("starts", "starts"), ("halves", "halves of the donors")):

@@ -1,5 +1,6 @@
 """Tables about the programs of fitted models: their top genes and their mean usage by cell type."""
 
+import numbers
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -30,8 +31,8 @@ def top_genes(W: np.ndarray, genes: Sequence[str], n: int = 10) -> pd.DataFrame:
     genes = np.asarray(genes)
     if genes.shape != (W.shape[1],):
         raise ValueError(f"W has {W.shape[1]} genes, but genes has shape {genes.shape}. Pass one name per column of W.")
-    if n < 1:
-        raise ValueError(f"n={n} is too small. Choose n of at least 1.")
+    if not isinstance(n, numbers.Integral) or n < 1:
+        raise ValueError(f"n={n!r} is not valid. Choose a whole number of at least 1.")
     order = np.argsort(-W, axis=1, kind="stable")[:, :n]  # (k, n)
     table = pd.DataFrame(
         {

@@ -111,6 +111,8 @@ def load(path: str | Path, *, with_cells: bool = True) -> tuple[AnnData | None, 
     With ``with_cells=False``, obs and obsm, which may be large, are not read. The contents then have no cells, like
     those of a file written by ``model.save``.
     """
+    if not isinstance(path, str | Path):
+        raise TypeError(f"Got {path!r:.80}, a {type(path).__name__}. Expected the path of a results file (.h5ad).")
     with files.open_cells(path) as file:
         with files.guard(path):
             keys = list(file["varm"]) if "varm" in file else []
@@ -142,17 +144,31 @@ def find_faults(cells: AnnData) -> list[str]:
     except ValueError as error:
         return [*faults, str(error)]
     for role, key in OBSM[name].items() if cells.n_obs else ():
-        faults += _find_matrix_faults(cells.obsm, "obsm", key.format(k=k), 2 * k if role == "concat_full" else k)
-    n_donors = cells.obs[DONOR].nunique() if DONOR in cells.obs else None
+        shape = (cells.n_obs, 2 * k if role == "concat_full" else k)
+        faults += _find_array_faults(cells.obsm, "obsm", key.format(k=k), shape)
+    n_donors = _count_donors(cells, name, k)
     for part, key in VARM[name].items():
-        faults += _find_matrix_faults(cells.varm, "varm", key.format(k=k), k if part == "W" else n_donors)
+        shape = (cells.n_vars, k if part == "W" else n_donors)
+        faults += _find_array_faults(cells.varm, "varm", key.format(k=k), shape, ("f4", "f8") if part == "W" else ())
+    for key, shape in ((OVERLAP, (n_donors, k)), (U_DONOR, (n_donors, k, cells.n_vars))):
+        if name in ("CAE_NMF1", "CAE_NMF2") and key.format(k=k) in cells.uns:
+            faults += _find_array_faults(cells.uns, "uns", key.format(k=k), shape)
     if name in META and META[name].format(k=k) not in cells.uns:
         faults.append(f"uns has no {META[name].format(k=k)!r}")
     if PROVENANCE in cells.uns:
         faults += _find_provenance_faults(cells.uns[PROVENANCE])
-        if not faults and cells.uns[PROVENANCE].get("parameters", {}).get("gene_weights") == "shared":
-            faults += _find_matrix_faults(cells.varm, "varm", GENE_WEIGHTS, 1)
+        weighted = not faults and cells.uns[PROVENANCE].get("parameters", {}).get("gene_weights") == "shared"
+        if weighted or GENE_WEIGHTS in cells.varm:
+            faults += _find_array_faults(cells.varm, "varm", GENE_WEIGHTS, (cells.n_vars, 1))
     return faults
+
+
+def _count_donors(cells: AnnData, name: str, k: int) -> int | None:
+    """Return the number of donors that the file lists, or else of those in obs, or None if neither is known."""
+    meta = cells.uns.get(META[name].format(k=k)) if name in META else None
+    if isinstance(meta, Mapping) and "donors" in meta:
+        return np.size(meta["donors"])
+    return cells.obs[DONOR].nunique() if DONOR in cells.obs else None
 
 
 def _find_provenance_faults(provenance: object) -> list[str]:
@@ -168,19 +184,26 @@ def _find_provenance_faults(provenance: object) -> list[str]:
         values = np.asarray(provenance[key])
         if values.dtype.kind not in "fiu" or values.ndim != n_dimensions or not values.size:
             wrong.append(f"{place}[{key!r}] is {str(provenance[key])[:80]!r}, not {'a list of ' * n_dimensions}numbers")
+    n_cells = np.asarray(provenance.get("n_cells", 1))
+    if n_cells.dtype.kind not in "iu" or n_cells.ndim or n_cells < 1:
+        wrong.append(f"{place}['n_cells'] is {str(n_cells)[:80]!r}, not a whole number of at least 1")
     return wrong
 
 
-def _find_matrix_faults(matrices: Mapping, place: str, key: str, width: int | None) -> list[str]:
-    """Return the first fault of a matrix that must be finite and non-negative, with `width` columns if given."""
-    if key not in matrices:
-        return [f"{place} has no {key!r}; it has {', '.join(map(repr, matrices)) or 'none'}"]
-    matrix, name = np.asarray(matrices[key]), f"{place}[{key!r}]"
-    if matrix.dtype.kind not in "fiu":
-        return [f"{name} has values of type {matrix.dtype}; numbers are expected"]
-    if matrix.ndim != 2 or (width is not None and matrix.shape[1] != width):
-        return [f"{name} has shape {matrix.shape}; {width} columns are expected"]
-    if n := int((~np.isfinite(matrix)).sum()):
+def _find_array_faults(
+    arrays: Mapping, place: str, key: str, shape: tuple[int | None, ...], dtypes: tuple[str, ...] = ()
+) -> list[str]:
+    """Return the first fault of an array that must be finite and non-negative, of a shape (None: any) and a dtype."""
+    if key not in arrays:
+        return [f"{place} has no {key!r}; it has {', '.join(map(repr, arrays)) or 'none'}"]
+    array, name = np.asarray(arrays[key]), f"{place}[{key!r}]"
+    if array.dtype.kind not in "fiu" or (dtypes and array.dtype not in [np.dtype(dtype) for dtype in dtypes]):
+        expected = " or ".join(np.dtype(dtype).name for dtype in dtypes) or "numbers"
+        return [f"{name} has values of type {array.dtype}; {expected} are expected"]
+    if array.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, array.shape, strict=True)):
+        expected = " × ".join("any number" if n is None else str(n) for n in shape)
+        return [f"{name} has shape {array.shape}; {expected} values are expected"]
+    if n := int((~np.isfinite(array)).sum()):
         return [f"{name} contains {n} values that are NaN or infinite"]
-    n = int((matrix < 0).sum())
+    n = int((array < 0).sum())
     return [f"{name} contains {n} negative values"] if n else []

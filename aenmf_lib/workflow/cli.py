@@ -128,8 +128,24 @@ def _project(options: argparse.Namespace) -> None:
     from aenmf_lib.programs.projection import project_file
 
     settings = {name: getattr(options, name) for name in _OF_CELLS if getattr(options, name)}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     project_file(options.cells, options.model, options.out, fractional=options.fractional, **settings)
+
+
+def _copy(options: argparse.Namespace) -> None:
+    """Write a notebook with the values of a run, to be opened in JupyterLab."""
+    import jupytext
+    import papermill
+
+    values = parameters.resolve([options.notebook], overrides=options.overrides)[options.notebook.stem]
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    part = options.out.with_suffix(".new.ipynb")
+    source = jupytext.read(options.notebook)
+    source.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    jupytext.write(source, part)
+    logging.getLogger("papermill").setLevel(logging.WARNING)
+    settings = {"kernel_name": "python3", "language": "python", "prepare_only": True, "progress_bar": False}
+    papermill.execute_notebook(str(part), str(part), values, **settings)
+    part.replace(options.out)
 
 
 def _simulate(options: argparse.Namespace) -> None:
@@ -178,6 +194,7 @@ def _parser() -> argparse.ArgumentParser:
         _merge: {"cells": file, "shards": files, "--out": file | required},
         _project: {"cells": file, "model": file, "--out": file | required, "--fractional": flag}
         | {f"--{name}": {"default": ""} for name in _OF_CELLS},
+        _copy: {"notebook": file, "-p": override, "--out": file | required},
         _simulate: {"path": file},
         _check: {"files": files},
         _compile: {},

@@ -6,6 +6,7 @@ its content has changed.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import re
 from pathlib import Path
@@ -35,7 +36,7 @@ class Digest:
         elif re.match(r"\d\d_", self.name):
             parts = [code_cells(notebooks / f"{self.name}.py").encode()]
         else:
-            parts = [path.read_bytes() for path in _sources(self.name)]
+            parts = [_library_code(path) for path in _sources(self.name)]
         self._text = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest() + "\n"
         self.changed = not file.is_file() or file.read_text(errors="replace") != self._text
 
@@ -60,6 +61,19 @@ def _sources(name: str) -> list[Path]:
     if not files[0].is_file():
         raise ParameterError(f"{path} does not exist. Correct the packages of this stage in the Makefile.")
     return files
+
+
+def _library_code(file: Path) -> bytes:
+    """Return the code of a module without comments, docstrings and layout; of another file, its content."""
+    if file.suffix != ".py":
+        return file.read_bytes()
+    tree = ast.parse(file.read_bytes(), file.name)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node
+        ):
+            del node.body[0]
+    return ast.dump(tree).encode()
 
 
 def _gene_sets(values: dict[str, dict[str, Any]]) -> list[bytes]:

@@ -448,6 +448,30 @@ def test_raw_counts_are_written(h5ad, tmp_path):
     assert (data.read_counts(tmp_path / "raw.h5ad", layer="raw.X")[0].X != cells.raw.X).nnz == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("folder.h5ad", r"folder\.h5ad is a folder, but the path of a file is expected"),
+        ("taken.csv/a/b.h5ad", r"b\.h5ad cannot be written, because .*taken\.csv is a file, not a folder. Choose"),
+        ("a.zarr", r"does not end in \.h5ad. Rename it, for example to .*a\.h5ad"),
+        ("a.txt", r"does not end in \.h5ad"),
+    ],
+)
+def test_path_that_cannot_be_written_is_refused_and_nothing_changes(tmp_path, h5ad, name, message):
+    cells, folder = files.read_h5ad(h5ad), tmp_path / "new"
+    (folder / "folder.h5ad").mkdir(parents=True)
+    (folder / "taken.csv").write_text("kept")
+    before = sorted(folder.rglob("*"))
+    writers = [lambda path: files.write_h5ad(cells, path)]
+    if not name.startswith("a."):  # tables have other endings
+        writers.append(lambda path: data.tables.write_table(pd.DataFrame({"a": [1]}), path))
+    for write in writers:
+        with pytest.raises((OSError, ValueError), match=message):
+            write(folder / name)
+    assert sorted(folder.rglob("*")) == before
+    assert (folder / "taken.csv").read_text() == "kept"
+
+
 def test_partial_files_of_killed_processes_are_removed(tmp_path):
     killed = subprocess.Popen(["true"])
     killed.wait()

@@ -109,9 +109,33 @@ def test_the_number_of_donors_can_be_chosen(n):
     assert cells.obs["donor_id"].nunique() == len(truth.donor_profiles) == n
 
 
-@pytest.mark.parametrize("treatment", [("interferons", "B cell", 2.0), ("B", "B cells", 2.0), ("B", "B cell", -1.0)])
+@pytest.mark.parametrize(
+    "treatment",
+    [
+        ("interferons", "B cell", 2.0), ("B", "B cells", 2.0), ("B", "B cell", -1.0), ("B", "B cell", "3"),
+        ("B", "B cell", np.inf), ("B", "B cell"), (["B"], "B cell", 2.0), "B",
+    ],
+)  # fmt: skip
 def test_invalid_treatments_raise(treatment):
     with pytest.raises(ValueError, match=r"is not valid\. Expected a program \(housekeeping, .* a factor ≥ 0"):
         data.simulate(100, treatment=treatment)
-    with pytest.raises(ValueError, match="n_donors=0 is too small"):
-        data.simulate(100, n_donors=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("n_cells", 0, "whole number of at least 1"),
+        ("n_genes", 2000.0, "whole number of at least 1"),
+        ("n_donors", 0, "whole number of at least 1"),
+        ("n_donors", 1.5, "whole number of at least 1"),
+        ("n_donors", True, "whole number of at least 1"),
+        ("seed", -1, "whole number of at least 0"),
+        ("donor_profiles", -1, "finite number of at least 0"),
+        ("donor_programs", np.nan, "finite number of at least 0"),
+        ("composition_concentration", 0, "finite number of at least 0.01"),
+        ("composition_concentration", np.inf, "finite number of at least 0.01"),
+    ],
+)
+def test_invalid_numbers_raise(name, value, expected):
+    with pytest.raises(ValueError, match=rf"{name}={value!r} is not valid\. Choose a {expected}\."):
+        data.simulate(**{"n_cells": 100, name: value})

@@ -96,7 +96,7 @@ def test_tables_of_a_selection_equal_pandas(found, embeddings, filtered):
         assert table["selected"].to_dict() == expected.to_dict()
         assert (table["selected"].diff().dropna() <= 0).all()
         shares = expected / obs[label].value_counts()[expected.index]
-        assert table["of_all"].to_dict() == pytest.approx(shares.to_dict())
+        assert table["share_of_label"].to_dict() == pytest.approx(shares.to_dict())
         assert table["share"].sum() == pytest.approx(1)
     programs, genes = found.tables["programs"], found.tables["genes"]
     for table, values, names in (
@@ -176,6 +176,12 @@ def test_unknown_colors_and_selections_raise_and_list_the_choices(found, paths, 
         found.color = "barcode"
     with pytest.raises(ValueError, match=r"There is no program 4 of 'AE_NMF'. .*AE_NMF \(0 to 3\)"):
         found.program("AE_NMF", 4)
+    for color in (None, ["cell_type"]):
+        with pytest.raises(ValueError, match=r"(None|\['cell_type'\]) is not a column"):
+            found.color = color
+    for which in (["CELL0"], "all", [1.7], [np.nan]):
+        with pytest.raises(TypeError, match=r"Pass one bool per cell, .*, or the rows of cells as whole numbers"):
+            found.select(which)
     with pytest.raises(ValueError, match="rows -1 to 700"):
         found.select([-1, 700])
     with pytest.raises(ValueError, match=r"shape \(3,\). Pass one value for each of the 600 cells"):

@@ -117,6 +117,11 @@ def test_bad_tables_raise():
         figures.differential(table.iloc[:0])
     with pytest.raises(ValueError, match="table of program cards has no column 'top_genes'"):
         figures.differential(table, table[["Model", "program"]])
+    cards = cards_of(table)
+    with pytest.raises(ValueError, match=r"cards: 1 of 49 rows repeat the Model, program .*\(first: AE_NMF, 3\)"):
+        figures.differential(table, pd.concat([cards, cards[(cards["Model"] == "AE_NMF") & (cards["program"] == 3)]]))
+    with pytest.raises(ValueError, match=r"usage\.csv: 384 of 768 rows repeat the Model, program, cell_type"):
+        figures.differential(pd.concat([table, table]))
 
 
 def test_of_more_than_40_types_those_with_the_most_findings_are_drawn():

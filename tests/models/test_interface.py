@@ -219,3 +219,8 @@ def test_values_that_no_logarithm_of_counts_has_and_empty_cells_are_refused(tiny
 def test_key_that_is_not_a_name_is_refused(tiny, key):
     with pytest.raises(ValueError, match="is not the name of a column"):
         CAENMF1(k=2).fit(tiny, donor_key=key)
+
+
+def test_seeds_of_all_starts_must_be_valid():
+    with pytest.raises(ValueError, match="seed=4294967295 is too large for 2 starts. Choose at most 4294967294"):
+        AENMF(seed=2**32 - 1, n_starts=2)

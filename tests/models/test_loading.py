@@ -242,6 +242,14 @@ def test_saved_model_has_no_embedding_and_says_what_to_do(fitted, tmp_path):
     assert len(results.history([tmp_path / "m.h5ad"])) == len(fitted["AE_NMF", "float32"].loss_history_)
 
 
+@pytest.mark.parametrize("missing", ["n_cells", ""])
+def test_model_without_cells_and_without_their_number_is_refused(fitted, tmp_path, missing):
+    fitted["AE_NMF", "float32"].save(path := tmp_path / "m.h5ad")
+    edit_file(path, lambda f: f.uns["provenance"].pop(missing) if missing else f.uns.pop("provenance"))
+    with pytest.raises(ValueError, match=r"has no cells and no uns/provenance/n_cells.*model\.save"):
+        results.load_model(path)
+
+
 @pytest.mark.parametrize("model", [AENMF, CAENMF2, BaseNMF])
 def test_unfitted_model_is_not_saved(model, tmp_path):
     with pytest.raises(NotFittedError, match="Call fit first"):
@@ -256,12 +264,13 @@ def test_unfitted_model_is_not_saved(model, tmp_path):
             lambda f: f.uns["provenance"]["parameters"].update(momentum=0.9),
             r"has parameters that AE_NMF does not have \(momentum\); the version .* is [0-9.]+.* Install that version",
         ),
-        (lambda f: f.uns["provenance"].update(penalty={"gamma": 1}), "cannot be read"),
+        (lambda f: f.uns["provenance"].update(penalty={"a": 1}), r"penalty .* unknown \(a, centered,"),
         (lambda f: f.uns["provenance"]["parameters"].update(k=5), "parameter k is 5, but its programs are of rank 4"),
         (lambda f: f.uns["provenance"]["parameters"].update(tol=-1.0), r"cannot be read \(tol=-1.0 is not valid"),
         (lambda f: f.varm.pop("gene_weights"), "varm has no 'gene_weights'"),
         (lambda f: f.varm["W_tied_k4"].__setitem__((0, 0), np.nan), "1 values that are NaN"),
-        (lambda f: f.varm.update(W_tied_k4=f.varm["W_tied_k4"][:, :3]), r"has shape \(40, 3\)"),
+        (lambda f: f.varm.update(W_tied_k4=f.varm["W_tied_k4"][:, :3]), r"has shape \(40, 3\); 40 × 4"),
+        (lambda f: f.varm["W_tied_k4"].fill(0), "has no program with a weight above 0.* smaller penalties"),
         (lambda f: f.varm.pop("W_tied_k4"), "is not a results file"),
         (lambda f: f.uns["provenance"].pop("loss_history"), "has no 'loss_history'"),
         (lambda f: f.uns.update(provenance="me"), r"uns\['provenance'\] is a str"),
@@ -276,7 +285,9 @@ def test_damaged_file_raises_and_names_the_fault(written, edit, message):
 
 def test_donor_part_of_other_donors_than_listed_is_refused(written):
     path = edit_file(written("CAE_NMF1"), lambda f: f.uns["cond_meta_concat_k4"].update(donors=["d1", "d2"]))
-    with pytest.raises(ValueError, match=r"CAE_NMF1.*has a donor part of 3 donors, but lists 2 donors"):
+    with pytest.raises(
+        ValueError, match=r"(?s)CAE_NMF1.*U_concat_gene_k4.*has shape \(40, 3\); 40 × 2 values are expected"
+    ):
         results.load_model(path)
 
 

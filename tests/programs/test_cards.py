@@ -230,6 +230,8 @@ def test_tables_are_written_per_model_and_read_back(cards, paths, cells, tmp_pat
             pd.testing.assert_frame_equal(read, of(table, name).drop(columns="Model"), check_dtype=False)
         assert (tmp_path / f"out/{stem}_cae_nmf2.csv").read_text() == ",".join(list(table)[1:]) + "\n"
     assert genes.groupby(["Model", "program"]).size().max() == 7
+    alone, _ = programs.write_program_tables(str(paths["AE_NMF"]), tmp_path / "alone", n=7)
+    pd.testing.assert_frame_equal(of(alone, "AE_NMF"), of(genes, "AE_NMF"))
     with pytest.raises(ValueError, match=r"There is no trained model \(CAE_NMF2 was skipped: all cells are of one"):
         programs.program_cards([tmp_path / "skipped.h5ad"])
     with pytest.raises(ValueError, match=r"skipped\.h5ad has no programs, because CAE_NMF2 was skipped"):
@@ -310,7 +312,10 @@ def test_bad_gmt_raises_with_the_line(tmp_path, text, message):
 def test_files_that_are_no_gmt_raise(tmp_path):
     (tmp_path / "a.gmt").write_bytes(b"\x1f\x8b\x08\x00broken")
     (tmp_path / "b.gmt").write_bytes(b"\xff\xfe\x00A")
-    for name in "ab":
+    damaged = bytearray(gzip.compress(("set\tna\t" + "\t".join(f"GENE{i * i}" for i in range(200))).encode()))
+    damaged[40] ^= 0xFF
+    (tmp_path / "z.gmt").write_bytes(damaged)
+    for name in "abz":
         with pytest.raises(ValueError, match=rf"{name}\.gmt is not a text file"):
             enrichment.read_gene_sets(tmp_path / f"{name}.gmt")
     with pytest.raises(FileNotFoundError, match=r"c\.gmt cannot be read .* Pass the path of a GMT file"):

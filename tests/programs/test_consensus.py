@@ -15,6 +15,7 @@ from scipy.sparse import csr_matrix
 
 from aenmf_lib import AENMF, data, programs, results
 from aenmf_lib.models.objectives import AENMFObjective
+from aenmf_lib.programs import consensus
 from aenmf_lib.training.moments import Moments
 
 N_DONORS, N_GENES, K = 6, 90, 5
@@ -65,6 +66,19 @@ def test_all_programs_are_kept_if_none_needs_to_recur(truth, fitted):
     assert model.k == K
     assert programs.match_programs(truth[1], model.W_)[1].min() > 0.9
     np.testing.assert_allclose(unit(model.W_[:4]), unit(fitted[0].W_), atol=1e-6)
+
+
+def test_programs_of_all_rounds_are_kept_if_all_need_to_contain_them(truth, fitted):
+    model, table = programs.consensus_programs(truth[0], K, rounds=10, min_recurrence=1)
+    assert table["kept"].tolist() == (table["recurrence"] == 1).tolist() == [True] * 4 + [False]
+    assert model.W_.tobytes() == fitted[0].W_.tobytes()
+
+
+@pytest.mark.parametrize(("share", "text"), [(1, "in all 3 rounds"), (0.5, "in more than 50% of 3 rounds")])
+def test_programs_that_do_not_recur_raise(share, text):
+    rounds = [row[None] for row in np.eye(3, 5, dtype=np.float32)]  # one program each, with different genes
+    with pytest.raises(ValueError, match=rf"No program recurs {text} \(at most 0%\)\. Choose a smaller k or"):
+        consensus._combine(rounds, 1, 0, share)
 
 
 def test_lengths_are_optimal_for_all_cells(truth):
@@ -216,7 +230,8 @@ def test_rows_of_length_one_stay_so(truth):
         ({"rounds": 1}, "rounds=1 is not valid"),
         ({"rounds": 2.5}, "rounds=2.5 is not valid"),
         ({"min_recurrence": 2}, "min_recurrence=2 is not valid"),
-        ({"min_recurrence": 1.0, "rounds": 2}, "No program recurs in more than 100% of 2 rounds"),
+        ({"min_recurrence": "all"}, "min_recurrence='all' is not valid"),
+        ({"seed": 2**32 - 1, "rounds": 3}, "seed=4294967295 is too large for 3 rounds. Choose at most 4294967293"),
         ({"donor_key": "patient"}, "patient"),
         ({"tol": -1}, "tol=-1 is not valid"),
     ],

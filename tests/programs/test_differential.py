@@ -13,6 +13,7 @@ from aenmf_lib import AENMF, data, programs
 from aenmf_lib.data.simulation import PROGRAMS
 
 KANG = Path(__file__).parents[2] / "data/kang2018.h5ad"
+SWAP = {"control": "treated", "treated": "control"}
 RESULTS = ["effect", "ci_low", "ci_high", "statistic", "p_value", "fdr"]
 
 
@@ -225,7 +226,7 @@ def test_tests_that_cannot_be_done_have_a_reason():
     table = programs.differential_usage(H[keep], obs[keep], "condition").set_index(["cell_type", "program"])
     assert set(table.loc["rare", "reason"]) == {"0 and 0 donors with at least 10 cells; 2 needed"}
     assert set(table.loc["one group", "reason"]) == {"2 and 0 donors with at least 10 cells; 2 needed"}
-    assert table.loc[("T", 2), "reason"] == "usage does not vary between donors"
+    assert table.loc[("T", 2), "reason"] == "usage does not vary between the donors of a group"
     assert set(table.loc[("B", 0), ["reason"]]) == {""}
     undone = table["reason"] != ""
     assert table.loc[undone, RESULTS].isna().all(axis=None)
@@ -239,7 +240,10 @@ def test_donors_that_do_not_fit_the_design_are_left_out(caplog):
     H, obs = draw_cells(rng, k=4, n_donors=6, paired=True)
     lost = ((obs["donor_id"] == "D5") & (obs["condition"] == "treated")).to_numpy()
     table = programs.differential_usage(H[~lost], obs[~lost], "condition")
-    assert "1 donors (first: 'D5') are left out, because they have cells in one group only" in caplog.text
+    assert (
+        "1 donors (first: 'D5') are left out, because they have at least 10 cells of a type in one group only"
+        in caplog.text
+    )
     without = (obs["donor_id"] != "D5").to_numpy()
     expected = programs.differential_usage(H[without], obs[without], "condition")
     assert (table["n_pairs"] == 5).all()
@@ -252,7 +256,44 @@ def test_donors_that_do_not_fit_the_design_are_left_out(caplog):
     table = programs.differential_usage(H, obs.assign(condition=both), "condition")
     assert set(table["design"]) == {"unpaired"}
     assert (table["n_donors_a"] + table["n_donors_b"] == 7).all()
-    assert "1 donors (first: 'D3') are left out, because they have cells in both groups" in caplog.text
+    assert (
+        "1 donors (first: 'D3') are left out, because they have at least 10 cells of a type in both groups"
+        in caplog.text
+    )
+
+
+@pytest.mark.parametrize("n_donors", [1, 5])
+def test_single_cells_in_the_other_group_change_neither_design_nor_donors(n_donors):
+    H, obs = draw_cells(np.random.default_rng(12), k=3, n_donors=8)
+    expected = programs.differential_usage(H, obs, "condition")
+    first = obs.drop_duplicates("donor_id").index[:n_donors]
+    stray = obs.loc[first].assign(condition=obs.loc[first, "condition"].map(SWAP))
+    table = programs.differential_usage(np.vstack([H, H[first]]), pd.concat([obs, stray]), "condition")
+    assert set(table["design"]) == {"unpaired"}
+    pd.testing.assert_frame_equal(table, expected, check_exact=True)
+
+
+def test_the_design_is_paired_if_an_unpaired_one_is_impossible():
+    H, obs = draw_cells(np.random.default_rng(13), k=3, n_donors=9, paired=True)
+    lost = (obs["donor_id"].isin([f"D{d}" for d in range(4, 9)]) & (obs["condition"] == "treated")).to_numpy()
+    table = programs.differential_usage(H[~lost], obs[~lost], "condition", min_donors=4)
+    assert set(table["design"]) == {"paired"}
+    assert set(table["n_pairs"]) == {4}  # five donors have cells of the control only
+    assert table["p_value"].notna().all()
+
+
+@pytest.mark.parametrize(
+    ("donors", "reason"),
+    [
+        ("abcd", "usage does not vary between the donors of a group"),
+        ("abab", "the difference is the same in all pairs"),
+    ],
+)
+def test_groups_without_variance_have_a_reason(donors, reason):
+    H, obs = one_cell_each(list(donors), ["ctrl", "ctrl", "stim", "stim"], [[1], [1], [2], [2]])
+    table = programs.differential_usage(H, obs, "condition", min_cells=1)
+    assert table["reason"].tolist() == [reason]
+    assert table[RESULTS].isna().all(axis=None)
 
 
 def test_cells_without_a_group_or_type_are_left_out(caplog):
@@ -295,13 +336,17 @@ def three_groups(obs):
         (
             lambda obs: {"condition": np.where(obs["donor_id"] == "D1", "treated", "control")},
             {},
-            r"there are 11 with 'control' and 1 with 'treated'\. Expected at least 2 per group",
+            r"0 donors .* there are 11 with 'control' and 1 with 'treated'\. Expected at least 2 in both groups",
         ),
         (lambda obs: {}, {"min_donors": 7}, r"6 with 'control' and 6 with 'treated'\. Expected at least 7"),
+        (lambda obs: {}, {"min_cells": 10**6}, r"0 donors have at least 1000000 cells .*or another min_cells"),
+        (lambda obs: {}, {"by": "cell_type"}, r"no cell type has cells of both groups, 'B' and 'T'\. .*a condition"),
         (lambda obs: {"donor_id": obs["donor_id"].where(obs["donor_id"] != "D1")}, {}, r"obs\['donor_id'\] is empty"),
         (lambda obs: {"cell_type": np.nan}, {}, "cells has a type and one of the groups"),
-        (lambda obs: {}, {"min_donors": 1}, "min_donors at least 2"),
-        (lambda obs: {}, {"min_cells": 0}, "min_cells of at least 1"),
+        (lambda obs: {}, {"min_donors": 1}, "min_donors=1 is not valid. Choose a whole number of at least 2"),
+        (lambda obs: {}, {"min_cells": 0}, "min_cells=0 is not valid. Choose a whole number of at least 1"),
+        (lambda obs: {}, {"min_cells": "a"}, "min_cells='a' is not valid"),
+        (lambda obs: {}, {"min_cells": np.nan}, "min_cells=nan is not valid"),
     ],
 )  # fmt: skip
 def test_bad_groups_raise(change, options, message):
@@ -310,12 +355,26 @@ def test_bad_groups_raise(change, options, message):
         programs.differential_usage(H, obs.assign(**change(obs)), **{"by": "condition"} | options)
 
 
-def test_bad_usages_raise():
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda H: H[1:],
+            r"H of AE_NMF has shape \(\d+, 2\) and type float64\. Expected numbers, \d+ cells × programs",
+        ),
+        (lambda H: H[:, :0], r"has shape \(\d+, 0\)"),
+        (lambda H: H.astype(str), "and type <U"),
+        (lambda H: np.where(np.arange(len(H))[:, None] == 5, np.nan, H), "AE_NMF contains nan. Expected finite usages"),
+        (lambda H: np.where(np.arange(len(H))[:, None] == 5, np.inf, H), "contains inf"),
+        (lambda H: np.where(np.arange(len(H))[:, None] == 5, -1e-3, H), "contains -0.001"),  # the means stay positive
+    ],
+)
+def test_bad_usages_raise(change, message):
     H, obs = draw_cells(np.random.default_rng(9), k=2)
-    with pytest.raises(ValueError, match=rf"H of AE_NMF has shape .*Expected {len(obs)} cells × programs"):
-        programs.differential_usage({"AE_NMF": H[1:]}, obs, "condition")
-    for bad in (np.nan, np.inf, -1e9):
-        wrong = H.copy()
-        wrong[5, 1] = bad
-        with pytest.raises(ValueError, match="H of H contains NaN, infinite or negative values"):
-            programs.differential_usage(wrong, obs, "condition")
+    with pytest.raises(ValueError, match=message):
+        programs.differential_usage({"AE_NMF": change(H)}, obs, "condition")
+
+
+def test_usages_of_no_model_raise():
+    with pytest.raises(ValueError, match="H contains no model"):
+        programs.differential_usage({}, draw_cells(np.random.default_rng(9), k=2)[1], "condition")

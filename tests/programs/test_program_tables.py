@@ -109,7 +109,9 @@ def test_stability_separates_shared_programs_from_noise():
         ),
         (lambda: programs.match_programs(np.ones(3), np.ones((1, 3))), r"W_a has shape \(3,\)"),
         (lambda: programs.top_genes(np.ones((2, 3)), ["a", "b"]), "W has 3 genes"),
-        (lambda: programs.top_genes(np.ones((2, 3)), list("abc"), n=0), "n=0 is too small"),
+        (lambda: programs.top_genes(np.ones((2, 3)), list("abc"), n=0), "n=0 is not valid"),
+        (lambda: programs.top_genes(np.ones((2, 3)), list("abc"), n=1.5), "n=1.5 is not valid"),
+        (lambda: programs.top_genes(np.ones((2, 3)), list("abc"), n="a"), "n='a' is not valid"),
         (
             lambda: programs.usage_by_type({"AE_NMF": np.ones((1, 2))}, pd.Series([None])),
             "1 models and 0 cells",

@@ -314,6 +314,78 @@ def test_file_without_labels_is_one_donor_named_after_the_file(fitted, seen, new
     assert (obs["cell_type"] == "unknown").all()
 
 
+@pytest.mark.parametrize("link", ["", "symlink_to", "hardlink_to"])
+@pytest.mark.parametrize("source", ["new.h5ad", "model.h5ad"])
+def test_input_is_not_overwritten(fitted, seen, new, tmp_path, source, link):
+    results.write(tmp_path / "model.h5ad", fitted["AE_NMF"], seen)
+    files.write_h5ad(new, tmp_path / "new.h5ad")
+    out = tmp_path / "folder" / ".." / source
+    (tmp_path / "folder").mkdir()
+    if link:
+        getattr(out := tmp_path / "link.h5ad", link)(tmp_path / source)
+    before = files.file_info(tmp_path / source)
+    with pytest.raises(ValueError, match=rf"would overwrite .*{source}, which is read. Choose another path"):
+        programs.project_file(tmp_path / "new.h5ad", tmp_path / "model.h5ad", out)
+    assert files.file_info(tmp_path / source) == before
+
+
+def test_output_is_checked_before_the_model_is_read(tmp_path):
+    with pytest.raises(ValueError, match=r"out\.zarr cannot be written"):
+        programs.project_file("none.h5ad", "none.h5ad", tmp_path / "out.zarr")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_cells_without_rows_or_genes_are_refused(fitted, new, name, tmp_path):
+    for empty, size in ((new[:0], f"0 cells × {new.n_vars} genes"), (new[:, :0], f"{new.n_obs} cells × 0 genes")):
+        files.write_h5ad(empty, path := tmp_path / "empty.h5ad")
+        for cells in (empty, path):
+            with pytest.raises(ValueError, match=f"{size}. At least one of each is expected"):
+                programs.project(fitted[name], cells)
+
+
+@pytest.mark.parametrize("value", [np.nan, -0.1, 1.1, "a", None])
+def test_coverage_that_is_no_share_is_refused(fitted, new, value):
+    with pytest.raises(ValueError, match=f"min_coverage={value!r} is not valid. Choose a number from 0 to 1"):
+        programs.project(fitted["AE_NMF"], new, min_coverage=value)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_genes_from_which_no_usage_follows_are_refused(fitted, new, name):
+    model = copy.copy(fitted[name])
+    model.W_ = model.W_.copy()
+    model.W_[:, model.genes_ == new.var_names[0]] = 0
+    counts = csr_matrix(np.random.default_rng(0).integers(1, 5, (new.n_obs, 2)))
+    unused = AnnData(counts, obs=new.obs, var=pd.DataFrame(index=[new.var_names[0], "x"]))
+    unknown = AnnData(counts, obs=new.obs, var=pd.DataFrame(index=["x", "y"]))
+    for cells in (unused, unknown):
+        with pytest.raises(ValueError, match=r"have 0% of the weight .* more is needed"):
+            programs.project(model, cells, min_coverage=0)
+    model.W_[:] = 0
+    with pytest.raises(ValueError, match=f"All programs of {name} are 0"):
+        programs.project(model, new[:, ::2].copy())
+
+
+def test_found_genes_without_counts_are_refused(fitted, new):
+    cells = AnnData(csr_matrix(new.X.sum(axis=1)), obs=new.obs, var=pd.DataFrame(index=["x"]))
+    cells = AnnData(csr_matrix(np.hstack([cells.X.toarray(), np.zeros((new.n_obs, 5))])), obs=new.obs)
+    cells.var_names = ["x", *new.var_names[:5]]
+    with pytest.raises(ValueError, match=r"have no counts in a sample.*more genes of the model"):
+        programs.project(fitted["AE_NMF"], cells, min_coverage=0)
+
+
+@pytest.mark.parametrize("genes", ["all", "half"])
+def test_share_of_norm_is_that_of_the_projected_cells(fitted, seen, new, prepared, tmp_path, genes):
+    model, cells = fitted["AE_NMF"], new if genes == "all" else half_of(new)
+    found = programs.project(model, cells, min_coverage=0.3)
+    files.write_h5ad(found, out := tmp_path / "out.h5ad")
+    aligned = align_genes(model, cells.var, min_coverage=0)
+    X = Completion(model, aligned, data.normalize(cells.X)).select(data.normalize(cells.X)).toarray().astype(float)
+    H, W = usages(found).astype(float), model.W_[:, aligned.found].astype(float)
+    expected = [np.sum(np.outer(H[:, j], W[j]) ** 2) / np.sum(X**2) for j in range(K)]
+    np.testing.assert_allclose(programs.program_cards(out)["share_of_norm"], expected, rtol=0.01)
+    assert results.load_model(out).summary() == model.summary()  # the fit is that of the cells seen in training
+
+
 # ---------------------------------------------------------------- comparison
 def test_projected_cells_score_like_the_same_cells_in_training(prepared):
     table = programs.compare_projection(prepared, "AE_NMF", k=K, new_donors=NEW).set_index("cells")
@@ -330,7 +402,8 @@ def test_projected_cells_score_like_the_same_cells_in_training(prepared):
 def test_comparison_refuses_unknown_names_and_needs_two_donors_to_fit(prepared):
     with pytest.raises(ValueError, match="'NMF' is unknown"):
         programs.compare_projection(prepared, "NMF")
-    with pytest.raises(ValueError, match="contains 'X'"):
-        programs.compare_projection(prepared, new_donors=["X"])
+    for donors in (["XY"], "XY"):
+        with pytest.raises(ValueError, match="contains 'XY'"):
+            programs.compare_projection(prepared, new_donors=donors)
     with pytest.raises(ValueError, match="1 remain for the fit"):
         programs.compare_projection(prepared, new_donors=[f"SIM{i}" for i in range(1, 6)])

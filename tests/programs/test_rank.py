@@ -1,5 +1,8 @@
 """The rank table: errors equal dense ones, planted ranks are found, noise supports no rank, runs are resumed."""
 
+import warnings
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -134,6 +137,15 @@ def test_interrupted_run_is_resumed_with_the_missing_ranks(cells, tmp_path, monk
     assert fitted == [3, 2]
 
 
+def test_cached_rank_with_an_empty_error_is_computed_again(cells, tmp_path):
+    cache = tmp_path / "rank_fits.csv"
+    expected = programs.rank_table(cells, [2], starts=1, cache=cache)
+    pd.read_csv(cache).assign(error_cells=np.nan).to_csv(cache, index=False)
+    found = programs.rank_table(cells, [2], starts=1, cache=cache)
+    pd.testing.assert_frame_equal(found.drop(columns=TIMES), expected.drop(columns=TIMES), check_exact=True)
+    pd.testing.assert_frame_equal(programs.rank_table(cells, [2], starts=1, cache=cache), found)  # the new row is used
+
+
 def test_stream_gives_the_table_of_the_cells_in_memory(cells, table, tmp_path):
     files.write_h5ad(cells, tmp_path / "cells.h5ad")
     found = programs.rank_table(data.CellStream(tmp_path / "cells.h5ad", block=256), [2, 6])
@@ -157,19 +169,43 @@ def test_few_donors_give_empty_columns_with_a_reason(n_donors):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"ranks": []}, r"ranks=\[\] contains no rank"),
+        ({"ranks": []}, r"ranks=\[\] is not a list of at least one rank"),
+        ({"ranks": 5}, "ranks=5 is not a list of at least one rank"),
+        ({"ranks": None}, "ranks=None is not a list"),
         ({"ranks": [2, 0]}, "ranks contains 0"),
         ({"ranks": [2.5]}, "ranks contains 2.5"),
         ({"ranks": [2, 300]}, r"k=300 is too large for .* × 200 genes. Choose ranks between 1 and 200"),
         ({"ranks": [2], "starts": 0}, "starts contains 0"),
         ({"ranks": [2], "held_out": 1.0}, r"held_out=1.0 is not valid. Choose a share between 0 and 1"),
-        ({"ranks": [2], "held_out": 1e-6}, "none is left for training or none is held out"),
+        ({"ranks": [2], "held_out": 1e-6}, "No cell of the training donors is held out with held_out=1e-06"),
+        ({"ranks": [2], "seed": -1}, "seed=-1 is not valid. Choose a whole number from 0 to 4294967295"),
+        ({"ranks": [2], "seed": "a"}, "seed='a' is not valid"),
+        ({"ranks": [2], "seed": 2**64}, "seed=18446744073709551616 is not valid"),
+        ({"ranks": [2], "seed": 2**32 - 1}, "seed=4294967295 is too large for 2 starts. Choose at most 4294967294"),
+        ({"ranks": [2], "cache": "fits"}, "cache='fits' is not the path of a CSV file. Choose a name such as"),
+        ({"ranks": [2], "cache": "folder.csv"}, "cache='folder.csv' is not the path of a CSV file"),
     ],
 )
-def test_invalid_settings_raise_before_the_first_fit(cells, monkeypatch, settings, message):
+def test_invalid_settings_raise_before_the_first_fit(cells, tmp_path, monkeypatch, settings, message):
+    monkeypatch.chdir(tmp_path)
+    Path("folder.csv").mkdir()
     monkeypatch.setattr(AENMF, "fit", lambda *args, **options: pytest.fail("fitted"))
     with pytest.raises(ValueError, match=message):
         programs.rank_table(cells, **settings)
+
+
+@pytest.mark.parametrize(
+    ("n_cells", "message"),
+    [
+        (0, r"k=2 is too large for 0 cells × 80 genes\. Pass at least one cell"),
+        (80, r"held out with held_out=0.2, because the donors have too few cells \(80 cells of 40 donors\)"),
+    ],
+)
+def test_too_few_cells_raise(n_cells, message):
+    cells = simulated(3, n_cells=n_cells, n_genes=80)
+    cells.obs["donor_id"] = [f"d{i // 2}" for i in range(n_cells)]
+    with pytest.raises(ValueError, match=message):
+        programs.rank_table(cells, [2])
 
 
 def test_rank_above_the_cells_of_half_the_donors_raises():
@@ -202,6 +238,8 @@ def test_summary_names_ranks_with_improvement_stability_and_dead_programs(table)
         programs.rank_summary(made.drop(columns="dead"))
     with pytest.raises(ValueError, match="has no rows"):
         programs.rank_summary(made.iloc[:0])
+    with pytest.raises(ValueError, match=r"'error_genes' is empty in 5 of 5 rows \(first: k = 2\)"):
+        programs.rank_summary(made.assign(error_genes=np.nan))
 
 
 def test_figure_draws_the_columns_that_exist(table, tmp_path):
@@ -214,5 +252,8 @@ def test_figure_draws_the_columns_that_exist(table, tmp_path):
     fig = figures.rank(figures.read_table(tmp_path / "rank.csv"))
     assert [len(ax.lines) for ax in fig.axes] == [3, 2, 1, 2]
     assert "one donor: no halves" in fig.get_supxlabel().replace("\n", " ")
+    with warnings.catch_warnings(action="error"):  # one donor and one start: a panel without lines or legend
+        fig = figures.rank(alone.assign(starts_mean=np.nan, starts_median=np.nan))
+    assert [ax.get_legend() is not None for ax in fig.axes] == [True, False, False, True]
     with pytest.raises(ValueError, match="no column 'dead'"):
         figures.rank(table.drop(columns="dead"))

@@ -161,7 +161,7 @@ def test_history_is_relative_to_the_squared_norm_per_cell(written, cells):
     [
         (lambda f: f.obsm.pop("H_shared_k4"), "obsm has no 'H_shared_k4'"),
         (lambda f: f.varm.pop("W_tied_k4"), "is not a results file: .* exactly one of .*W_tied_k<k>"),
-        (lambda f: f.obsm.update(H_shared_k4=f.obsm["H_shared_k4"][:, :2]), r"has shape \(60, 2\); 4 columns"),
+        (lambda f: f.obsm.update(H_shared_k4=f.obsm["H_shared_k4"][:, :2]), r"has shape \(60, 2\); 60 × 4"),
         (lambda f: f.obsm["H_shared_k4"].__setitem__((0, 0), np.nan), "contains 1 values that are NaN or infinite"),
         (lambda f: f.obsm["H_shared_k4"].__setitem__((0, 0), -1), "contains 1 negative values"),
         (lambda f: f.obsm.update(H_shared_k4=f.obs[["donor_id"] * 4].to_numpy().astype("S9")), "numbers are expected"),
@@ -171,6 +171,8 @@ def test_history_is_relative_to_the_squared_norm_per_cell(written, cells):
             lambda f: f.uns["provenance"].update(loss_history="low"),
             r"\['loss_history'\] is 'low', not a list",
         ),
+        (lambda f: f.uns["provenance"].update(n_cells=-3), r"\['n_cells'\] is '-3', not a whole number of at least 1"),
+        (lambda f: f.varm.update(W_tied_k4=f.varm["W_tied_k4"].astype("i8")), "type int64; float32 or float64 are"),
         (lambda f: f.uns["provenance"].update(parameters=1), r"\['parameters'\] is not a group"),
         (lambda f: setattr(f, "X", np.ones(f.shape)), "a results file must have no X"),
     ],
@@ -188,6 +190,31 @@ def test_scoring_a_file_without_a_label_names_the_file_and_the_column(written, l
     assert results.check(written["AE_NMF"]) == []
     with pytest.raises(ValueError, match=rf"AE_NMF\.h5ad has no obs column '{label}'.*{label.split('_')[0]}.*_key="):
         results.read_embeddings([written["AE_NMF"]])
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "edit", "message"),
+    [
+        ("CAE_NMF1", "donor_overlap_k4", lambda a: a * np.nan, r"uns\['donor_overlap_k4'\] contains .* NaN"),
+        ("CAE_NMF1", "donor_overlap_k4", lambda a: a - 9, "negative values"),
+        ("CAE_NMF1", "donor_overlap_k4", lambda a: a[:, :1], r"has shape \(3, 1\); 3 × 4 values are expected"),
+        ("CAE_NMF2", "donor_overlap_k4", lambda a: a[:-1], r"has shape \(2, 4\); 3 × 4 values are expected"),
+        ("CAE_NMF2", "U_donor_k4", lambda a: a * np.nan, r"uns\['U_donor_k4'\] contains .* NaN"),
+        ("CAE_NMF2", "U_donor_k4", lambda a: a[:, :3], r"has shape \(3, 3, 40\); 3 × 4 × 40 values are expected"),
+    ],
+)
+def test_invalid_donor_part_is_a_fault_and_is_not_loaded(written, name, key, edit, message):
+    edit_file(written[name], lambda found: found.uns.update({key: edit(found.uns[key])}))
+    for call in (results.read, results.load_model):
+        with pytest.raises(ValueError, match=message):
+            call(written[name])
+
+
+@pytest.mark.parametrize("value", [None, 3, ["m.h5ad"]])
+def test_value_that_is_no_path_is_refused(value):
+    for call in (results.read, results.load_model):
+        with pytest.raises(TypeError, match=rf"Got .*{type(value).__name__}. Expected the path of a results file"):
+            call(value)
 
 
 def test_other_file_is_said_to_be_no_results_file(cells, tmp_path, monkeypatch):

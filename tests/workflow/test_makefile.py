@@ -18,6 +18,7 @@ from sandbox import FIGURES, MODELS, ON_REQUEST, PROGRAMS, PYTHON, ROOT, STAGES,
 
 import aenmf_lib
 from aenmf_lib import figures, programs, results
+from aenmf_lib.workflow import cli
 from aenmf_lib.workflow.parameters import declared
 
 
@@ -252,6 +253,16 @@ def test_a_new_date_reruns_nothing_and_new_content_the_dependent_stages(done, ed
     assert done.ran("all") == []
 
 
+def test_a_comment_or_docstring_of_the_library_reruns_nothing(done):
+    file = done.root / "aenmf_lib/training/solver.py"
+    file.write_text('"""A solver."""\n\n\ndef solve():\n    """Solve it."""\n    return 1  # one\n')
+    assert done.ran("all") == STAGES[1:]
+    file.write_text('"""The solver."""\n\ndef solve():\n    """Solve all."""\n\n    return 1\n')
+    assert done.ran("all") == []
+    file.write_text('"""The solver."""\n\ndef solve():\n    """Solve all."""\n\n    return 2\n')
+    assert done.ran("all") == STAGES[1:]
+
+
 SAVED = """\
 # ---
 # jupyter:
@@ -438,9 +449,47 @@ def test_a_failed_stage_runs_again(make):
     )
     make.program("python.py", broken)
     assert make("all").returncode == 2
-    assert not (make.root / "results/demo/k20/cae_nmf2_k20.h5ad").exists()
     make.program("python.py", PYTHON)
     assert make.ran("all") == STAGES[4:]
+
+
+@pytest.mark.parametrize("stage", ["06_benchmarks", "10_programs"])
+def test_a_failed_stage_leaves_the_results_of_the_last_run(done, stage):
+    before = done.files("results")
+    fails = f'\nif "notebooks/{stage}.py" in sys.argv:\n    Path(made[-1]).unlink(missing_ok=True)\n    sys.exit(1)\n'
+    done.program("python.py", PYTHON.replace("for path in map(Path, made):", f"{fails}for path in map(Path, made):"))
+    (done.root / f"notebooks/{stage}.py").write_text(
+        (done.root / f"notebooks/{stage}.py").read_text() + "\n# %%\n1 + 1\n"
+    )
+    failed = done("all")
+    assert failed.returncode == 2 and f"{stage}.py" in failed.stdout, failed.stderr
+    assert before - done.files("results") == {f"demo/k20/{stage}.ipynb"}
+    done.program("python.py", PYTHON)
+    assert stage in done.ran("all")
+
+
+def test_projecting_never_trains_the_model_again(done):
+    (done.root / "new.h5ad").touch()
+    model = "results/demo/k20/ae_nmf_k20.h5ad"
+    done.touch("aenmf_lib/training/solver.py")
+    (done.root / "aenmf_lib/training/solver.py").write_text("changed = True\n")
+    assert done.ran("project", "CELLS=new.h5ad", f"MODEL={model}", "DONOR_KEY=patient") == []
+    assert "--out results/new/projected/demo_k20_ae_nmf_k20.h5ad" in (done.root / "projected").read_text()
+
+
+def test_explore_opens_a_notebook_of_the_run_that_is_made_once(make, monkeypatch):
+    shutil.copy(ROOT / "notebooks/09_explore.py", make.root / "notebooks")
+    monkeypatch.chdir(make.root)
+    cli.main(["copy", "notebooks/09_explore.py", "--out", "own.ipynb", "-p", "tables_dir", "t"])
+    cells = json.loads(Path("own.ipynb").read_text())["cells"]
+    assert ["".join(c["source"]) for c in cells if "injected-parameters" in c["metadata"].get("tags", [])] == [
+        '# Parameters\ntables_dir = "t"\n'
+    ]
+    shown = make("-n", "explore", "MODELS=AE_NMF").stdout
+    assert "-p model_paths results/demo/k20/ae_nmf_k20.h5ad" in shown and "-p tables_dir results/demo/k20" in shown
+    (make.root / "results/demo/k20").mkdir(parents=True)
+    (make.root / "results/demo/k20/09_explore.ipynb").touch()
+    assert "copy" not in make("-n", "explore").stdout
 
 
 def test_a_signal_to_make_reaches_the_runner(make):
@@ -525,7 +574,7 @@ def test_lab_runs_notebooks_in_the_root_and_opens_scripts_as_notebooks():
     assert overrides["@jupyterlab/docmanager-extension:plugin"]["defaultViewers"] == {"python": "Jupytext Notebook"}
 
 
-@pytest.mark.parametrize(("goal", "page"), [("lab", ""), ("explore", "/tree/notebooks/09_explore.py")])
+@pytest.mark.parametrize(("goal", "page"), [("lab", ""), ("explore", "/tree/results/demo/k12/09_explore.ipynb")])
 def test_lab_prints_its_address_once_and_stops_without_a_question(tmp_path, goal, page):
     for name in ("Makefile", "slurm", "notebooks"):
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
