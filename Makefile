@@ -290,8 +290,8 @@ $(foreach name,CELLS MODEL,$(if $(and $(wildcard $(firstword $($(name)))),$(if $
 endif
 options = $(foreach name,DONOR_KEY CELL_TYPE_KEY LAYER GENE_NAME_KEY,$(if $($(name)),--$(call lower,$(name)) \
     $(call quoted,$($(name))))) $(if $(filter true,$(FRACTIONAL)),--fractional)
-# always computed, and without prerequisites: the model of another run is never trained again
-$(projected): FORCE | $(setup)
+# Always computed. The files are prerequisites only for `status`, so that the model of a run is never trained again.
+$(projected): $(if $(AENMF_KEEP_VALUES),$(CELLS) $(MODEL),FORCE) | $(setup)
 	exec $(run) project $(call quoted,$(CELLS)) $(call quoted,$(MODEL)) --out $@ $(options)
 
 # made once: afterwards it belongs to the user, who may change it

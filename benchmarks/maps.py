@@ -85,43 +85,43 @@ def clock(found: dict[str, float], name: str) -> Iterator[None]:
 def widgets(points: int, color: str) -> dict:
     """Return the seconds from running the cell in JupyterLab until the first and all four maps are drawn."""
     sys.path.insert(0, str(ROOT / "tests/exploration"))
-    import lab
+    import browser
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_results(root / "results/demo", points)
         with (
-            lab.server(root) as address,
-            lab.browser(shutil.which("chromium") or shutil.which("google-chrome")) as (page, errors),
+            browser.server(root) as address,
+            browser.chromium(shutil.which("chromium") or shutil.which("google-chrome")) as (page, errors),
         ):
-            lab.open_notebook(page, address)
-            lab.run_code(page, "from aenmf_lib import exploration\nimport jscatter, ipywidgets, datashader")
+            browser.open_notebook(page, address)
+            browser.run_code(page, "from aenmf_lib import exploration\nimport jscatter, ipywidgets, datashader")
             code = "maps = exploration.explore(MODELS, 'results/demo/k12')\nmaps"
             code = code.replace("MODELS", repr([f"results/demo/k12/{model}.h5ad" for model in MODELS]))
             start = time.perf_counter()
-            lab.run_cell(page, code)
+            browser.run_cell(page, code)
             page.wait_for_selector(".jp-OutputArea canvas", timeout=120_000)
             found = {}
-            lab.wait(lambda: n_drawn(page, lab) >= 1, 120, "the first map")
+            browser.wait(lambda: n_drawn(page, browser) >= 1, 120, "the first map")
             found["first picture"] = time.perf_counter() - start
-            lab.wait(lambda: n_drawn(page, lab) == len(MODELS), 120, "all maps")
+            browser.wait(lambda: n_drawn(page, browser) == len(MODELS), 120, "all maps")
             found["all maps"] = time.perf_counter() - start
             start = time.perf_counter()
-            lab.run_code(page, "maps.color = 'donor_id'")
+            browser.run_code(page, "maps.color = 'donor_id'")
             found["other color, kernel"] = time.perf_counter() - start
             text = "import time, resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
-            found["peak_mib"] = float(lab.run_code(page, text))
+            found["peak_mib"] = float(browser.run_code(page, text))
             assert not errors, errors
     return found
 
 
-def n_drawn(page, lab) -> int:
+def n_drawn(page, browser) -> int:
     """Return the number of maps that show points, that is, colored pixels."""
     found = {}
     for canvas in page.locator(".jp-OutputArea canvas").all():
-        if (box := canvas.bounding_box()) and box["width"] > 200 and box["y"] + box["height"] < lab.PAGE["height"]:
+        if (box := canvas.bounding_box()) and box["width"] > 200 and box["y"] + box["height"] < browser.PAGE["height"]:
             found[round(box["x"]), round(box["y"])] = box
-    return sum(bool((np.ptp(lab.picture(page, box), axis=2) > 0.2).mean() > 0.005) for box in found.values())
+    return sum(bool((np.ptp(browser.picture(page, box), axis=2) > 0.2).mean() > 0.005) for box in found.values())
 
 
 def write_results(folder: Path, points: int) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import score_forest
+import yaml
 from sklearn.ensemble import RandomForestClassifier
 from test_classification import simulate
 
@@ -223,9 +224,10 @@ def test_notebook_reuses_scores_of_array_jobs(tiny, tmp_path):
         job("cell_type")
 
 
-def test_defaults_of_the_notebook_are_those_of_cross_validate():
+def test_values_of_make_are_the_defaults_of_cross_validate():
     lines = ast.parse(NOTEBOOK.read_text()).body
     notebook = {line.target.id: ast.literal_eval(line.value) for line in lines if isinstance(line, ast.AnnAssign)}
+    notebook |= yaml.safe_load((NOTEBOOK.parent / "defaults.yaml").read_text())
     defaults = classification.cross_validate.__kwdefaults__
     assert tuple(notebook["classification_seeds"]) == defaults["seeds"]
     assert Splits(max_cells=notebook["max_cells"], subset_seed=notebook["seed"]) == defaults["splits"] == PUBLISHED
