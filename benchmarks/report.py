@@ -251,6 +251,28 @@ def _study_rows(long: pd.DataFrame, names: list[str]) -> list[list[str]]:
     return [[label, *row, str(n)] for label, row, n in zip(labels, texts.to_numpy(), table["n_starts"], strict=True)]
 
 
+def stability(*names: str) -> str:
+    """Return how well the programs of two halves of the donors match, as means over the divisions, with the range."""
+    rows, tables = [], [read(name) for name in names]
+    for (k, method), runs in pd.concat(tables).groupby(["k", "method"], sort=False):
+        kept = pd.concat([runs["programs_a"], runs["programs_b"]]).mean()
+        median = f"**{runs['median'].mean():.3f}** ({runs['median'].min():.3f} to {runs['median'].max():.3f})"
+        scores = [f"{runs[name].mean():.3f}" for name in ("mean", "error", "knn", "logistic_regression", "NMI")]
+        rows.append([str(k), method, str(runs["rounds"].iloc[0]), f"{kept:.1f}", median, *scores, str(len(runs))])
+    head = ["k", "", "fits per half", "programs", "median cosine", "mean cosine", "‖X − H W‖ / ‖X‖", "type: kNN",
+            "type: logistic", "type: NMI", "divisions"]  # fmt: skip
+    return markdown(head, rows, pd.concat(tables))
+
+
+def maps() -> str:
+    """Return the time to draw and zoom the map of notebook 09, as medians over the runs."""
+    table = read("maps")
+    medians = table.drop(columns=["run", "machine", "date"]).groupby(["points", "color"], sort=False).median()
+    rows = [[f"{points:,}", color, *(f"{value:.2f}" for value in row[:-1]), f"{row.iloc[-1]:.0f}"]
+            for (points, color), row in medians.iterrows()]  # fmt: skip
+    return markdown(["points", "colored by", *(f"{name}, s" for name in medians.columns[:-1]), "peak MiB"], rows, table)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "peers, all genes, k 80": partial(peers, "peers_kang2018_all_k80"),
     "peers, 2000 genes, k 20": partial(peers, "peers_kang2018_2000_k20"),
@@ -271,6 +293,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "conditioning, kang2018_third_k80, donor_id": partial(conditioning, "kang2018_third_k80", "donor_id"),
     "simulated": simulated,
     "fuzz": fuzz,
+    "stability": partial(stability, "stability_kang2018_k20"),
+    "maps": maps,
 }
 
 
