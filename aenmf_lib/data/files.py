@@ -60,7 +60,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.iterdir():
         process, _, name = left.name.removeprefix(".").partition(".")
-        if name == path.name and process.isdecimal() and not psutil.pid_exists(int(process)):
+        if name == path.name and process.isdecimal() and not _is_running(int(process)):
             left.unlink(missing_ok=True)
     partial = path.with_name(f".{os.getpid()}.{path.name}")
     try:
@@ -68,6 +68,16 @@ def atomic(path: str | Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    """Return whether a process runs. One that was killed may be listed as a zombie for a while."""
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
 
 
 def write_h5ad(cells: AnnData, path: str | Path) -> None:

@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import zlib
 
 import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import zarr
 from conftest import tiny_cells
@@ -481,3 +483,18 @@ def test_partial_files_of_killed_processes_are_removed(tmp_path):
     with files.atomic(tmp_path / "a.csv") as partial:
         partial.write_text("all")
     assert sorted(os.listdir(tmp_path)) == [mine.name, "a.csv"]
+
+
+def test_temporary_file_of_a_killed_process_that_is_still_listed_is_removed(tmp_path):
+    with subprocess.Popen(["sleep", "60"]) as process:
+        left = tmp_path / f".{process.pid}.out.bin"
+        left.touch()
+        with files.atomic(tmp_path / "out.bin") as partial:
+            partial.touch()
+        assert left.exists()  # of a process that runs
+        process.kill()
+        while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:  # until `wait` is called
+            time.sleep(0.01)
+        with files.atomic(tmp_path / "out.bin") as partial:
+            partial.touch()
+        assert not left.exists()
