@@ -78,6 +78,7 @@ def find_columns(file: h5py.File | zarr.Group, path: str | Path, n_cells: int, g
         stored = node if is_array(node) else node["data"]
         values = np.ravel(stored[: _SAMPLE[stored.ndim]])
         values = values[values != 0]
+        # `not … <=` also refuses NaN
         if len(values) and (describe_non_counts(values) is None or not values.max() <= _HIGHEST):
             found = f"has values such as {', '.join(f'{value:.4g}' for value in values[:3])}"
             raise Fault(f"{found} (largest {values.max():.4g}); log1p of counts per 10,000 is expected", remedy)
