@@ -23,8 +23,9 @@ pytestmark = pytest.mark.skipif(not cluster.available(), reason="needs Slurm: sl
 SITE = "GPU_PARTITION := gpu\nMEMORY_SHARE := 1024\nMOST_CPUS := 1\nPRELUDE := export A='x y' && echo $$B\n"
 SENT = [*STAGES[:5], "06_scores", "10_programs", *STAGES[5:7]]
 PARTS = sorted(f"{model}.{label}" for model in MODELS.values() for label in ("cell_type", "donor_id"))
-# While a file `slow-STAGE` exists the stage waits; with `fail-STAGE` it fails, and with `eat-STAGE` it uses more memory
-# than it requested.
+# While a file `slow-STAGE` exists the stage waits, unless there is a file `go-PROCESS`; `waits` lists the stages that
+# have waited, and their processes. With `fail-STAGE` the stage fails, and with `eat-STAGE` it uses more memory than it
+# requested.
 FAULTS = """
 import time
 stage = next((Path(word).stem for word in sys.argv if word.startswith("notebooks/")), "")
@@ -34,7 +35,10 @@ if "--done" in sys.argv:
         file.write(stage + "\\n")
 if command in ("sum", "merge"):
     stage = Path(sys.argv[-1]).stem
-while Path(f"slow-{stage}").exists():
+if Path(f"slow-{stage}").exists():
+    with open("waits", "a") as file:
+        file.write(f"{stage} {os.getpid()}\\n")
+while Path(f"slow-{stage}").exists() and not Path(f"go-{os.getpid()}").exists():
     time.sleep(0.1)
 if Path(f"eat-{stage}").exists():
     used = bytearray(400 << 20)
@@ -273,23 +277,37 @@ def test_status_changes_no_value(make, slurm):
     assert values.read_text() == before
 
 
+def waiting(make, stage: str) -> list[int]:
+    """Return the processes of a delayed stage that have begun to wait, the first one first."""
+    waits = make.root / "waits"
+    lines = waits.read_text().splitlines() if waits.exists() else []
+    return [int(line.split()[1]) for line in lines if line.startswith(f"{stage} ")]
+
+
 def running(make, slurm, stage: str) -> str:
-    """Wait until a stage runs and return its job."""
-    until(lambda: queue(slurm, make.root).get(f"demo/k20:{stage}") == "RUNNING", f"{stage} runs")
-    log = make.root / f"results/demo/k20/{stage}.log"
-    until(lambda: log.exists() and "== " in log.read_text(), f"{stage} has started")
-    time.sleep(0.5)
+    """Wait until a delayed stage runs and return its job. A job is RUNNING before make has started the stage."""
+    until(lambda: waiting(make, stage), f"{stage} runs")
     return call(slurm, "squeue", "-h", "-n", f"demo/k20:{stage}", "-o", "%i %Z").split(f" {make.root}")[0].split()[-1]
 
 
+def has_ended(process: int) -> None:
+    """Wait until a process of a stage has ended, so that it writes nothing any more."""
+    until(lambda: not psutil.pid_exists(process), f"process {process} has ended")
+
+
 def rerun(make, slurm, stage: str) -> tuple[str, list[str]]:
-    """Wait until a delayed stage runs a second time, let it finish, and return its log and the notebooks that ran."""
-    log = make.root / f"results/demo/k20/{stage}.log"
-    until(lambda: log.read_text().count(f"== {stage} on ") == 2, f"{stage} runs again")
+    """Wait until a delayed stage runs a second time, let it finish, and return its log and the notebooks that ran.
+
+    The first process may still wait, because only the daemon of its node was killed: it finishes before the second one.
+    """
+    until(lambda: len(waiting(make, stage)) == 2, f"{stage} runs again")
+    first = waiting(make, stage)[0]
+    (make.root / f"go-{first}").touch()
+    has_ended(first)
     (make.root / f"slow-{stage}").unlink()
     ran = sorted(ended(make, slurm))
     assert "Everything is done." in make("all").stdout
-    return log.read_text(), ran
+    return (make.root / f"results/demo/k20/{stage}.log").read_text(), ran
 
 
 def test_a_shell_killed_while_submitting_is_completed_by_the_next_call(make, slurm):
@@ -351,7 +369,7 @@ def test_a_stage_on_a_lost_node_runs_again_on_another(make, slurm):
     finally:
         cluster.start_node(Path(slurm["SLURMD"]), node)
     assert {*re.findall(r"^== 03_train_ae_nmf on (n\d)", log, re.M)} == {"n1", "n2"}
-    assert ran == sorted([*STAGES, "03_train_ae_nmf"])  # only the daemon was killed: the first job also finished
+    assert ran == sorted([*STAGES, "03_train_ae_nmf"])  # the first process also finished
     until(lambda: call(slurm, "sinfo", "-h", "-t", "idle", "-p", "cpu", "-o", "%D").strip() == "2", "both nodes are up")
 
 
@@ -386,6 +404,7 @@ def test_scancel_of_one_job_cancels_only_dependent_jobs(make, slurm):
     (make.root / "slow-04_train_cae_nmf1").touch()
     make("all")
     call(slurm, "scancel", running(make, slurm, "04_train_cae_nmf1"))
+    has_ended(waiting(make, "04_train_cae_nmf1")[0])  # it must not see that it may continue
     (make.root / "slow-04_train_cae_nmf1").unlink()
     assert sorted(ended(make, slurm)) == sorted({*STAGES[:5]} - {"04_train_cae_nmf1"})
     assert re.search(r"^04_train_cae_nmf1    not done \(job \d+ cancelled\)$", make("status").stdout, re.M)
