@@ -28,6 +28,7 @@ from aenmf_lib.figures import style
 
 ROOT = Path(__file__).parents[1]
 N_TYPES, N_DONORS, K = 40, 20, 20
+LABELS = [str(i) for i in range(N_TYPES)]
 SIZE = 900, 600  # pixels
 ZOOMS = {"zoomed 2 times": 2, "zoomed 10 times": 10, "zoomed 100 times": 100}
 MODELS = ("CAE_NMF1", "CAE_NMF2", "AE_NMF", "Base_NMF")
@@ -50,7 +51,7 @@ def raster(points: int, color: str) -> dict:
     few, few_types = simulate(10_000)
     colorings = {
         "count": lambda types: None,
-        "40 labels": lambda types: Coloring("", types, style.palette(N_TYPES), [str(i) for i in range(N_TYPES)]),
+        "40 labels": lambda types: Coloring("", types, style.palette("cell_type", LABELS), LABELS),
         "numbers": lambda types: color_values(np.random.default_rng(0).random(len(types), dtype=np.float32), ""),
     }
     Tiles(few).image(colorings[color](few_types), (-1, 1, -1, 1), *SIZE)  # load compiled code

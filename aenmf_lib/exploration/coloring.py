@@ -81,7 +81,7 @@ def color_column(column: pd.Series, title: str) -> Coloring:
     if len(column.cat.categories) > MAX_LABELS:  # slow for many cells
         column = column.cat.remove_unused_categories()
     labels = [str(label) for label in column.cat.categories]
-    return Coloring(title, column.cat.codes.to_numpy(), style.palette(len(labels)), labels)
+    return Coloring(title, column.cat.codes.to_numpy(), style.palette(title, labels), labels)
 
 
 def color_values(values: np.ndarray, title: str) -> Coloring:

@@ -159,7 +159,7 @@ class Maps:
                 self._panel = Panel(self)
             shown |= self._panel.widget._repr_mimebundle_()
         if self._panel is None or self.cells.n_cells <= static.MAX_MARKS:
-            shown["image/png"] = self.figure()._repr_png_()
+            shown["image/png"] = self.figure().png()
         return shown
 
 

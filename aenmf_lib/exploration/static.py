@@ -21,7 +21,9 @@ _SHOWN = 40  # maximum number of labels in the legend
 
 @style.figure
 def maps(read: Mapping[str, Callable[[], tuple[np.ndarray, str]]], coloring: Coloring | None, n_cells: int) -> Figure:
-    """Draw the map of each model, colored by one quantity, 183 mm wide. Table: number of cells of each label, if any.
+    """Draw the map of each model, colored by one quantity.
+
+    Table: number of cells of each label, if any.
 
     Parameters
     ----------
@@ -34,7 +36,7 @@ def maps(read: Mapping[str, Callable[[], tuple[np.ndarray, str]]], coloring: Col
     """
     table, colors = pd.DataFrame(), {}
     if coloring is not None and coloring.labels is not None:
-        labels = style.shorten_labels(coloring.labels, 55)
+        labels = style.shorten_labels(coloring.labels, style.page_width("double") / 3)
         n_labels = len(labels)
         counts = np.bincount(coloring.data.astype(np.int32) % (n_labels + 1), minlength=n_labels + 1)
         table = pd.DataFrame({"label": [*coloring.labels, "(missing)"], "n_cells": counts})
@@ -44,9 +46,10 @@ def maps(read: Mapping[str, Callable[[], tuple[np.ndarray, str]]], coloring: Col
     more = f"{_SHOWN} of {len(coloring.labels)} labels are listed" if len(table) - 1 > _SHOWN else ""
     columns = 1 if len(read) == 1 else 2
     rows = -(-len(read) // columns)
-    lines = -(-len(colors) // style.legend_columns(colors, style.DOUBLE)) if colors else 3
-    note = [f"n = {n_cells:,} cells", "axes have no unit; do not compare distances between maps", more]
-    fig = style.new_figure(table, style.DOUBLE, rows * style.DOUBLE / 2 + lines * 3.3 + 6, note)
+    width = style.page_width("double")
+    lines = 2 - (-len(colors) // style.legend_columns(colors, width)) if colors else 5
+    note = [f"n = {n_cells:,} cells", "Axes have no unit. Do not compare distances between maps", more]
+    fig = style.new_figure(table, "double", rows * width / 2 + lines * style.line(), note)
     part = fig.subfigures()
     axes = part.subplots(rows, columns, squeeze=False).ravel()
     for (model, coordinates), ax in zip(read.items(), axes, strict=False):
@@ -56,13 +59,19 @@ def maps(read: Mapping[str, Callable[[], tuple[np.ndarray, str]]], coloring: Col
         view = [end for low, high in ends for end in style.at_least(low, high, max(span, 1e-9))]
         _draw(ax, xy, coloring, view)
         ax.set(
-            label=model, title=f"{model}, {kind}", aspect="equal", xticks=[], yticks=[], xlim=view[:2], ylim=view[2:]
+            label=model,
+            title=f"{model}, {kind}",
+            aspect="equal",
+            xticks=[],
+            yticks=[],
+            xlim=view[:2],
+            ylim=view[2:],
         )
     for ax in axes:
         ax.spines[:].set_visible(False)
     for ax in axes[len(read) :]:
         ax.set_axis_off()
-    title = style.shorten_labels([title], 150)[0]
+    title = style.shorten_labels([title], 0.8 * width)[0]
     if colors:
         style.legend(part, colors, where="lower", title=title, alignment="left")
     elif coloring is not None:

@@ -1,83 +1,119 @@
-"""What all figures share: page size, colors, legends, text of captions, and saving."""
+"""What all figures share: settings, page size, colors, legends, names, captions, and saving."""
 
+import base64
 import functools
+import html
 import logging
-import textwrap
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
-from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
-from matplotlib.textpath import text_to_path
+from matplotlib.transforms import ScaledTranslation, Transform
 
 from aenmf_lib.data import CELL_TYPE, DONOR
 from aenmf_lib.data.files import atomic
 from aenmf_lib.data.tables import write_table
+
+# The figures use these names as style.line() and so on.
+from aenmf_lib.figures.labels import fix_layout
+from aenmf_lib.figures.settings import MM, POINTS, Settings, current, line, page_width, use
+from aenmf_lib.figures.text import printable, shorten_labels, text_width, wrap  # noqa: F401
 from aenmf_lib.results import GROUPS, MODELS, RunInfo
 
 log = logging.getLogger(__name__)
+logging.getLogger("fontTools").setLevel(logging.WARNING)  # it describes each font that it embeds
 
-COLORS = {"CAE_NMF1": "#0072B2", "CAE_NMF2": "#009E73", "AE_NMF": "#E69F00", "Base_NMF": "#000000"}  # Okabe & Ito
-COLORS |= {"PCA": "#999999", "Harmony": "#CC79A7", "LinearSCVI": "#D55E00"}  # baselines of the conditioning study
 STEPS = [1, 2, 5, 10]  # of ticks
-SINGLE, DOUBLE = 89, 183  # mm, widths of one and of two columns of a journal
-LINE = 3.1  # mm, height of a line of text
-CAPTION = 6  # points
-RASTER = 10_000  # more marks than this are drawn as pixels, also in the pdf
+_TITLE_PAD = 5  # points, as in the style sheet
+RASTER = 10_000  # more marks than this are drawn as pixels, also in pdf and svg
 NO_RUN = RunInfo()  # nothing known about the run
-STYLE = style.context("aenmf_lib.figures.aenmf", after_reset=True)  # a decorator: the user's rcParams change nothing
-_INCH = 25.4  # mm
+_NO_DATE = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 
 class Sheet(Figure):
-    """A Figure with a name and the table that it draws. Notebooks display it without pyplot."""
+    """A Figure with a name, a caption, and the table that it draws. Notebooks display it without pyplot."""
 
     name: str
     table: pd.DataFrame
+    caption: str
+    settings: Settings
 
-    @STYLE
-    def _repr_png_(self) -> bytes:
+    def png(self) -> bytes:
+        """Return the picture for a screen."""
         buffer = BytesIO()
-        self.savefig(buffer, format="png", dpi=150)
+        with use(self.settings):
+            self.savefig(buffer, format="png", dpi=200)
         return buffer.getvalue()
+
+    def _repr_html_(self) -> str:
+        """Return the picture and its caption for a notebook."""
+        picture = base64.b64encode(self.png()).decode()
+        width = round(self.get_figwidth() * 130)  # CSS pixels: larger than in print, to be read on a screen
+        return (
+            f'<img style="width:{width}px;max-width:100%" alt="{html.escape(self.name)}" '
+            f'src="data:image/png;base64,{picture}"/>'
+            f'<p class="tex2jax_ignore mathjax_ignore" style="max-width:60em">{html.escape(self.caption)}</p>'
+        )
 
 
 def figure(draw: Callable[..., Sheet]) -> Callable[..., Sheet]:
-    """Decorate a function that draws: use our style, name the figure, and lay it out once for all its files."""
+    """Decorate a function that draws: add `settings`, name the figure, and lay it out once for all its files."""
 
-    @STYLE
     @functools.wraps(draw)
-    def drawn(*args, **kwargs) -> Sheet:
-        fig = draw(*args, **kwargs)
-        fig.name = draw.__name__
-        fig.draw_without_rendering()
-        fig.set_layout_engine("none")
-        return fig
+    def drawn(*args, settings: Settings | None = None, **kwargs) -> Sheet:
+        with use(settings):
+            fig = draw(*args, **kwargs)
+            fig.name = draw.__name__
+            fig.settings = current()
+            fix_layout(fig)
+            fig.draw_without_rendering()
+            return fig
 
     return drawn
 
 
 def new_figure(
     table: pd.DataFrame,
-    width: float,
+    columns: str,
     height: float,
-    note: Sequence[str],
-    titles: Mapping[str, str] | None = None,
+    caption: Iterable[str],
+    names: Mapping[str, str] | None = None,
     run: RunInfo = NO_RUN,
 ) -> Sheet:
-    """Return an empty figure of `width` × `height` mm, plus a caption of the clauses `note` below it."""
-    note = [*filter(None, note), *[f"†\u00a0trained with {printable(run.cell_type_column)}"] * ("†" in str(titles))]
-    lines = textwrap.wrap("; ".join(note) + ".", int(width * 0.88), break_on_hyphens=False)
-    height += len(lines) * CAPTION * 1.25 / 72 * _INCH
-    fig = Sheet(figsize=(width / _INCH, height / _INCH), layout="constrained")
-    fig.supxlabel("\n".join(lines), x=1 / width, ha="left", size=CAPTION, color="0.3")
+    """Return an empty figure.
+
+    Parameters
+    ----------
+    table : what the figure draws
+    columns : ``single`` or ``double``, the width
+    height : in mm
+    caption : sentences without the last period; empty ones are left out
+    names : shown names of the models, to explain † in the caption
+    run : for this explanation
+    """
+    fig = Sheet(figsize=(page_width(columns) / MM, height / MM), layout="constrained")
+    pads = current().font_size / POINTS / 4  # inches
+    fig.get_layout_engine().set(w_pad=pads, h_pad=pads)
+    sentences = [*filter(None, caption)]
+    if "†" in str(names):
+        sentences.append(f"†, trained with {printable(run.cell_type_column)}")
+    fig.caption = " ".join(f"{sentence.rstrip('.')}." for sentence in sentences)
     fig.table = table
+    return fig
+
+
+def empty_figure(table: pd.DataFrame, reason: str, caption: Iterable[str] = ()) -> Sheet:
+    """Return a figure that only says why there is nothing to draw."""
+    fig = new_figure(table, "single", 4 * line(), [f"Not drawn: {reason}", *caption])
+    width = page_width("single") - 2 * line()
+    lines = wrap(f"Not drawn: {reason}", width)
+    fig.set_size_inches(page_width("single") / MM, (len(lines) + 2) * line() / MM)
+    fig.text(line() / page_width("single"), 0.5, "\n".join(lines), va="center")
     return fig
 
 
@@ -87,13 +123,38 @@ def legend(
     """Add a legend outside the panels: names with their color and marker, in as many columns as fit."""
     markers = dict.fromkeys(colors, "o") | (markers or {})
     handles = [Line2D([], [], label=name, ls="", color=colors[name], marker=markers[name]) for name in colors]
-    columns = legend_columns(colors, fig.bbox.width / fig.figure.dpi * _INCH)
+    columns = legend_columns(colors, fig.bbox.width / fig.figure.dpi * MM)
     fig.legend(handles=handles, loc=f"outside {where} left", ncols=columns, **options)
 
 
 def legend_columns(names: Collection[str], width: float) -> int:
     """Return the number of legend columns that fit into `width` mm."""
-    return max(int((width - 2) // (max(map(text_width, names)) + 6)), 1)
+    return max(int((width - line()) // (max(map(text_width, names)) + 2 * line())), 1)
+
+
+def letters(axes: Iterable[Axes]) -> None:
+    """Write a, b, c … in bold at the upper left of panels, to the left of their titles."""
+    for letter, ax in zip("abcdefghijklmnopqrstuvwxyz", axes, strict=False):
+        shift = (-1.6 * current().font_size, _TITLE_PAD)
+        ax.annotate(letter, (0, 1), shift, "axes fraction", textcoords="offset points", weight="bold", va="baseline")
+
+
+def mark_cut_axis(ax: Axes, which: str = "x") -> None:
+    """Mark an axis that does not start at 0 with two strokes, if 0 is not within its limits."""
+    low, high = ax.get_xlim() if which == "x" else ax.get_ylim()
+    if low <= 0 <= high:
+        return
+    at = np.array([2.0, 3.2]) * current().font_size / 7  # points from the corner
+    for points in at:
+        xy = (points, 0) if which == "x" else (0, points)
+        mark = [(-0.4, -1), (0.4, 1)] if which == "x" else [(-1, -0.4), (1, 0.4)]
+        offset = ax.transAxes + _shift(ax, *xy)
+        ax.plot([0], [0], marker=mark, ms=4, mew=0.5, color="0", ls="", clip_on=False, transform=offset, zorder=5)
+
+
+def _shift(ax: Axes, x: float, y: float) -> Transform:
+    """Return the transform that moves by points."""
+    return ScaledTranslation(x / POINTS, y / POINTS, ax.figure.dpi_scale_trans)
 
 
 def label_rows(ax: Axes, names: Sequence[str] = (), counts: Sequence[int] = ()) -> None:
@@ -107,47 +168,11 @@ def label_rows(ax: Axes, names: Sequence[str] = (), counts: Sequence[int] = ()) 
         axis.set_ylabel("cells", labelpad=4)
 
 
-@functools.cache
-def text_width(text: str) -> float:
-    """Return the width of a line of 7 pt text in mm."""
-    font = FontProperties(family="DejaVu Sans", size=7)
-    return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] / 72 * _INCH
-
-
-def printable(name: str) -> str:
-    """Return a name as it is drawn: with a space for line breaks, tabs and other characters that cannot be printed."""
-    return " ".join("".join(c if c.isprintable() else " " for c in str(name)).split()) or "(blank)"
-
-
-def shorten_labels(names: Sequence[str], width: float) -> list[str]:
-    """Cut the middle out of names wider than `width` mm, and number names that would then look equal."""
-    names = [printable(name) for name in names]
-    shown = [_shorten(name, width) for name in names]
-    for _ in range(3):  # a number may give a name that another cell type has already
-        column = pd.Series(shown, dtype=object)
-        numbers = column.groupby(column).cumcount() + 1
-        for i in np.flatnonzero(column.duplicated(keep=False)):
-            end = f" ({numbers[i]})"
-            shown[i] = _shorten(names[i], width - text_width(end)) + end
-        names = list(shown)
-    return shown
-
-
-def _shorten(name: str, width: float) -> str:
-    """Return the name, or as much of its start and end as fits into `width` mm."""
-    shown, n = name, len(name)
-    while (too_wide := text_width(shown)) > width and n > 1:
-        n = min(n - 1, int(n * width / too_wide) + 2)
-        shown = f"{name[: n - n // 2].rstrip()}…{name[len(name) - n // 2 :].lstrip()}"
-    return shown
-
-
-def palette(n: int) -> list[str]:
-    """Return n colors that differ as much as possible (scanpy's palettes); beyond 102 they repeat."""
-    from scanpy.plotting import palettes  # takes seconds to import, and only the UMAP needs it
-
-    colors = next((p for p in (palettes.vega_20_scanpy, palettes.zeileis_28) if n <= len(p)), palettes.godsnot_102)
-    return [colors[i % len(colors)] for i in range(n)]
+def palette(kind: str, names: Collection[object]) -> list[str]:
+    """Return one color per name. `kind` is ``cell_type``, ``donor_id`` or another column. Beyond 256 colors repeat."""
+    colors = current().palette(kind)
+    chosen = current().label_colors.get(kind, {})
+    return [chosen.get(str(name), colors[i % len(colors)]) for i, name in enumerate(names)]
 
 
 def at_least(low: float, high: float, span: float) -> tuple[float, float]:
@@ -156,9 +181,29 @@ def at_least(low: float, high: float, span: float) -> tuple[float, float]:
     return (low + high) / 2 - half, (low + high) / 2 + half
 
 
-def titles(models: Collection[str], daggers: Mapping[str, bool]) -> dict[str, str]:
-    """Return the title of each model, in the order of every figure, with † if `daggers` is true for it."""
-    return {model: f"{model}†" if daggers.get(model) else model for model in MODELS if model in set(models)}
+def in_order(models: Iterable[str]) -> list[str]:
+    """Return the models in the order of every figure: the four, then others in the order in which they appear."""
+    found = dict.fromkeys(map(str, models))
+    return [*filter(found.__contains__, MODELS), *(model for model in found if model not in MODELS)]
+
+
+def color_of(model: str) -> str:
+    """Return the color of a model: that of the settings, or one of a name that is not in the settings."""
+    known = current().models
+    if "color" in known.get(model, {}):
+        return known[model]["color"]
+    colors = current().other_embeddings
+    return colors[sum(map(ord, model)) % len(colors)]
+
+
+def name_of(model: str) -> str:
+    """Return the shown name of a model."""
+    return printable(current().models.get(model, {}).get("name", model))
+
+
+def model_names(models: Iterable[str], run: RunInfo = NO_RUN) -> dict[str, str]:
+    """Return the shown name of each model, in the order of every figure, with † if training used the cell types."""
+    return {model: name_of(model) + "†" * bool(run.used_cell_type.get(model)) for model in in_order(models)}
 
 
 def label_titles(run: RunInfo) -> dict[str, str]:
@@ -173,20 +218,26 @@ def label_columns(run: RunInfo) -> dict[str, str]:
 
 
 def run_note(cells: str, run: RunInfo, table: pd.DataFrame | None = None) -> list[str]:
-    """Return the clauses of a caption about the run; donor groups in `table` replace those of `run`."""
+    """Return the sentences of a caption about the run; donor groups in `table` replace those of `run`."""
     groups, skipped = dict(run.groups), {}  # skipped: reason -> models
     for model in filter(run.skipped.get, MODELS):
-        skipped.setdefault(printable(run.skipped[model]).split(". ")[0].rstrip("."), []).append(model)
+        skipped.setdefault(printable(run.skipped[model]).split(". ")[0].rstrip("."), []).append(name_of(model))
     if table is not None and GROUPS in table:
         groups |= dict(zip(table["Model"], table[GROUPS], strict=True))
-    clusters = ", ".join(model for model in MODELS if groups.get(model) == "clusters")
-    donors = "donors" if run.donor_column == DONOR else f"values of {printable(run.donor_column)}"
-    return [
+    clusters = ", ".join(name_of(model) for model in MODELS if groups.get(model) == "clusters")
+    donors = "Donors" if run.donor_column == DONOR else f"Values of {printable(run.donor_column)}"
+    known = {*run.used_cell_type, *run.groups}
+    missing = [name_of(model) for model in MODELS if known and model not in known and not run.skipped.get(model)]
+    facts = [
         f"n = {cells}" if cells else "",
         f"random sample of {run.n_cells:,} of {run.sampled_from:,} cells" if run.sampled_from and run.n_cells else "",
         "" if run.k is None else f"rank k = {run.k}",
-        f"{donors} compared within clusters in training: {clusters}" if clusters else "",
+    ]
+    return [
+        ", ".join(filter(None, facts)),
+        f"{donors} were compared within clusters in training: {clusters}" if clusters else "",
         *(f"{' and '.join(models)} skipped: {reason}" for reason, models in skipped.items()),
+        f"Not part of this run: {', '.join(missing)}" if missing else "",
     ]
 
 
@@ -196,15 +247,17 @@ def value_range(values: pd.Series) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-@STYLE
 def save(fig: Sheet, out_dir: str | Path) -> None:
-    """Write ``<out_dir>/<fig.name>.pdf``, ``.png`` and ``.csv`` (its table), each atomically.
+    """Write the figure in all formats of its settings, its data as csv, and its caption as txt, each atomically.
 
-    The same figure gives the same bytes.
+    The files are ``<out_dir>/<fig.name>.<format>``. The same figure gives the same bytes.
     """
     stem = Path(out_dir) / fig.name
     write_table(fig.table, f"{stem}.csv")
-    for ending, metadata in {"pdf": {"CreationDate": None}, "png": {}}.items():  # a date would change the bytes
-        with atomic(f"{stem}.{ending}") as path:
-            fig.savefig(path, format=ending, metadata=metadata)
-    log.info("wrote %s as pdf, png and csv (%d rows)", stem, len(fig.table))
+    with atomic(f"{stem}.txt") as path:
+        Path(path).write_text(f"{fig.caption}\n", encoding="utf-8")
+    with use(fig.settings):
+        for ending in fig.settings.formats:
+            with atomic(f"{stem}.{ending}") as path:  # a date would change the bytes
+                fig.savefig(path, format=ending, metadata=_NO_DATE.get(ending))
+    log.info("wrote %s as csv, txt, %s (%d rows)", stem, ", ".join(fig.settings.formats), len(fig.table))

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from aenmf_lib.data import LABELS
-from aenmf_lib.results import MODELS
+from aenmf_lib.results import MODELS, RunInfo
 
-_KNOWN = {"Model": MODELS, "label": LABELS, "cell_type_in_training": ("True", "False")}  # column -> possible values
+_KNOWN = {"label": LABELS, "cell_type_in_training": ("True", "False")}  # column -> possible values
 
 
 def check_columns(table: pd.DataFrame, name: str, columns: Collection[str]) -> None:
@@ -39,3 +39,15 @@ def check_table(
     flag = "cell_type_in_training"
     if flag in columns and table[flag].dtype != bool:  # the text "False" counts as true
         raise ValueError(f"{source}: {flag!r} is of type {table[flag].dtype}. Expected True or False. {again}")
+
+
+def check_run(table: pd.DataFrame, name: str, run: RunInfo) -> None:
+    """Raise ValueError if a table has models, cells or programs that the run does not have."""
+    source, again = table.attrs.get("source", name), "Run its notebook again, or pass the folder of this run."
+    trained = {*run.used_cell_type} | {*run.skipped}
+    if trained and "Model" in table and (other := {*table["Model"]} & {*MODELS} - trained):
+        raise ValueError(f"{source} contains {min(other)}, which is not among the models of this run "
+                         f"({', '.join(sorted(trained))}). {again}")  # fmt: skip
+    for column, largest, limit, unit in (("n_cells", 0, run.n_cells, "cells"), ("program", 1, run.k, "programs")):
+        if limit and column in table and len(table) and (found := int(table[column].max()) + largest) > limit:
+            raise ValueError(f"{source} is of {found:,} {unit}, but this run has {limit:,}. {again}")

@@ -151,7 +151,7 @@ def test_labels_have_the_colors_of_the_figures_and_missing_values_are_gray(found
     assert "a &lt; b &amp; c" in coloring.legend()
     assert "missing" in coloring.legend()
     types = found.coloring("cell_type")
-    assert types.colors == style.palette(len(types.labels))
+    assert types.colors == style.palette("cell_type", types.labels)
     score = found.coloring("score")
     assert np.isnan(score.data).sum() == len(range(0, 600, 7))
     assert {tuple(rgb) for rgb in score.rgb()[score.missing].tolist()} == {gray}
@@ -219,10 +219,10 @@ def test_picture_replaces_the_widgets_without_a_browser(found, monkeypatch):
     assert [ax.get_title() for ax in fig.subfigs[0].axes][:4] == [
         f"{model}, {'principal components' if model == 'Base_NMF' else 'UMAP'}" for model in found.cells.models
     ]
-    assert found.figure()._repr_png_() == fig._repr_png_()
+    assert found.figure().png() == fig.png()
     for color in ("score", "AE_NMF 0", "SYM3", module.NUMBER):
         found.color = color
-        assert found.figure()._repr_png_()
+        assert found.figure().png()
     found.color = "cell_type"
 
 

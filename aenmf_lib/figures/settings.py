@@ -1,0 +1,267 @@
+"""The settings of all figures: ``figures/settings.yaml``, and the file and options of the user, which replace them.
+
+While a figure is drawn, `current` returns its settings.
+"""
+
+import contextlib
+import contextvars
+import difflib
+import functools
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import yaml
+from matplotlib import font_manager, rc_context, style
+from matplotlib.colors import is_color_like, to_hex
+
+log = logging.getLogger(__name__)
+
+MM = 25.4  # per inch
+POINTS = 72  # per inch
+_active: contextvars.ContextVar["Settings | None"] = contextvars.ContextVar("settings", default=None)
+_DEFAULTS = Path(__file__).with_name("settings.yaml")
+_FORMATS = ("pdf", "png", "svg", "tiff")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The look of the figures, from `read_settings`. Lengths are in mm, the font size is in points."""
+
+    fonts: tuple[str, ...]
+    font_size: float
+    single: float
+    double: float
+    formats: tuple[str, ...]
+    dpi: float
+    models: Mapping[str, Mapping[str, str]]  # model -> name and color
+    other_embeddings: tuple[str, ...]  # colors
+    palettes: Mapping[str, str | Sequence[str]]  # label -> palette
+    label_colors: Mapping[str, Mapping[str, str]]  # label -> value -> color
+    sequential: str
+    diverging: str
+    markers: Mapping[str, Sequence[str]]  # cell type -> genes
+
+    def palette(self, kind: str) -> list[str]:
+        """Return the colors of a kind of label: ``cell_type``, ``donor_id`` or ``other``."""
+        return _colors(self.palettes.get(kind, self.palettes["other"]))
+
+
+def read_settings(path: str | Path | None = None, *, width: float = 0, formats: Sequence[str] = ()) -> Settings:
+    """Return the default settings, or those of a file and of the options, which replace them one by one.
+
+    Parameters
+    ----------
+    path
+        YAML file with some of the entries of ``figures/settings.yaml``; None or "" for the defaults.
+    width
+        Width of every figure in mm; 0 for the widths of the settings.
+    formats
+        Formats of every figure; empty for those of the settings.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        The file does not exist, or an entry is unknown or not valid.
+    """
+    values = _defaults()
+    if path:
+        values = _replace(values, _read(Path(path)), str(path))
+    options = {"formats": list(formats)} if formats else {}
+    options |= {"single": width, "double": width} if width else {}
+    values = _replace(values, options, "WIDTH and FORMAT")
+    return Settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    """Return the entries of the file of defaults."""
+    return yaml.safe_load(_DEFAULTS.read_text(encoding="utf-8"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the entries of a file of the user."""
+    if not path.is_file():
+        raise FileNotFoundError(f"File of settings not found: {path}. Pass an existing file: SETTINGS=mine.yaml.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}. Correct it.") from None
+    if not isinstance(values, dict | None):
+        raise ValueError(f"{path} contains {values!r:.60}. Expected lines such as 'font_size: 8'.")
+    return values or {}
+
+
+def _replace(defaults: Mapping[str, Any], values: Mapping, where: str) -> dict[str, Any]:
+    """Return the defaults with the values that replace them. Models and palettes are replaced one by one."""
+    merged = dict(defaults)
+    for name, value in values.items():
+        _require_known(name, defaults, where)
+        place = f"{where}: {name}"
+        if name in ("models", "palettes"):
+            _require(isinstance(value, Mapping), place, value, f"a mapping, such as in {_DEFAULTS}")
+            merged[name] = dict(defaults[name])
+        if name == "models":
+            for model, entries in value.items():
+                of_model = f"{place}: {model}"
+                _require(isinstance(entries, Mapping), of_model, entries, 'such as {name: PCA, color: "#999999"}')
+                for key, text in entries.items():
+                    _require_known(key, {"name": 0, "color": 0}, of_model)
+                    _check(key, text, f"{of_model}: {key}")
+                merged[name][str(model)] = {"name": str(model)} | dict(merged[name].get(model, {})) | dict(entries)
+        elif name == "palettes":
+            for label, palette in value.items():
+                _check("palette", palette, f"{place}: {label}")
+                merged[name][str(label)] = palette
+        else:
+            _check(name, value, place)
+            merged[name] = value
+    return merged
+
+
+def _texts(value: Any, valid: Callable[[str], bool] = str.strip) -> bool:
+    """Return whether a value is a list of valid texts."""
+    return isinstance(value, list) and value and all(isinstance(text, str) and valid(text) for text in value)
+
+
+def _number(value: Any, low: float, high: float) -> bool:
+    """Return whether a value is a number between two limits."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def _mapping(value: Any, valid: Callable[[Any], bool]) -> bool:
+    """Return whether a value is a mapping from texts to valid values."""
+    return isinstance(value, Mapping) and all(isinstance(key, str) and valid(each) for key, each in value.items())
+
+
+def _color(value: Any) -> bool:
+    """Return whether a value is a color."""
+    return isinstance(value, str) and is_color_like(value)
+
+
+def _palette(value: Any) -> bool:
+    """Return whether a value names a palette or is a list of colors."""
+    if not isinstance(value, str):
+        return _texts(value, _color)
+    return _colorcet(value) is not None or value in mpl.colormaps
+
+
+def _colormap(value: Any) -> bool:
+    """Return whether a value is the name of a colormap."""
+    return isinstance(value, str) and value in mpl.colormaps
+
+
+# entry -> whether a value is valid, what is expected
+_CHECKS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "fonts": (_texts, "a list of fonts, such as [Arial]"),
+    "font_size": (lambda value: _number(value, 3, 40), "a number of points from 3 to 40"),
+    "single": (lambda value: _number(value, 30, 1000), "a width from 30 to 1000 mm"),
+    "double": (lambda value: _number(value, 30, 1000), "a width from 30 to 1000 mm"),
+    "dpi": (lambda value: _number(value, 30, 2400), "a number from 30 to 2400"),
+    "formats": (lambda value: _texts(value, _FORMATS.__contains__), f"a list of formats, of {', '.join(_FORMATS)}"),
+    "other_embeddings": (lambda value: _texts(value, _color), 'a list of colors, such as ["#7F8C99"]'),
+    "label_colors": (
+        lambda value: _mapping(value, lambda colors: _mapping(colors, _color)),
+        'colors of labels, such as {cell_type: {B cell: "#1B9E77"}}',
+    ),
+    "sequential": (_colormap, "a colormap of matplotlib, such as viridis"),
+    "diverging": (_colormap, "a colormap of matplotlib, such as RdBu_r"),
+    "markers": (lambda value: _mapping(value, _texts), "genes by cell type, such as {B cell: [MS4A1, CD79A]}"),
+    "palette": (_palette, "a palette of colorcet or matplotlib, or a list of colors"),
+    "name": (lambda value: isinstance(value, str) and value.strip(), "a text"),
+    "color": (_color, 'a color, such as "#0072B2"'),
+}
+
+
+def _check(name: str, value: Any, place: str) -> None:
+    """Raise ValueError unless the value of an entry is valid."""
+    valid, expected = _CHECKS[name]
+    _require(valid(value), place, value, expected)
+
+
+def _require(valid: Any, place: str, value: Any, expected: str) -> None:
+    """Raise ValueError unless a value is valid."""
+    if not valid:
+        raise ValueError(f"{place} is {value!r:.60}. Expected {expected}.")
+
+
+def _require_known(name: Any, names: Mapping, where: str) -> None:
+    """Raise ValueError, with the closest valid name, if a name is unknown."""
+    if name not in names:
+        close = difflib.get_close_matches(str(name), [*map(str, names)], 1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"{where} has an unknown entry {str(name)!r}.{hint} Valid entries: {', '.join(names)}.")
+
+
+def _colorcet(name: str) -> list | None:
+    """Return the colors of a palette of colorcet, or None if it has no palette of this name."""
+    import colorcet  # takes half a second, and few figures need it
+
+    colors = getattr(colorcet, name, None)
+    return colors if isinstance(colors, list) else None
+
+
+def _colors(palette: str | Sequence[str]) -> list[str]:
+    """Return the colors of a palette."""
+    if isinstance(palette, str):
+        if (colors := _colorcet(palette)) is not None:
+            palette = colors
+        else:
+            colormap = mpl.colormaps[palette]
+            palette = colormap(range(colormap.N)) if colormap.N < 256 else colormap([i / 19 for i in range(20)])
+    return [to_hex(color) for color in palette]
+
+
+def current() -> Settings:
+    """Return the settings of the figure that is being drawn."""
+    return _active.get() or read_settings()
+
+
+@contextlib.contextmanager
+def use(settings: Settings | None = None) -> Iterator[None]:
+    """Draw with these settings (None: the default settings), whatever the user's rcParams are."""
+    token = _active.set(settings or read_settings())
+    try:
+        with style.context("aenmf_lib.figures.aenmf", after_reset=True):
+            text = {"font.family": [find_font(current().fonts), "DejaVu Sans"], "font.size": current().font_size}
+            # the resolution of the files is also that of the layout
+            with rc_context(text | {"figure.dpi": current().dpi, "savefig.dpi": current().dpi}):
+                yield
+    finally:
+        _active.reset(token)
+
+
+@functools.cache
+def find_font(families: tuple[str, ...]) -> str:
+    """Return the first font of the list that is installed, or the one that comes with matplotlib."""
+    for family in families:
+        if family in font_manager.get_font_names():
+            break
+        # matplotlib does not see fonts that were installed after it was first used
+        start = family.replace(" ", "").lower()
+        files = [file for file in font_manager.findSystemFonts() if Path(file).stem.lower().startswith(start)]
+        for file in sorted(files):
+            with contextlib.suppress(RuntimeError, OSError):  # a file that is not a font
+                font_manager.fontManager.addfont(file)
+        if family in font_manager.get_font_names():
+            break
+    else:
+        family = "DejaVu Sans"
+    if family == "DejaVu Sans" and families[0] != family:
+        wanted = [name for name in families if name != family]
+        log.warning("No font %s is installed: figures use DejaVu Sans. Debian: apt install fonts-liberation",
+                    " or ".join(wanted))  # fmt: skip
+    return family
+
+
+def page_width(columns: str) -> float:
+    """Return the width of a figure of one (``single``) or two (``double``) columns, in mm."""
+    return {"single": current().single, "double": current().double}[columns]
+
+
+def line() -> float:
+    """Return the height of a line of text, with the space between lines, in mm."""
+    return current().font_size / POINTS * MM * 1.25
