@@ -1,17 +1,20 @@
 # %% [markdown]
 # # 06 · Two benchmarks
 # **Question.** Do cells that are close in an embedding share their cell type rather than their donor?  **Reads** the
-# results files of 02 to 05.  **Writes** the four published tables, long tables with one row per seed or fit, tables of
-# other common scores, and the UMAP coordinates.
+# results files of 02 to 05, and files with embeddings of other methods.  **Writes** the four published tables, long
+# tables with one row per seed or fit, tables of other common scores, the UMAP coordinates, and `baselines.h5ad`.
 #
 # A good embedding scores high against `cell_type` and low against `donor_id`. Every score is saved in `*_scores.csv` as
-# soon as it is computed. After an interruption, the notebook computes only the missing scores. If you add a model, only
-# the scores of this model are computed.
+# soon as it is computed. After an interruption, the notebook computes only the missing scores. If you add a model or
+# another embedding, only its scores are computed.
 
 # %% tags=["parameters"]
 model_paths: list[str] = ["results/demo/k12/cae_nmf1_k12.h5ad", "results/demo/k12/cae_nmf2_k12.h5ad", "results/demo/k12/ae_nmf_k12.h5ad", "results/demo/k12/base_nmf_k12.h5ad"]  # results files to compare  # noqa: E501  # fmt: skip
 out_dir: str = "results/lab"  # folder for the tables
-seed: int = 42  # seed of the subset of cells, of UMAP and of the silhouette sample
+extra: list[str] = []  # embeddings of other methods; each is a name, a file and a key of its obsm, as shown below
+baselines: list[str] = []  # 'PCA' and 'Harmony': computed from the cells, with as many columns as programs
+cells_path: str = "results/demo/filtered.h5ad"  # filtered cells, written by 01; read only for the baselines
+seed: int = 42  # seed of the subset of cells, of UMAP, of the silhouette sample and of the baselines
 max_cells: int = 1500  # largest number of cells in the classification (a stratified subset); 0 uses all cells
 forest: str = "random_forest"  # as published; 'random_forest_intelex' is much faster, with slightly different scores
 n_jobs: int = -1  # number of parallel workers; -1 uses all cores
@@ -30,24 +33,33 @@ import pandas as pd
 
 from aenmf_lib import results
 from aenmf_lib.metrics import classification, clustering, integration, neighbors
+from aenmf_lib.metrics.baselines import add_baselines
 from aenmf_lib.metrics.splits import Splits
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 warnings.filterwarnings("ignore", message="IProgress not found")  # umap asks for widgets; the progress bars are text
-embeddings = results.read_embeddings(model_paths)
-used_cell_type = pd.Series(embeddings.used_cell_type, name="cell_type used")
-pd.DataFrame({"cell_type used": used_cell_type, "groups": embeddings.groups}).assign(programs=embeddings.k)
+embeddings = results.read_embeddings(model_paths).with_extra(extra)
+embeddings = add_baselines(embeddings, baselines, cells_path, f"{out_dir}/baselines.h5ad", seed=seed)
+used_cell_type = pd.Series(embeddings.run.used_cell_type, name="cell_type used")
+n_columns = pd.Series({name: H.shape[1] for name, H in embeddings.H.items()})
+pd.DataFrame({"cell_type used": used_cell_type, "groups": embeddings.run.groups, "columns": n_columns})
 
 # %% [markdown]
 # All models must be trained on the same cells in the same order; otherwise the code above stops with an error. If
 # `cell_type used` is True, the penalty of the model used the cell types. The scores of this model against `cell_type`
-# are then not independent evidence. `groups` are the groups of cells within which the penalty compared donors.
+# are then not independent evidence. `groups` are the groups of cells within which the penalty compared donors. Both
+# describe the models: about the training of another embedding nothing is known here, and it counts as `False`, `none`.
+#
+# An entry of `extra` such as `PCA=pca.h5ad:X_pca` names an embedding, its file and its key in `obsm`. The file must
+# contain all cells; they are found by their names. Other embeddings are in all tables except the four published ones,
+# which contain only the models. Harmony corrects the principal components for the donor. Both baselines are in
+# `baselines.h5ad`, as `X_PCA` and `X_Harmony`.
 #
 # The next list shows the models that were skipped, with the reason. Usually the list is empty. The published tables
 # have one row without scores for each skipped model.
 
 # %%
-pd.Series(embeddings.skipped, name="skipped", dtype=object)
+pd.Series(embeddings.run.skipped, name="skipped", dtype=object)
 
 # %% [markdown]
 # A label with one class, such as `donor_id` with one donor, has empty scores in all tables, and a warning reports it.
@@ -83,16 +95,16 @@ agreement.pivot_table(index="Model", columns="label", values=["n_clusters", "n_c
 # Agreement with `cell_type` (higher is better):
 
 # %%
-agreement_cell_type = embeddings.with_skipped(clustering.summarize(agreement, "cell_type"))
-results.write_table(agreement_cell_type, f"{out_dir}/clustering_cell_type.csv")
+agreement_cell_type = clustering.summarize(agreement, "cell_type")
+results.write_table(embeddings.published(agreement_cell_type), f"{out_dir}/clustering_cell_type.csv")
 agreement_cell_type
 
 # %% [markdown]
 # Agreement with `donor_id` (lower is better; random clusters have an ARI of 0):
 
 # %%
-agreement_donor_id = embeddings.with_skipped(clustering.summarize(agreement, "donor_id"))
-results.write_table(agreement_donor_id, f"{out_dir}/clustering_donor_id.csv")
+agreement_donor_id = clustering.summarize(agreement, "donor_id")
+results.write_table(embeddings.published(agreement_donor_id), f"{out_dir}/clustering_donor_id.csv")
 agreement_donor_id
 
 # %% [markdown]
@@ -165,16 +177,16 @@ fits.pivot_table(index=["label", "Model"], columns="classifier", values=["F1", "
 # The published table contains means over all classifiers, seeds and folds. For `cell_type` (higher is better):
 
 # %%
-classified_cell_type = embeddings.with_skipped(classification.summarize(fits, "cell_type"))
-results.write_table(classified_cell_type, f"{out_dir}/classification_cell_type.csv")
+classified_cell_type = classification.summarize(fits, "cell_type")
+results.write_table(embeddings.published(classified_cell_type), f"{out_dir}/classification_cell_type.csv")
 classified_cell_type
 
 # %% [markdown]
 # For `donor_id` (lower is better):
 
 # %%
-classified_donor_id = embeddings.with_skipped(classification.summarize(fits, "donor_id"))
-results.write_table(classified_donor_id, f"{out_dir}/classification_donor_id.csv")
+classified_donor_id = classification.summarize(fits, "donor_id")
+results.write_table(embeddings.published(classified_donor_id), f"{out_dir}/classification_donor_id.csv")
 classified_donor_id
 
 # %% [markdown]

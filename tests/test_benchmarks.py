@@ -19,7 +19,7 @@ import scoring  # noqa: E402
 import scoring_atlas  # noqa: E402
 
 from aenmf_lib.models.base import relative_error  # noqa: E402
-from aenmf_lib.results import Embeddings  # noqa: E402
+from aenmf_lib.results import Embeddings, RunInfo  # noqa: E402
 
 
 def test_tables_in_the_readme_match_the_csv_files():
@@ -71,6 +71,6 @@ def test_direct_calls_give_the_scores_of_the_project(part):
     H, types = scoring_atlas.simulate(400, 5)
     donors = np.random.default_rng(0).choice(["d1", "d2", "d3"], 400)
     obs = pd.DataFrame({"cell_type": (types % 3).astype(str), "donor_id": donors}, dtype="category")
-    embeddings = Embeddings({"AE_NMF": H}, obs, {"AE_NMF": False}, {"AE_NMF": ""}, 5)
+    embeddings = Embeddings({"AE_NMF": H}, obs, RunInfo(5, 400))
     found, expected = (way(embeddings, part, 0, [42]) for way in (scoring.score, scoring.score_directly))
     np.testing.assert_allclose(found, expected, atol=1e-3)

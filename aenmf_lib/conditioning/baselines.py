@@ -1,22 +1,20 @@
 """Baselines for the models: established methods with default settings, and an embedding of the cell types only."""
 
-import importlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 
 import numpy as np
 import pandas as pd
 import scanpy as sc
 from anndata import AnnData
 from scipy.sparse import csr_matrix
-from sklearn import decomposition
 
 from aenmf_lib.data.labels import CELL_TYPE, DONOR, is_missing
+from aenmf_lib.metrics import baselines
+from aenmf_lib.metrics.baselines import LINEAR_SCVI
 
-CELL_TYPE_ONLY, PCA, HARMONY, LINEAR_SCVI = "Types", "PCA", "Harmony", "LinearSCVI"
-_PACKAGES = {HARMONY: ("harmonypy", "harmonypy"), LINEAR_SCVI: ("scvi", "scvi-tools")}  # module, name for pip
+CELL_TYPE_ONLY = "Types"
 _NOISE = 0.05  # standard deviation of the noise that makes the neighbors within a type random
 _N_GENES = 2000  # most variable genes for LinearSCVI, as in its tutorials
 
@@ -34,18 +32,6 @@ class Embedding:
     seconds: float = np.nan  # of the fit
 
 
-def require_package(name: str) -> ModuleType | None:
-    """Import and return the optional package of a baseline, or None if it needs none."""
-    if name not in _PACKAGES:
-        return None
-    module, distribution = _PACKAGES[name]
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError:
-        advice = f"Install it with 'pip install {distribution}', or remove {name!r} from baselines."
-        raise ValueError(f"{name} is not installed. {advice}") from None
-
-
 def cell_types(cells: AnnData, seed: int) -> Embedding:
     """Embed cells by cell type only: shows how far cell-type composition by itself predicts the donor."""
     names = np.unique(cells.obs[CELL_TYPE][~is_missing(cells.obs[CELL_TYPE])].astype(str))
@@ -60,9 +46,8 @@ def cell_types(cells: AnnData, seed: int) -> Embedding:
 
 
 def pca(cells: AnnData, k: int, seed: int) -> Embedding:
-    """Embed cells by the first k principal components of all genes, computed exactly."""
-    model = decomposition.PCA(k, svd_solver="arpack", random_state=seed)
-    H = model.fit_transform(cells.X)
+    """Embed cells by the first k principal components of all genes."""
+    H, model = baselines.pca(cells.X, k, seed)
     squares = np.square(cells.X.data, dtype=np.float64).sum()
     of_mean = len(H) * np.square(model.mean_, dtype=np.float64).sum()
     error = float(np.sqrt((squares - of_mean - (len(H) - 1) * model.explained_variance_.sum()) / squares))
@@ -70,10 +55,8 @@ def pca(cells: AnnData, k: int, seed: int) -> Embedding:
 
 
 def harmony(H: np.ndarray, obs: pd.DataFrame, seed: int) -> Embedding:
-    """Correct an embedding for the donor (Korsunsky et al. 2019, doi:10.1038/s41592-019-0619-0)."""
-    corrected = require_package(HARMONY).run_harmony(H, obs, [DONOR], random_state=seed, verbose=False)
-    Z = np.asarray(corrected.Z_corr)
-    return Embedding(Z if Z.shape == H.shape else Z.T, None)  # the orientation depends on the version of harmonypy
+    """Correct an embedding for the donor."""
+    return Embedding(baselines.harmony(H, obs[DONOR], seed), None)
 
 
 def linear_scvi(cells: AnnData, k: int, seed: int) -> Embedding:
@@ -81,7 +64,7 @@ def linear_scvi(cells: AnnData, k: int, seed: int) -> Embedding:
 
     The donor is its batch key. The encoder reads counts only, so it can embed cells of other donors.
     """
-    scvi = require_package(LINEAR_SCVI)
+    scvi = baselines.require_package(LINEAR_SCVI)
     for name in ("lightning.pytorch", "lightning.fabric", "scvi"):
         logging.getLogger(name).setLevel(logging.ERROR)  # they log the GPU and the seed of every fit
     genes = sc.pp.highly_variable_genes(cells, n_top_genes=min(_N_GENES, cells.n_vars), inplace=False)

@@ -9,8 +9,9 @@ import pandas as pd
 from anndata import AnnData
 
 from aenmf_lib.conditioning import baselines as methods
-from aenmf_lib.conditioning.baselines import CELL_TYPE_ONLY, HARMONY, LINEAR_SCVI, PCA, Embedding
+from aenmf_lib.conditioning.baselines import CELL_TYPE_ONLY, Embedding
 from aenmf_lib.data import CELL_TYPE, DONOR
+from aenmf_lib.metrics.baselines import HARMONY, LINEAR_SCVI, PCA, require_package
 from aenmf_lib.models import penalties
 from aenmf_lib.models.aenmf import AENMF
 from aenmf_lib.models.base import relative_error, squared_error
@@ -62,7 +63,7 @@ def plan(
     if unknown := [name for name in baselines if name not in BASELINES]:
         raise ValueError(f"baselines contains {unknown[0]!r}. Choose from {', '.join(map(repr, BASELINES))}.")
     for name in baselines:
-        methods.require_package(name)
+        require_package(name)
     if not strengths or min(*strengths, at) <= 0 or len(set(strengths)) < len(strengths):
         raise ValueError(f"strengths={list(strengths)} with at={at} is not valid. Give one or more above 0, each once.")
     for name, values, known in (("labels", labels, penalties.PENALTY_LABELS), ("gene_weights", gene_weights, RULES)):

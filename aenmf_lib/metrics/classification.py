@@ -170,8 +170,8 @@ def summarize(long: pd.DataFrame, label: str) -> pd.DataFrame:
     """Summarize the fits of one label in the published table format: mean and standard deviation (ddof 1) over fits.
 
     The columns are `Model, MeanFoldF1, F1_std, MeanFoldAUROC, AUROC_std, …` (all `METRICS`), `n_rows` (the number of
-    fits), `n_cells, n_classes, min_cells_per_class`; one row per model in the order of `results.MODELS`. A label
-    without rows, and fits with different numbers of cells or classes, raise a ValueError.
+    fits), `n_cells, n_classes, min_cells_per_class`; one row per model in the order of `results.MODELS`, then of other
+    methods. A label without rows, and fits with different numbers of cells or classes, raise a ValueError.
     """
     return mean_and_std(long, label, METRICS, _SETTINGS[:3], names=("MeanFold{}", "{}_std"))
 

@@ -110,8 +110,8 @@ def _agreement(clusters: np.ndarray, y: np.ndarray) -> dict[str, float]:
 def summarize(long: pd.DataFrame, label: str) -> pd.DataFrame:
     """Summarize the scores of one label in the published table format: mean and standard deviation (ddof 1) over seeds.
 
-    The columns are `Model, ARI, ARI Std, NMI, NMI Std`; one row per model in the order of `results.MODELS`. A label
-    without scores, and scores of different cells or parameters, raise a ValueError.
+    The columns are `Model, ARI, ARI Std, NMI, NMI Std`; one row per model in the order of `results.MODELS`, then of
+    other methods. A label without scores, and scores of different cells or parameters, raise a ValueError.
     """
     settings = ["n_cells", "n_classes", "n_neighbors", "resolution"]
     table = mean_and_std(long, label, ["ARI", "NMI"], settings, names=("{}", "{} Std"))

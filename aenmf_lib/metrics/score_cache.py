@@ -135,7 +135,7 @@ def mean_and_std(
 
     The columns are `Model`, the scores as `names` (patterns for mean and deviation, such as "{}_std"), `n_rows`, and
     the settings, which must be the same in all rows. `n_rows` is the number of rows with scores. The models are in the
-    order of `results.MODELS`.
+    order of `results.MODELS`, followed by other methods in the order of the rows.
     """
     rows = long[long["label"] == label]
     if rows.empty:
@@ -153,4 +153,5 @@ def mean_and_std(
     table.columns = [name.format(score) for score in scores for name in names]
     table["n_rows"] = by_model[scores[0]].count()
     table[list(settings)] = by_model[list(settings)].first()
-    return table.loc[sorted(table.index, key=MODELS.index)].reset_index()
+    known = [model for model in MODELS if model in table.index]
+    return table.loc[[*known, *table.index.difference(known, sort=False)]].reset_index()

@@ -31,6 +31,7 @@ META = {"CAE_NMF1": "cond_meta_concat_k{k}", "CAE_NMF2": "cond_meta_concat_k{k}"
 GENE_WEIGHTS = "gene_weights"  # varm, only if the genes have different weights: H = X (W diag(w²))ᵀ
 U_DONOR = "U_donor_k{k}"  # uns, model 2, optional
 OVERLAP = "donor_overlap_k{k}"  # uns, conditional models: U Eᵀ (model 1) or diag(U_d Eᵀ) (model 2), (n_donors, k)
+DONOR_PART = "donor_part_k{k}"  # varm, model 2, optional: donor part h̄ U_d at the mean usages h̄ of all cells
 PROVENANCE = "provenance"  # uns
 PROJECTION = "projection"  # in the provenance of projected cells: overlap of their genes with those of the model
 SKIPPED = "skipped"  # in the provenance: why a model was not trained; the file then contains no embedding
@@ -46,6 +47,13 @@ CARD_COLUMNS = (
     "variance_by_donor", "stability", *(f"{what}_{model}" for model in MODELS for what in ("nearest", "cosine")),
     "gene_set", "gene_set_overlap", "gene_set_fdr",
 )  # fmt: skip
+# columns of usage_by_type.csv, program_matches.csv and gene_set_enrichment.csv
+USAGE_COLUMNS = ("Model", "program", CELL_TYPE, "mean_usage", "n_cells")
+MATCH_COLUMNS = ("Model", "program", "other", "other_program", "cosine", "matched")
+SET_COLUMNS = ("Model", "program", "gene_set", "overlap", "size", "p", "fdr", "shared_genes")
+# columns of donor_genes.csv and donor_share.csv
+DONOR_GENE_COLUMNS = ("Model", DONOR, "rank", "gene", "symbol", "weight", "difference")
+DONOR_SHARE_COLUMNS = ("Model", DONOR, "n_cells", "share", "share_common")
 
 _NEEDED = (USED_CELL_TYPE, "loss_history", "n_iter", "sq_norm_per_cell")  # entries that a provenance must contain
 
@@ -153,6 +161,8 @@ def find_faults(cells: AnnData) -> list[str]:
     for key, shape in ((OVERLAP, (n_donors, k)), (U_DONOR, (n_donors, k, cells.n_vars))):
         if name in ("CAE_NMF1", "CAE_NMF2") and key.format(k=k) in cells.uns:
             faults += _find_array_faults(cells.uns, "uns", key.format(k=k), shape)
+    if DONOR_PART.format(k=k) in cells.varm:
+        faults += _find_array_faults(cells.varm, "varm", DONOR_PART.format(k=k), (cells.n_vars, n_donors))
     if name in META and META[name].format(k=k) not in cells.uns:
         faults.append(f"uns has no {META[name].format(k=k)!r}")
     if PROVENANCE in cells.uns:

@@ -26,7 +26,7 @@ STAGES = {  # model -> notebook that trains it
     "CAE_NMF2": "05_train_cae_nmf2",
 }
 FILTER, BENCHMARKS, FIGURES = "01_filter", "06_benchmarks", "07_figures"
-CLASSIFICATION = "classification"  # a part of 06
+CLASSIFICATION, OTHERS = "classification", "other embeddings"  # parts of 06
 CONDITIONAL = ("CAE_NMF1", "CAE_NMF2")
 _GB = 1e9
 _WORKER = 0.25e9  # bytes of a parallel worker
@@ -40,25 +40,15 @@ _DENSE = 1.7e-11  # a multiplication and addition of a dense product
 _GENE = 2.0e-8  # updating one program of a gene by coordinate descent
 _PAIR = 1.0e-9  # a pair of programs, of a cell or gene, in a sweep of scikit-learn's NMF
 _BLOCK = 4e-4  # overhead of one block of 256 genes
+_COMPONENT = 2.2e-9  # a nonzero in the PCA of k components, times k^1.37
+_HARMONY = 7e-5  # a cell
 _GPU = 20.0  # a GPU computes the iterations this many times faster than two cores
 _STARTUP = {
-    FILTER: 5.0,
-    "Base_NMF": 7.0,
-    "AE_NMF": 10.5,
-    "CAE_NMF1": 11.0,
-    "CAE_NMF2": 11.5,
-    BENCHMARKS: 25.0,
-    FIGURES: 16.0,
-}
+    FILTER: 5.0, "Base_NMF": 7.0, "AE_NMF": 10.5, "CAE_NMF1": 11.0, "CAE_NMF2": 11.5, BENCHMARKS: 25.0, FIGURES: 16.0,
+}  # fmt: skip
 _MEMORY = {
-    FILTER: 0.27,
-    "Base_NMF": 0.3,
-    "AE_NMF": 0.65,
-    "CAE_NMF1": 0.65,
-    "CAE_NMF2": 0.65,
-    BENCHMARKS: 0.6,
-    FIGURES: 0.4,
-}
+    FILTER: 0.27, "Base_NMF": 0.3, "AE_NMF": 0.65, "CAE_NMF1": 0.65, "CAE_NMF2": 0.65, BENCHMARKS: 0.6, FIGURES: 0.4,
+}  # fmt: skip
 
 # Seconds of the small tasks of `Speed.measure` on the reference machine
 _REFERENCE = {"sparse": 0.0044, "dense": 0.0046, "trees": 0.0165}
@@ -136,6 +126,12 @@ class _Run:
     def of(self, stage: str) -> Mapping[str, Any]:
         """Return the values of one notebook."""
         return self.values.get(stage, {})
+
+    @property
+    def n_embeddings(self) -> int:
+        """The number of embeddings that 06 scores: those of the models and others."""
+        values = self.of(BENCHMARKS)
+        return len(self.models) + len(values.get("extra", ())) + len(values.get("baselines", ()))
 
     def parallel(self, seconds: float, share: float = 0.6) -> float:
         """Return the time of a computation on all cores; each core after the first adds `share`."""
@@ -279,12 +275,15 @@ def _graph(run: _Run, n: int) -> float:
 
 def _benchmarks(run: _Run) -> Iterator[dict[str, Any]]:
     """Predict notebook 06 and its parts."""
-    parts = {"clustering": _clustering(run), "UMAP": _umap(run), CLASSIFICATION: _classification(run)}
+    parts = {"clustering": _clustering(run), "UMAP": _umap(run), CLASSIFICATION: _classification(run, len(run.models))}
+    if n_others := run.n_embeddings - len(run.models):
+        parts[OTHERS] = _others(run, n_others)
     seconds = run.speed.trees * (_STARTUP[BENCHMARKS] + sum(part[0] for part in parts.values()))
-    memory = (
-        _MEMORY[BENCHMARKS] * _GB + max(part[1] for part in parts.values()) + len(run.models) * run.size.n_cells * 700
-    )
-    disk = len(run.models) * run.size.n_cells * 8 + run.size.n_cells * (40 + run.size.names) + 2e6
+    memory = _MEMORY[BENCHMARKS] * _GB + max(part[1] for part in parts.values())
+    memory += run.n_embeddings * run.size.n_cells * 700
+    disk = run.size.n_cells * (8 * run.n_embeddings + 40 + run.size.names) + 2e6
+    wanted = run.of(BENCHMARKS).get("baselines", ())
+    disk += (bool(wanted) + ("Harmony" in wanted)) * run.size.n_cells * run.size.k * 4  # Harmony with its components
     yield _row(BENCHMARKS, seconds, memory, disk)
     for part, (own, peak) in parts.items():
         yield _row(BENCHMARKS, run.speed.trees * own, _MEMORY[BENCHMARKS] * _GB + peak, 0, part)
@@ -298,13 +297,13 @@ def _jobs(run: _Run) -> int:
 
 def _clustering(run: _Run) -> tuple[float, float]:
     """Return seconds and memory of neighbor graphs, Leiden clusters and mixing; the silhouette has the most pairs."""
-    s, values, n_models = run.size, run.of(BENCHMARKS), len(run.models)
+    s, values = run.size, run.of(BENCHMARKS)
     others = [r for r in values.get("resolutions", range(1, 7)) if r != _RESOLUTION]
     runs = len(values.get("clustering_seeds", range(10))) + len(others)
     leiden = 6e-5 * s.n_cells * (max(s.n_cells, 3000) / 12_000) ** 0.4
     silhouette = 2 * 2.4e-8 * min(s.n_cells, SILHOUETTE_CELLS) ** 2
     mixing = silhouette + (2 * 4e-4 * s.n_cells if values.get("lisi") else 0)
-    seconds = n_models * (_graph(run, s.n_cells) + mixing + runs * leiden / _jobs(run))
+    seconds = run.n_embeddings * (_graph(run, s.n_cells) + mixing + runs * leiden / _jobs(run))
     distances = min(2**30, 4 * min(s.n_cells, SILHOUETTE_CELLS) ** 2)  # scikit-learn computes 1 GiB of them at a time
     return seconds + 6, max(distances, _jobs(run) * (_WORKER + 9000.0 * s.n_cells))
 
@@ -313,11 +312,11 @@ def _umap(run: _Run) -> tuple[float, float]:
     """Return seconds and memory of the layouts."""
     n = run.size.n_cells
     epochs = 500 if n <= 10_000 else 200
-    return len(run.models) * (1e-7 * 25 * epochs + 3e-4) * n, 4000.0 * n
+    return run.n_embeddings * (1e-7 * 25 * epochs + 3e-4) * n, 4000.0 * n
 
 
-def _classification(run: _Run) -> tuple[float, float]:
-    """Return seconds and memory of all fits, also those on unseen donors."""
+def _classification(run: _Run, n_embeddings: int) -> tuple[float, float]:
+    """Return seconds and memory of all fits to some embeddings, also those on unseen donors."""
     s, values = run.size, run.of(BENCHMARKS)
     n = min(values.get("max_cells", 0) or s.n_cells, s.n_cells)
     seeds, unseen = (len(values.get(name, range(n))) for name, n in (("classification_seeds", 5), ("unseen_seeds", 1)))
@@ -329,13 +328,23 @@ def _classification(run: _Run) -> tuple[float, float]:
         own[label] = forest + 0.04 + 1.25e-8 * n * s.k * classes
     fits = 5 * seeds * (own["type"] + own["donor"]) + min(5, s.n_donors) * unseen * own["type"]
     search = 3 * (6e-9 * n**2 / math.sqrt(run.speed.cores) + 1e-5 * n * seeds)
-    return len(run.models) * (fits / _jobs(run) + search) + 5, _jobs(run) * (
+    return n_embeddings * (fits / _jobs(run) + search) + 5, _jobs(run) * (
         _WORKER + n * (8.0 * s.k + 45.0 * max(s.n_types, s.n_donors))
     )
 
 
+def _others(run: _Run, n_others: int) -> tuple[float, float]:
+    """Return seconds and memory of the baselines, and of the fits to all embeddings that are not of the models."""
+    s, wanted = run.size, run.of(BENCHMARKS).get("baselines", ())
+    seconds, memory = _classification(run, n_others)
+    if wanted:
+        seconds += s.nnz * s.k**1.37 * _COMPONENT
+        memory = max(memory, 16 * s.nnz + 12 * (s.n_cells + s.n_genes) * 2 * s.k)
+    return seconds + ("Harmony" in wanted) * _HARMONY * s.n_cells, memory
+
+
 def _figures(run: _Run) -> dict[str, Any]:
     """Predict notebook 07."""
-    n, n_models = run.size.n_cells, len(run.models)
-    memory = _MEMORY[FIGURES] * _GB + (400 + 60 * n_models + 8 * n_models * run.size.k) * n
+    n, n_models = run.size.n_cells, run.n_embeddings
+    memory = _MEMORY[FIGURES] * _GB + (400 + 60 * n_models) * n
     return _row(FIGURES, run.speed.trees * (_STARTUP[FIGURES] + 1.2e-5 * n * n_models), memory, 5e6)

@@ -223,6 +223,13 @@ def test_summary_of_a_worked_example():
     pd.testing.assert_frame_equal(clustering.summarize(example(), "cell_type"), expected, rtol=0, atol=1e-12)
 
 
+def test_summary_lists_other_methods_after_the_models_and_without_changing_them():
+    others = pd.concat([example().assign(Model=name) for name in ("scVI", "PCA")])
+    table = clustering.summarize(pd.concat([others, example()]), "cell_type")
+    assert table["Model"].tolist() == ["CAE_NMF2", "Base_NMF", "scVI", "PCA"]
+    pd.testing.assert_frame_equal(table[:2], clustering.summarize(example(), "cell_type"), check_exact=True)
+
+
 def test_summary_of_different_settings_or_an_unknown_label_is_an_error():
     with pytest.raises(ValueError, match=r"no score for 'batch', only for \['cell_type', 'donor_id'\]"):
         clustering.summarize(example(), "batch")

@@ -133,7 +133,7 @@ def test_skipped_models_are_left_out_and_listed(skipped, cells, aenmf, tmp_path)
         assert list(embeddings.run.skipped) == ["CAE_NMF1"]
         assert embeddings.run.skipped["CAE_NMF1"].startswith("all cells are of one donor")
         assert set(results.history(paths)["Model"]) == {"AE_NMF"}
-        table = embeddings.with_skipped(pd.DataFrame({"Model": ["AE_NMF"], "ARI": [0.5]}))
+        table = embeddings.published(pd.DataFrame({"Model": ["AE_NMF"], "ARI": [0.5]}))
         assert table["Model"].tolist() == ["AE_NMF", "CAE_NMF1"]
         assert table["ARI"].isna().tolist() == [False, True]
         assert table["skipped"].iloc[1].startswith("all cells are of one donor")

@@ -15,7 +15,7 @@ K = 4
 # the published keys, spelled out again so that a change of the schema fails here
 KEYS = {
     "CAE_NMF1": ({"H_shared_k4", "H_cond_latent_k4", "H_concat_full_k4"}, {"W_concat_k4", "U_concat_gene_k4"}),
-    "CAE_NMF2": ({"H_shared_k4", "H_cond_latent_k4", "H_concat_full_k4"}, {"W_concat_k4"}),
+    "CAE_NMF2": ({"H_shared_k4", "H_cond_latent_k4", "H_concat_full_k4"}, {"W_concat_k4", "donor_part_k4"}),
     "AE_NMF": ({"H_shared_k4"}, {"W_tied_k4"}),
     "Base_NMF": ({"H_sklearn_nmf_k4"}, {"W_sklearn_nmf_k4"}),
 }
@@ -95,7 +95,7 @@ def test_provenance_records_labels_input_and_parameters(cells, tmp_path, gamma, 
     assert provenance["parameters"]["gamma"] == gamma
     assert provenance["input"]["sha256"] == "0" * 64
     assert provenance["parameters"]["seed"] == 42
-    assert results.read_embeddings([tmp_path / "m.h5ad"]).used_cell_type == {"CAE_NMF1": used}
+    assert results.read_embeddings([tmp_path / "m.h5ad"]).run.used_cell_type == {"CAE_NMF1": used}
 
 
 @pytest.mark.parametrize("name", KEYS)
@@ -137,7 +137,7 @@ def test_published_keys_without_provenance_are_enough(written, name):
     embeddings = results.read_embeddings([written[name]])
     assert list(embeddings.H) == [name]
     assert embeddings.H[name].shape == (60, K)
-    assert embeddings.used_cell_type[name] == (name == "CAE_NMF1")
+    assert embeddings.run.used_cell_type[name] == (name == "CAE_NMF1")
     assert embeddings.obs["cell_type"].dtype == "category"
     with pytest.raises(ValueError, match="No loss history"):
         results.history([written[name]])
@@ -281,9 +281,9 @@ def test_labels_of_the_training_are_recorded_and_added_to_tables(cells, tmp_path
     results.write(tmp_path / "m.h5ad", fitted, cells)
     embeddings = results.read_embeddings([tmp_path / "m.h5ad"])
     used = labels == "cell_type"
-    assert embeddings.groups == {model.name: labels}
-    assert embeddings.used_cell_type == {model.name: used}
-    assert embeddings.run == results.RunInfo(K, 60, embeddings.used_cell_type, embeddings.groups)
+    assert embeddings.run.groups == {model.name: labels}
+    assert embeddings.run.used_cell_type == {model.name: used}
+    assert embeddings.run == results.RunInfo(K, 60, embeddings.run.used_cell_type, embeddings.run.groups)
     table = embeddings.annotate(pd.DataFrame({"Model": [model.name] * 2, "NMI": 1.0}))
     assert list(table) == ["Model", "NMI", "cell_type_in_training", "groups_in_training"]
     assert table["cell_type_in_training"].tolist() == [used] * 2
@@ -295,6 +295,6 @@ def test_labels_of_the_training_are_recorded_and_added_to_tables(cells, tmp_path
 
 def test_models_without_penalties_have_no_groups(written, cells, tmp_path):
     defaults = dict.fromkeys(("CAE_NMF1", "CAE_NMF2"), "cell_type") | dict.fromkeys(("AE_NMF", "Base_NMF"), "none")
-    assert results.read_embeddings(list(written.values())).groups == defaults
+    assert results.read_embeddings(list(written.values())).run.groups == defaults
     results.write(tmp_path / "m.h5ad", CAENMF2(k=K, strength=0).fit(cells), cells)
-    assert results.read_embeddings([tmp_path / "m.h5ad"]).groups == {"CAE_NMF2": "none"}
+    assert results.read_embeddings([tmp_path / "m.h5ad"]).run.groups == {"CAE_NMF2": "none"}

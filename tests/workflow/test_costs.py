@@ -83,6 +83,30 @@ def test_stages_of_models_that_are_not_trained_have_no_row():
     assert table.loc[BENCHMARKS, "seconds"] < predicted(KANG).loc[BENCHMARKS, "seconds"]
 
 
+def test_other_embeddings_and_baselines_are_counted_in_the_benchmarks():
+    usual = predicted(DEMO, SETTINGS[DEMO])
+    values = {BENCHMARKS: {"extra": ["a", "b", "c"], "baselines": ["PCA", "Harmony"], "n_jobs": 1}}
+    values[BENCHMARKS] = SETTINGS[DEMO][BENCHMARKS] | values[BENCHMARKS]
+    found = predicted(DEMO, values, speed=Speed(cores=1))
+    assert 0.5 < found.loc[BENCHMARKS, "seconds"] / 188 < 2  # measured: processor time of one run
+    assert 0.5 < found.loc[BENCHMARKS, "memory"] / 2**30 / 0.6 < 2
+    assert found.loc[BENCHMARKS, "disk"] > usual.loc[BENCHMARKS, "disk"] + 2 * 4 * DEMO.n_cells * DEMO.k
+    assert costs.OTHERS in found.index and costs.OTHERS not in usual.index
+
+
+@pytest.mark.parametrize(("k", "seconds"), [(20, 1.3 + 0.9), (80, 8.7 + 0.7)])  # measured: PCA and Harmony
+def test_time_of_the_baselines_is_within_a_factor_of_two_of_the_measured(k, seconds):
+    def others(**values) -> float:
+        return predicted(replace(KANG, k=k), {BENCHMARKS: values}).loc[costs.OTHERS, "seconds"]
+
+    assert 0.5 < (others(baselines=["PCA", "Harmony"]) - others(extra=["a", "b"])) / seconds < 2
+
+
+def test_jobs_of_the_models_do_not_compute_other_embeddings():
+    table = predicted(KANG, {BENCHMARKS: {"baselines": ["PCA"]}})
+    assert table.loc[CLASSIFICATION, "seconds"] == predicted(KANG).loc[CLASSIFICATION, "seconds"]
+
+
 def test_a_slower_machine_takes_longer_and_more_cores_take_less():
     usual = predicted(KANG)["seconds"]
     assert (predicted(KANG, speed=Speed(2, 2, 2))["seconds"] > 1.5 * usual).all()
