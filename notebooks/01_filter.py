@@ -1,11 +1,13 @@
 # %% [markdown]
 # # 01 · Filter the cells
 # **Question.** Which cells enter the analysis, and in which units?  **Reads** a file of single cells, `.h5ad` or
-# `.zarr`.  **Writes** one file of filtered, normalized cells. All models are trained on this file.
+# `.zarr`.  **Writes** one file of filtered, normalized cells, on which all models are trained, and `cohort.csv`, the
+# number of cells of each donor and type.
 
 # %% tags=["parameters"]
 data: str = "data/demo.h5ad"  # input file: cells × genes, with raw counts in a layer, raw.X or X
 out: str = "results/lab/filtered.h5ad"  # output file
+out_dir: str = "results/lab"  # folder for cohort.csv
 min_cells: int = 500  # keep donors with at least this many cells; 0 means 5,000, or fewer if the donors are small
 donor_key: str = "donor_id"  # obs column with the donor
 cell_type_key: str = "cell_type"  # obs column with the cell type
@@ -50,7 +52,7 @@ print(f"{counts.n_obs:,} cells × {counts.n_vars:,} genes, raw counts from {wher
 # The table below has one row per donor. The column `kept` shows whether the cells of this donor stay.
 
 # %%
-cells, donors = filter_cells(
+cells, cohort = filter_cells(
     counts,
     min_cells=min_cells,
     donor_key=donor_key,
@@ -67,13 +69,15 @@ cells, donors = filter_cells(
     sample=sample_cells,
     seed=seed,
 )
-donors
+cells.uns["provenance"]["donors"]
 
 # %% [markdown]
-# The figure shows the same table. Each bar is a donor, and the vertical line is the minimum number of cells.
+# The figure shows the cells of each donor (a), of each donor and type (b), and of each type (c). The dashed line is the
+# minimum number of cells. Its table is written as `cohort.csv`, and notebook 07 draws the figure again for the paper.
 
 # %%
-figures.donors(donors, min_cells=cells.uns["provenance"]["min_cells"], column=donor_key)
+results.write_table(cohort, f"{out_dir}/cohort.csv")
+figures.figS3_cohort(cohort, run=results.RunInfo(donor_column=donor_key, cell_type_column=cell_type_key))
 
 # %% [markdown]
 # Donors whose bar does not reach the line are excluded. If you need such a donor, run the notebook with a smaller

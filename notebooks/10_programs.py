@@ -3,10 +3,12 @@
 # **Question.** Which genes define each program, which cells use it, and do other fits find it again?  **Reads** the
 # results files of 02 to 05, and optionally a file of gene sets.  **Writes** two tables per model:
 # `programs_<model>.csv` lists the top 100 genes of each program, and `program_cards_<model>.csv` describes each program
-# in one row.
+# in one row. **Writes** for all models together the mean usages by cell type (`usage_by_type.csv`), the programs that
+# two models share (`program_matches.csv`), the enriched gene sets (`gene_set_enrichment.csv`), and the content of the
+# donor part (`donor_genes.csv`, `donor_share.csv`). The figures of 07 show these tables.
 #
-# The tables of a skipped model contain only the header. In Python, `programs.gene_table(path)` and
-# `programs.program_cards(paths)` return the same tables.
+# A skipped model has no rows. In Python, `programs.gene_table(path)` and `programs.program_cards(paths)` return the
+# tables of genes and of cards.
 
 # %% tags=["parameters"]
 model_paths: list[str] = ["results/demo/k12/cae_nmf1_k12.h5ad", "results/demo/k12/cae_nmf2_k12.h5ad", "results/demo/k12/ae_nmf_k12.h5ad", "results/demo/k12/base_nmf_k12.h5ad"]  # results files to describe  # noqa: E501  # fmt: skip
@@ -23,7 +25,8 @@ from aenmf_lib import programs
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 pd.options.display.max_colwidth = None  # show long texts in full
 pd.options.display.max_rows = 400
-genes, cards = programs.write_program_tables(model_paths, out_dir, gene_sets=gene_sets)
+tables = programs.write_program_tables(model_paths, out_dir, gene_sets=gene_sets)
+genes, cards = tables["programs"], tables["program_cards"]
 cards.groupby("Model", sort=False).size().to_frame("programs")
 
 # %% [markdown]
@@ -90,16 +93,43 @@ cards.set_index(["Model", "program"]).filter(regex="stability|nearest|cosine").r
 # Trust a program more if it is stable and if other models find it too. Two programs of one model with a large cosine
 # have almost the same genes, which suggests a smaller k.
 #
+# Several programs can have the same nearest program. The next table instead pairs the programs of each two models so
+# that each program has one partner and the sum of the cosines is largest (Hungarian method). It shows the distribution
+# of the cosines of these pairs.
+
+# %%
+pairs = tables["program_matches"].query("matched").astype({"cosine": float})
+pairs.groupby(["Model", "other"], sort=False)["cosine"].describe().round(2)
+
+# %% [markdown]
+# A program without a similar partner depends on the model. The table is empty if there is one model.
+#
 # ## Gene sets
 # If `gene_sets` is given (`make programs GENE_SETS=sets.gmt`), the hypergeometric test asks whether the top 100 genes
 # in the order of `specific_genes` contain more genes of a set than 100 random genes of the fit. `gene_set` is the set
 # with the smallest p-value. `gene_set_overlap` is the number of its genes among these 100, and the size of the set.
 # `gene_set_fdr` is the false discovery rate over all programs of the model and all sets. The next table shows the
-# programs with FDR < .05. It is empty without gene sets.
+# programs with FDR < .05, and the genes in common. It is empty without gene sets. `gene_set_enrichment.csv` lists all
+# sets with FDR < .05 of each program.
 
 # %%
-cards.set_index(["Model", "program"])[["gene_set", "gene_set_overlap", "gene_set_fdr"]].query("gene_set_fdr < 0.05")
+best = tables["gene_set_enrichment"].drop_duplicates(["Model", "program"]).query("fdr < 0.05")
+best.set_index(["Model", "program"])[["gene_set", "overlap", "size", "fdr", "shared_genes"]]
 
 # %% [markdown]
 # A small FDR means that the program and the set share genes. It does not show that the program is the process in the
 # name of the set. Look at the genes before you name the program.
+
+# %% [markdown]
+# ## Donor part
+# The conditional models describe differences between donors in a donor part. In the next table, `share` is the share of
+# the reconstruction of an average cell that comes from the donor part, and `share_common` is the part of this share
+# that all donors have. The table is empty without a conditional model.
+
+# %%
+donor_genes, donor_share = programs.write_donor_tables(model_paths, out_dir)
+donor_share.set_index(["Model", "donor_id"]).round(3)
+
+# %% [markdown]
+# A donor whose `share` is far above `share_common` differs from the other donors. `donor_genes.csv` lists the genes in
+# which each donor differs most.

@@ -35,12 +35,21 @@ class LabelSummary:
     donor: pd.Series  # (n_cells,) str, NaN if missing
     cell_type: pd.Series  # (n_cells,) str, NaN if missing
     min_cells: int  # the threshold used
+    counted: np.ndarray | None = None  # (n_cells,) bool, the cells from which the donors were chosen
     sampled_from: int = 0  # number of cells before sampling, 0 if the cells were not sampled
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     n_types = property(lambda self: self.cell_type[self.keep].nunique())
+
+    @property
+    def cohort(self) -> pd.DataFrame:
+        """The cells of each donor and type before sampling, largest donor first, as `filter_cells` returns them."""
+        labels = {DONOR: self.donor[self.counted], CELL_TYPE: self.cell_type[self.counted].fillna("")}
+        cohort = pd.DataFrame(labels).groupby([DONOR, CELL_TYPE]).size().reset_index(name="n_cells")
+        cohort = self.donors[[DONOR, "kept"]].merge(cohort, on=DONOR, validate="one_to_many")
+        return cohort[[DONOR, CELL_TYPE, "n_cells", "kept"]].assign(min_cells=self.min_cells)
 
 
 def summarize_labels(
@@ -221,6 +230,7 @@ def _drop_missing(found: LabelSummary, text: pd.Series, key: str, *, drop: bool,
 
 def _choose_donors(found: LabelSummary) -> None:
     """Keep the donors with at least `min_cells` cells; 0 means the default. No such donor is an error."""
+    found.counted = found.keep.copy()
     sizes = found.donor[found.keep].value_counts()
     if not found.min_cells and len(sizes):
         found.min_cells = _MIN_CELLS

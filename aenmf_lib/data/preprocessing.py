@@ -118,8 +118,9 @@ def filter_cells(
     cells : AnnData
         ``X`` CSR float32, log1p of counts per 10,000, of the genes with a count in the kept cells. ``obs`` and ``var``
         keep their columns.
-    donors : DataFrame
-        One row per donor, most cells first: ``donor_id, n_cells, kept``. ``n_cells`` are the cells before sampling.
+    cohort : DataFrame
+        One row per donor and type, largest donor first: ``donor_id, cell_type`` ('' if missing), ``n_cells`` before
+        sampling, whether the donor is ``kept``, and ``min_cells``, the threshold that was used.
     """
     if counts.isbacked:
         counts = counts.to_memory()
@@ -176,7 +177,7 @@ def filter_cells(
     keys = {"donor_key": donor_key, "cell_type_key": cell_type_key}
     facts = {"min_cells": summary.min_cells, "donors": donors, "sampled_from": summary.sampled_from}
     cells.uns["provenance"] = facts | keys
-    return cells, donors
+    return cells, summary.cohort
 
 
 def _check_counts(counts: AnnData, *, fractional: bool) -> csr_matrix:

@@ -10,7 +10,7 @@ from aenmf_lib.data.files import atomic
 # The columns that contain names of the user, and the fingerprints of scores, which may look like numbers.
 NAMES = (
     "Model", "label", "class", "predicted", "cell", "cell_type", "donor_id", "on", "made_from", "gene", "symbol",
-    "top_genes", "specific_genes", "top_type", "usage_by_type", "gene_set", "gene_set_overlap",
+    "top_genes", "specific_genes", "top_type", "usage_by_type", "gene_set", "gene_set_overlap", "other", "shared_genes",
 )  # fmt: skip
 
 

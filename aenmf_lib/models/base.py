@@ -44,6 +44,7 @@ class Model:
     # Values of fitted attributes that only some models set.
     symbols_ = U_ = overlap_ = gene_weights_ = groups_ = penalty_ = None
     strength_, second_moment_ = 0.0, ""
+    _donor_part = None  # of a loaded model 2: its donor part at the mean usages of all cells, (n_genes, n_donors)
     donors_ = starts_ = stability_ = checkpoint_files_ = ()
     donor_key_, cell_type_key_ = DONOR, CELL_TYPE
 

@@ -166,6 +166,7 @@ def _restore_programs(model: Model, found: AnnData, path: str | Path) -> None:
     model.donors_ = np.array(donors, dtype=str) if donors is not None else ()
     U = found.varm.get(keys["U"].format(k=k)) if "U" in keys else None
     model.U_ = _rows(U) if U is not None else found.uns.get(schema.U_DONOR.format(k=k))
+    model._donor_part = found.varm.get(schema.DONOR_PART.format(k=k))
     if (overlap := found.uns.get(schema.OVERLAP.format(k=k))) is not None:
         model.overlap_ = overlap
     elif model.U_ is not None:

@@ -19,6 +19,7 @@ _MODULES = {
     "stability": "models.matching",
     "top_genes": "programs.tables",
     "usage_by_type": "programs.tables",
+    "write_donor_tables": "programs.donor_part",
     "write_program_tables": "programs.cards",
 }
 __all__ = [*_MODULES]

@@ -8,13 +8,14 @@ import numpy as np
 import pandas as pd
 
 from aenmf_lib import results
-from aenmf_lib.data.labels import CELL_TYPE, DONOR
+from aenmf_lib.data.labels import DONOR
 from aenmf_lib.models.base import Model, same_genes
 from aenmf_lib.models.matching import unit_rows
 from aenmf_lib.programs import enrichment
 from aenmf_lib.programs.contents import Contents, UsageSums, read_fits
 from aenmf_lib.programs.genes import list_genes
-from aenmf_lib.results.schema import CARD_COLUMNS, GENE_COLUMNS, MODELS
+from aenmf_lib.programs.tables import list_matches, list_usages
+from aenmf_lib.results.schema import CARD_COLUMNS, GENE_COLUMNS, MODELS, SET_COLUMNS
 from aenmf_lib.training.inputs import Cells
 
 __all__ = ["program_cards", "write_program_tables"]
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 _GENES = 10  # genes listed in a card
 _TYPES = 3  # cell types listed in a card
 _TESTED = 100  # genes per program that are tested for gene sets
+_OF_MODEL = ("programs", "program_cards")  # tables with one file per model
 _NO_VARIANCE = 1e-12  # a variance below this share of the mean square is a rounding error
 
 
@@ -73,27 +75,35 @@ def program_cards(
     fits, skipped = read_fits(models, cells)
     for name, reason in skipped.items():
         log.info("%s is left out, because it was skipped: %s", name, reason)
-    cards = _make_cards(fits, sets)
-    return pd.concat([cards[name].assign(Model=name) for name in fits], ignore_index=True)[["Model", *CARD_COLUMNS]]
+    return _make_cards(fits, _enrich(fits, sets))
 
 
 def write_program_tables(
     paths: str | Path | Sequence[str | Path], out_dir: str | Path, *, gene_sets: str | Path = "", n: int = 100
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Write ``programs_<model>.csv`` (`gene_table`) and ``program_cards_<model>.csv`` (`program_cards`) of each model.
+) -> dict[str, pd.DataFrame]:
+    """Write the tables that describe the programs of each model, and those that compare the models.
 
     Parameters
     ----------
     paths, out_dir
-        One results file, or one per model, and the folder to write to. The tables of a skipped model have only a
-        header.
+        One results file, or one per model, and the folder to write to. A skipped model has no rows.
     gene_sets, n
         GMT file, or empty for no gene sets; number of genes per program.
 
     Returns
     -------
-    genes, cards : DataFrame
-        The tables of all models, with a column ``Model``.
+    dict of DataFrame
+        The tables of all models by the name of their files, each with a column ``Model``:
+
+        - ``programs``: `gene_table`, and ``program_cards``: `program_cards`; each model has its own files
+          ``programs_<model>.csv`` and ``program_cards_<model>.csv``
+        - ``usage_by_type``: `usage_by_type`; it has no rows if no cell has a type
+        - ``program_matches``: ``program`` of ``Model`` and ``other_program`` of the model ``other``, with their
+          ``cosine``. The rows of each two models are their pairs (`match_programs`), for which ``matched`` is True, and
+          then the other combinations of their programs with a cosine of at least 0.1.
+        - ``gene_set_enrichment``: of each program, the sets with a false discovery rate below .05, and the set with the
+          smallest p-value: ``gene_set``, ``overlap``, ``size``, ``p``, ``fdr`` (see `enrichment.enrich`), and
+          ``shared_genes``. It has no rows without gene sets.
 
     Raises
     ------
@@ -102,40 +112,57 @@ def write_program_tables(
     """
     sets = enrichment.read_gene_sets(gene_sets) if gene_sets else {}
     fits, skipped = read_fits(paths)
-    genes = {name: list_genes(fit, n) for name, fit in fits.items()}
-    cards = _make_cards(fits, sets)
-    for stem, tables, columns in (("programs", genes, GENE_COLUMNS), ("program_cards", cards, CARD_COLUMNS)):
+    enriched = _enrich(fits, sets)
+    genes = pd.concat([list_genes(fit, n).assign(Model=name) for name, fit in fits.items()], ignore_index=True)
+    tables = {
+        "programs": genes[["Model", *GENE_COLUMNS]],
+        "program_cards": _make_cards(fits, enriched),
+        "usage_by_type": list_usages({name: fit.usages for name, fit in fits.items()}),
+        "program_matches": list_matches({name: fit.W for name, fit in fits.items()}),
+        "gene_set_enrichment": _list_sets(enriched),
+    }
+    for stem, table in tables.items():
+        if stem not in _OF_MODEL:
+            results.write_table(table, Path(out_dir) / f"{stem}.csv")
+            continue
         for name in (*fits, *skipped):
-            table = tables.get(name, pd.DataFrame(columns=list(columns)))
-            results.write_table(table, Path(out_dir) / f"{stem}_{name.lower()}.csv")
-    return tuple(
-        pd.concat([tables[name].assign(Model=name) for name in fits], ignore_index=True)[["Model", *columns]]
-        for tables, columns in ((genes, GENE_COLUMNS), (cards, CARD_COLUMNS))
-    )
+            part = table[table["Model"] == name].drop(columns="Model")
+            results.write_table(part, Path(out_dir) / f"{stem}_{name.lower()}.csv")
+    return tables
 
 
-def _make_cards(fits: Mapping[str, Contents], gene_sets: Mapping[str, Sequence[str]]) -> dict[str, pd.DataFrame]:
-    """Return the cards of each model, with the columns `CARD_COLUMNS`."""
-    return {name: _describe(fit, fits, gene_sets)[list(CARD_COLUMNS)] for name, fit in fits.items()}
+def _make_cards(fits: Mapping[str, Contents], enriched: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return the cards of all models."""
+    cards = [_describe(fit, fits, enriched.get(name)).assign(Model=name) for name, fit in fits.items()]
+    return pd.concat(cards, ignore_index=True)[["Model", *CARD_COLUMNS]]
 
 
-def _describe(fit: Contents, fits: Mapping[str, Contents], gene_sets: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+def _enrich(fits: Mapping[str, Contents], sets: Mapping[str, Sequence[str]]) -> dict[str, pd.DataFrame]:
+    """Return the enrichment of the sets in the most specific genes of the programs of each model; {} without sets."""
+    enriched = {}
+    for name, fit in fits.items() if sets else ():
+        lists = _largest(fit.W * fit.specificity, _TESTED)
+        enriched[name] = enrichment.enrich_programs(lists, fit.genes, fit.symbols, sets)
+    return enriched
+
+
+def _describe(fit: Contents, fits: Mapping[str, Contents], enriched: pd.DataFrame | None) -> pd.DataFrame:
     """Return the cards of one model. The nearest programs are searched in all models in `fits`."""
-    k, names = len(fit.W), fit.symbols if not gene_sets else enrichment.gene_names(fit.genes, fit.symbols, gene_sets)
-    specific = _largest(fit.W * fit.specificity, _TESTED)
+    k = len(fit.W)
+    specific = _largest(fit.W * fit.specificity, _GENES)
     by_type, by_donor = _explained_variance(fit.usages)
     size = fit.norms**2 * (fit.W**2).sum(1)
     cards = {
         "program": np.arange(k),
         "top_genes": [", ".join(fit.symbols[genes]) for genes in _largest(fit.W, _GENES)],
-        "specific_genes": [", ".join(fit.symbols[genes[:_GENES]]) for genes in specific],
+        "specific_genes": [", ".join(fit.symbols[genes]) for genes in specific],
         "share_of_norm": size / fit.sq_norm,
         **_describe_types(fit.usages),
         "variance_by_type": by_type,
         "variance_by_donor": by_donor,
         "stability": fit.stability.get("cosine", np.full(k, np.nan)),
         **{column: values for model in MODELS for column, values in _find_nearest(fit, fits.get(model), model).items()},
-        **_find_gene_sets([names[genes] for genes in specific], names, gene_sets),
+        **_best_set(enriched, k),
     }
     return pd.DataFrame({column: np.asarray(values) for column, values in cards.items()})
 
@@ -148,11 +175,10 @@ def _largest(values: np.ndarray, n: int) -> list[np.ndarray]:
 
 def _describe_types(usages: UsageSums) -> dict[str, list[str]]:
     """Return the columns `top_type` and `usage_by_type`. A text is empty if no cell has a type or uses the program."""
-    typed = (usages.groups[CELL_TYPE] != "").to_numpy()
     k = usages.sums.shape[1]
-    if not typed.any():
+    n_cells, sums = usages.typed.by_type()
+    if not len(n_cells):
         return {"top_type": [""] * k, "usage_by_type": [""] * k}
-    n_cells, sums = _by_type(usages, typed)
     means, overall = sums.div(n_cells, axis=0), sums.sum() / n_cells.sum()
     texts = []
     for j in range(k):
@@ -162,29 +188,20 @@ def _describe_types(usages: UsageSums) -> dict[str, list[str]]:
     return {"top_type": top, "usage_by_type": [", ".join(text) for text in texts]}
 
 
-def _by_type(usages: UsageSums, chosen: np.ndarray) -> tuple[pd.Series, pd.DataFrame]:
-    """Return the number of cells (n_types,) and the sums of usages (n_types, k) of each type in the chosen groups."""
-    types = usages.groups.loc[chosen, CELL_TYPE].to_numpy()
-    n_cells = usages.groups.loc[chosen, "n_cells"].groupby(types).sum()
-    return n_cells, pd.DataFrame(usages.sums[chosen]).groupby(types).sum()
-
-
 def _explained_variance(usages: UsageSums) -> tuple[np.ndarray, np.ndarray]:
     """Return the shares of the variance of each usage between types, and between donors within types, (k,) each."""
-    typed = (usages.groups[CELL_TYPE] != "").to_numpy()
-    typed = typed if typed.any() else np.ones(len(typed), dtype=bool)
-    groups = usages.groups[typed]
-    n_cells, sums = _by_type(usages, typed)
+    usages = usages.typed if len(usages.typed.groups) else usages
+    n_cells, sums = usages.by_type()
     # sums of n × mean²: over all cells as one group, over types, and over groups of type and donor
     overall = sums.sum().to_numpy() ** 2 / n_cells.sum()
     types = (sums**2).div(n_cells, axis=0).sum().to_numpy()
-    parts = (usages.sums[typed] ** 2 / groups["n_cells"].to_numpy()[:, None]).sum(0)
-    squares = usages.squares[typed].sum(0)
+    parts = (usages.sums**2 / usages.groups["n_cells"].to_numpy()[:, None]).sum(0)
+    squares = usages.squares.sum(0)
     total = squares - overall
     total = np.where(total > _NO_VARIANCE * squares, total, np.nan)
     by_type, by_donor = np.clip((types - overall) / total, 0, 1), np.clip((parts - types) / total, 0, 1)
     nothing = np.full(len(total), np.nan)
-    return by_type if len(n_cells) > 1 else nothing, by_donor if len(groups[DONOR].unique()) > 1 else nothing
+    return by_type if len(n_cells) > 1 else nothing, by_donor if len(usages.groups[DONOR].unique()) > 1 else nothing
 
 
 def _find_nearest(fit: Contents, other: Contents | None, model: str) -> dict[str, np.ndarray]:
@@ -202,15 +219,19 @@ def _find_nearest(fit: Contents, other: Contents | None, model: str) -> dict[str
     return {f"nearest_{model}": pd.array(program, dtype="Int64"), f"cosine_{model}": cosine}
 
 
-def _find_gene_sets(
-    lists: Sequence[np.ndarray], names: np.ndarray, gene_sets: Mapping[str, Sequence[str]]
-) -> dict[str, Sequence]:
-    """Return the columns with the most enriched gene set of each list of genes."""
-    k = len(lists)
-    if not gene_sets:
+def _best_set(enriched: pd.DataFrame | None, k: int) -> dict[str, Sequence[str]]:
+    """Return the columns with the most enriched gene set of each program."""
+    if enriched is None:
         return {"gene_set": [""] * k, "gene_set_overlap": [""] * k, "gene_set_fdr": np.full(k, np.nan)}
-    best = enrichment.enrich(lists, names, gene_sets).groupby("program").head(1)
-    best = best.assign(shared=best["overlap"].astype(str) + " of " + best["size"].astype(str))
+    best = enriched.groupby("program").head(1)
+    shared = best["overlap"].astype(str) + " of " + best["size"].astype(str)
     found = best["overlap"] > 0
-    return {"gene_set": best["gene_set"].where(found, ""), "gene_set_overlap": best["shared"].where(found, ""),
+    return {"gene_set": best["gene_set"].where(found, ""), "gene_set_overlap": shared.where(found, ""),
             "gene_set_fdr": best["fdr"]}  # fmt: skip
+
+
+def _list_sets(enriched: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return the table ``gene_set_enrichment``."""
+    tables = [table[table["overlap"] > 0].assign(Model=name) for name, table in enriched.items()]
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(SET_COLUMNS))
+    return table[list(SET_COLUMNS)]

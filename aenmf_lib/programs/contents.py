@@ -44,6 +44,17 @@ class UsageSums:
             squares += members @ block**2
         return cls(groups, sums, squares)
 
+    @property
+    def typed(self) -> "UsageSums":
+        """The groups of cells with a type."""
+        typed = (self.groups[CELL_TYPE] != "").to_numpy()
+        return UsageSums(self.groups[typed], self.sums[typed], self.squares[typed])
+
+    def by_type(self) -> tuple[pd.Series, pd.DataFrame]:
+        """Return the number of cells (n_types,) and the sums of usages (n_types, k) of each type."""
+        types = self.groups[CELL_TYPE].to_numpy()
+        return self.groups["n_cells"].groupby(types).sum(), pd.DataFrame(self.sums).groupby(types).sum()
+
 
 @dataclass
 class Contents:

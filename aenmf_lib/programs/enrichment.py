@@ -16,6 +16,7 @@ from aenmf_lib.data.labels import gene_ids
 log = logging.getLogger(__name__)
 
 _EXPECTED = "Expected a GMT file: one gene set per line, 'name<tab>description<tab>gene<tab>gene…'."
+SIGNIFICANT = 0.05  # sets with a smaller false discovery rate are listed
 MIN_SIZE = 5  # a set needs at least this number of genes among the genes of the fit
 
 
@@ -108,7 +109,26 @@ def enrich(
     return table.sort_values(["program", "p"], kind="stable", ignore_index=True)
 
 
-def gene_names(genes: pd.Index, symbols: np.ndarray, gene_sets: Mapping[str, Sequence[str]]) -> np.ndarray:
+def enrich_programs(
+    lists: Sequence[np.ndarray], genes: pd.Index, symbols: np.ndarray, gene_sets: Mapping[str, Sequence[str]]
+) -> pd.DataFrame:
+    """Test the gene sets for lists of positions of genes, by symbols or by ids, whichever match more genes of the sets.
+
+    Returns the rows of `enrich` with a false discovery rate below .05, and the first row of each list, with a column
+    ``shared_genes``: the symbols of the common genes in the order of the list.
+    """
+    names = _gene_names(genes, symbols, gene_sets)
+    table = enrich([names[positions] for positions in lists], names, gene_sets)
+    table = table[(table["fdr"] < SIGNIFICANT) | ~table.duplicated("program")].reset_index(drop=True)
+    members = {name: set(gene_sets[name]) for name in table["gene_set"].unique()}
+    shared = [
+        ", ".join(dict.fromkeys(symbols[gene] for gene in lists[program] if names[gene] in members[gene_set]))
+        for program, gene_set in zip(table["program"], table["gene_set"], strict=True)
+    ]
+    return table.assign(shared_genes=shared)
+
+
+def _gene_names(genes: pd.Index, symbols: np.ndarray, gene_sets: Mapping[str, Sequence[str]]) -> np.ndarray:
     """Return the symbols or the ids without version, (n_genes,), whichever match more genes of the sets."""
     wanted = {gene for members in gene_sets.values() for gene in members}
     ids = gene_ids(genes).to_numpy(dtype=object)

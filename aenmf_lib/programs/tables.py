@@ -1,15 +1,20 @@
-"""Tables about the programs of fitted models: their top genes and their mean usage by cell type."""
+"""Tables about the programs of fitted models: their top genes, their mean usage by cell type, and their matches."""
 
 import numbers
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import csr_matrix
 
-from aenmf_lib.models.matching import check_programs
+from aenmf_lib.data.labels import as_text
+from aenmf_lib.models.matching import check_programs, match_programs, unit_rows
+from aenmf_lib.programs.contents import UsageSums
+from aenmf_lib.results.schema import MATCH_COLUMNS, USAGE_COLUMNS
 
 __all__ = ["top_genes", "usage_by_type"]
+
+_LISTED = 0.1  # smallest cosine of two programs that are listed without being a pair
 
 
 def top_genes(W: np.ndarray, genes: Sequence[str], n: int = 10) -> pd.DataFrame:
@@ -60,23 +65,48 @@ def usage_by_type(H: Mapping[str, np.ndarray], cell_types: pd.Series) -> pd.Data
     DataFrame
         One row per model, program and type: ``Model``, ``program`` from 0, ``cell_type``, ``mean_usage``, ``n_cells``.
     """
-    types = pd.Categorical(cell_types).remove_unused_categories()
-    labeled = np.flatnonzero(types.codes >= 0)
-    if not H or not len(labeled):
-        found = f"{len(H)} models and {len(labeled)} cells with a type, of {len(types)} cells"
-        raise ValueError(f"Got {found}. Pass at least one of each.")
-    counts = np.bincount(types.codes[labeled], minlength=len(types.categories))  # (n_types,)
-    shape = len(types.categories), len(types)
-    members = csr_matrix((np.ones(len(labeled)), (types.codes[labeled], labeled)), shape)  # (n_types, n_cells)
-    tables = []
+    cell_types = pd.Series(cell_types)
+    n_typed = int(as_text(cell_types).notna().sum())
+    if not H or not n_typed:
+        raise ValueError(f"Got {len(H)} models and {n_typed} cells with a type, of {len(cell_types)} cells. Pass at "
+                         "least one of each.")  # fmt: skip
+    sums = {}
     for model, usages in H.items():
         usages = np.asarray(usages)
-        if usages.ndim != 2 or len(usages) != len(types):
-            raise ValueError(f"H of {model} has shape {usages.shape}. Expected {len(types)} cells × programs.")
-        means = (members @ usages.astype(np.float64)) / counts[:, None]  # (n_types, k)
-        if not np.isfinite(means).all():
+        if usages.ndim != 2 or len(usages) != len(cell_types):
+            raise ValueError(f"H of {model} has shape {usages.shape}. Expected {len(cell_types)} cells × programs.")
+        sums[model] = UsageSums.of(usages, cell_types, None)
+        if not np.isfinite(sums[model].sums).all():
             raise ValueError(f"H of {model} contains NaN or infinite values. Fit the model again.")
-        k, n_types = means.shape[1], len(counts)
-        table = {"Model": model, "program": np.repeat(np.arange(k), n_types), "cell_type": list(types.categories) * k}
-        tables.append(pd.DataFrame(table | {"mean_usage": means.T.ravel(), "n_cells": np.tile(counts, k)}))
-    return pd.concat(tables, ignore_index=True)
+    return list_usages(sums)
+
+
+def list_usages(sums: Mapping[str, UsageSums]) -> pd.DataFrame:
+    """Return the table of `usage_by_type` from the sums of each model. Without types it has no rows."""
+    tables = [pd.DataFrame(columns=list(USAGE_COLUMNS))]
+    for model, usages in sums.items():
+        n_cells, by_type = usages.typed.by_type()
+        means, (n_types, k) = by_type.div(n_cells, axis=0), by_type.shape
+        columns = (model, np.repeat(np.arange(k), n_types), [*n_cells.index] * k, means.to_numpy().T.ravel())
+        table = dict(zip(USAGE_COLUMNS, (*columns, np.tile(n_cells, k)), strict=True))
+        tables.append(pd.DataFrame(table))
+    return pd.concat(tables[1:] or tables, ignore_index=True)
+
+
+def list_matches(Ws: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Compare the programs of each two models: ``Model, program, other, other_program, cosine, matched``.
+
+    The rows of each two models are their pairs (`match_programs`), for which ``matched`` is True, and then the other
+    combinations of their programs with a cosine of at least 0.1. Ws has the programs (k, n_genes) of each model.
+    """
+    tables = [pd.DataFrame(columns=list(MATCH_COLUMNS))]
+    for model, other in combinations(Ws, 2):
+        pairs, _ = match_programs(Ws[model], Ws[other])
+        cosines = unit_rows(Ws[model]) @ unit_rows(Ws[other]).T  # (k, k of the other model)
+        matched = np.zeros(cosines.shape, dtype=bool)
+        matched[pairs[:, 0], pairs[:, 1]] = True
+        listed = np.argwhere((cosines >= _LISTED) & ~matched)
+        at = np.vstack([pairs, listed])
+        columns = (model, at[:, 0], other, at[:, 1], cosines[*at.T].round(6), matched[*at.T])
+        tables.append(pd.DataFrame(dict(zip(MATCH_COLUMNS, columns, strict=True))))
+    return pd.concat(tables[1:] or tables, ignore_index=True)

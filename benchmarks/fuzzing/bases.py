@@ -83,11 +83,8 @@ def _filtered(cells: AnnData, folder: Path) -> AnnData:
     source = folder / "source.h5ad"
     cells.write_h5ad(source)
     counts, where = data.read_counts(source)
-    kept, donors = data.filter_cells(counts, min_cells=MIN_CELLS)
-    kept.uns["provenance"] = {
-        "input": data.file_info(source), "counts_from": where, "min_cells": MIN_CELLS, "donors": donors,
-        **results.run_info(),
-    }  # fmt: skip
+    kept, _ = data.filter_cells(counts, min_cells=MIN_CELLS)
+    kept.uns["provenance"] |= {"input": data.file_info(source), "counts_from": where, **results.run_info()}
     return kept
 
 

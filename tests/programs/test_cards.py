@@ -219,10 +219,16 @@ def test_tables_are_written_per_model_and_read_back(cards, paths, cells, tmp_pat
     with pytest.raises(results.Skipped):
         results.require_donors(skipped, tmp_path / "skipped.h5ad", CAENMF2)
     given = [paths["Base_NMF"], tmp_path / "skipped.h5ad", paths["AE_NMF"], paths["CAE_NMF1"]]
-    genes, found = programs.write_program_tables(given, tmp_path / "out", n=7)
+    tables = programs.write_program_tables(given, tmp_path / "out", n=7)
+    genes, found = tables["programs"], tables["program_cards"]
     names = ["ae_nmf", "base_nmf", "cae_nmf1", "cae_nmf2"]
-    expected = sorted(f"{stem}_{name}.csv" for stem in ("programs", "program_cards") for name in names)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == expected
+    expected = {f"{stem}_{name}.csv" for stem in ("programs", "program_cards") for name in names}
+    of_all = {"usage_by_type", "program_matches", "gene_set_enrichment"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == expected | {f"{stem}.csv" for stem in of_all}
+    assert set(tables) == {"programs", "program_cards", *of_all}
+    for stem in of_all:
+        read = read_table(tmp_path / f"out/{stem}.csv")
+        pd.testing.assert_frame_equal(read, tables[stem], check_dtype=False, check_index_type=False)
     assert found["Model"].unique().tolist() == ["CAE_NMF1", "AE_NMF", "Base_NMF"]
     for stem, table in (("programs", genes), ("program_cards", found)):
         for name in ("AE_NMF", "Base_NMF", "CAE_NMF1"):
@@ -230,12 +236,48 @@ def test_tables_are_written_per_model_and_read_back(cards, paths, cells, tmp_pat
             pd.testing.assert_frame_equal(read, of(table, name).drop(columns="Model"), check_dtype=False)
         assert (tmp_path / f"out/{stem}_cae_nmf2.csv").read_text() == ",".join(list(table)[1:]) + "\n"
     assert genes.groupby(["Model", "program"]).size().max() == 7
-    alone, _ = programs.write_program_tables(str(paths["AE_NMF"]), tmp_path / "alone", n=7)
-    pd.testing.assert_frame_equal(of(alone, "AE_NMF"), of(genes, "AE_NMF"))
+    alone = programs.write_program_tables(str(paths["AE_NMF"]), tmp_path / "alone", n=7)
+    pd.testing.assert_frame_equal(of(alone["programs"], "AE_NMF"), of(genes, "AE_NMF"))
+    header = "Model,program,other,other_program,cosine,matched\n"
+    assert (tmp_path / "alone/program_matches.csv").read_text() == header  # one model has no other
     with pytest.raises(ValueError, match=r"There is no trained model \(CAE_NMF2 was skipped: all cells are of one"):
         programs.program_cards([tmp_path / "skipped.h5ad"])
     with pytest.raises(ValueError, match=r"skipped\.h5ad has no programs, because CAE_NMF2 was skipped"):
         programs.gene_table(tmp_path / "skipped.h5ad")
+
+
+def test_mean_usages_in_the_file_are_those_of_the_cells(paths, fitted, cells, tmp_path):
+    table = programs.write_program_tables(list(paths.values()), tmp_path)["usage_by_type"]
+    H = {name: model.embeddings(cells)["shared"] for name, model in fitted.items()}
+    expected = programs.usage_by_type({name: H[name] for name in results.MODELS}, cells.obs["cell_type"])
+    pd.testing.assert_frame_equal(table, expected, rtol=1e-6)
+    sizes = table.drop_duplicates("cell_type").set_index("cell_type")["n_cells"]
+    assert sizes.to_dict() == cells.obs["cell_type"].value_counts().to_dict()
+
+
+def test_without_types_the_table_of_mean_usages_has_only_its_header(cells, tmp_path):
+    bare = ad.AnnData(cells.X, obs=cells.obs[["donor_id"]])
+    results.write(tmp_path / "m.h5ad", AENMF(k=K, max_iter=3).fit(bare), bare)
+    table = programs.write_program_tables(tmp_path / "m.h5ad", tmp_path)["usage_by_type"]
+    assert table.empty
+    assert (tmp_path / "usage_by_type.csv").read_text() == "Model,program,cell_type,mean_usage,n_cells\n"
+
+
+def test_matches_are_the_hungarian_pairs_and_the_other_cosines(paths, fitted, tmp_path):
+    table = programs.write_program_tables(list(paths.values()), tmp_path)["program_matches"]
+    assert len(table.groupby(["Model", "other"])) == 6
+    for (a, b), part in table.groupby(["Model", "other"]):
+        assert results.MODELS.index(a) < results.MODELS.index(b)
+        W_a, W_b = (fitted[name].W_.astype(float) for name in (a, b))
+        cosine = (W_a @ W_b.T) / np.linalg.norm(W_a, axis=1)[:, None] / np.linalg.norm(W_b, axis=1)
+        pairs, _ = programs.match_programs(W_a, W_b)
+        assert part.loc[part["matched"], ["program", "other_program"]].to_numpy().tolist() == pairs.tolist()
+        assert part["matched"].tolist() == sorted(part["matched"], reverse=True)  # the pairs are first
+        np.testing.assert_allclose(part["cosine"], cosine[part["program"], part["other_program"]], atol=1e-6)
+        listed = np.zeros(cosine.shape, dtype=bool)
+        listed[part["program"], part["other_program"]] = True
+        assert (cosine[~listed] < 0.1).all()
+        assert not part.duplicated(["program", "other_program"]).any()
 
 
 def test_models_that_cannot_be_compared_raise(paths, cells, fitted):
@@ -335,6 +377,13 @@ def test_sets_of_other_names_or_too_few_genes_raise_with_examples(caplog):
     assert "1 of 2 gene sets are not tested, because they have fewer than 5 genes of the fit" in caplog.text
 
 
+def test_gene_sets_with_other_names_stop_before_any_table_is_written(paths, tmp_path):
+    mouse = write_gmt(tmp_path / "mouse.gmt", "IMMUNE\tna\tCd3d\tCd3e\tMs4a1\tNkg7\tLyz2\n")
+    with pytest.raises(ValueError, match=r"None of the genes of 1 gene sets .* 'Cd3d', 'Cd3e', 'Ms4a1'; .* 'RPL3'"):
+        programs.write_program_tables(list(paths.values()), tmp_path / "out", gene_sets=mouse)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("names", ["symbols", "ids"])
 def test_gene_set_of_a_program_is_found_by_symbols_and_by_ids(paths, cells, tmp_path, names):
     table = programs.gene_table(paths["AE_NMF"], n=8)
@@ -345,6 +394,27 @@ def test_gene_set_of_a_program_is_found_by_symbols_and_by_ids(paths, cells, tmp_
     card = programs.program_cards(paths["AE_NMF"], gene_sets=write_gmt(tmp_path / "sets.gmt", text)).loc[3]
     assert (card["gene_set"], card["gene_set_overlap"]) == ("planted", "8 of 8")
     assert 0 < card["gene_set_fdr"] <= 1
+    found = programs.write_program_tables(paths["AE_NMF"], tmp_path, gene_sets=tmp_path / "sets.gmt")
+    found = found["gene_set_enrichment"]
+    assert (found["overlap"] > 0).all()
+    row = found[(found["program"] == 3) & (found["gene_set"] == "planted")].iloc[0]
+    assert (row["overlap"], row["size"], row["fdr"]) == (8, 8, card["gene_set_fdr"])
+    assert sorted(row["shared_genes"].split(", ")) == sorted(chosen["symbol"])
+
+
+def test_all_sets_below_the_limit_are_listed_and_the_best_set_of_each_program():
+    rng = np.random.default_rng(4)
+    genes = pd.Index([f"g{i}" for i in range(500)])
+    symbols = np.array([f"S{i}" for i in range(500)], dtype=object)
+    lists = [np.arange(30), rng.choice(500, 30, replace=False)]
+    sets = {f"s{i}": list(symbols[rng.choice(500, 40, replace=False)]) for i in range(20)}
+    sets |= {"a": list(symbols[:20]), "b": list(symbols[10:40])}
+    table = enrichment.enrich_programs(lists, genes, symbols, sets)
+    every = enrichment.enrich([symbols[at] for at in lists], symbols, sets)
+    assert set(every.query("fdr < .05")["gene_set"]) == {"a", "b"}
+    assert table[table["program"] == 0]["gene_set"].tolist() == ["a", "b"]
+    assert table[table["program"] == 1]["gene_set"].tolist() == every.query("program == 1")["gene_set"].tolist()[:1]
+    assert table.loc[1, "shared_genes"] == ", ".join(f"S{i}" for i in range(10, 30))
 
 
 def test_programs_of_background_genes_are_those_that_donors_explain(planted):

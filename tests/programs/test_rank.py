@@ -1,6 +1,5 @@
 """The rank table: errors equal dense ones, planted ranks are found, noise supports no rank, runs are resumed."""
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 
-from aenmf_lib import AENMF, data, figures, programs
+from aenmf_lib import AENMF, data, programs
 from aenmf_lib.data import files
 from aenmf_lib.programs import rank
 from aenmf_lib.training.moments import Moments
@@ -222,7 +221,7 @@ def test_dead_programs_are_counted():
     np.testing.assert_array_equal(shares < rank._DEAD, [False, True, True])
 
 
-# ---- summary and figure
+# ---- summary
 def test_summary_names_ranks_with_improvement_stability_and_dead_programs(table):
     made = table.assign(error_genes=[0.9, 0.8, 0.7, 0.6, 0.5], dead=[0, 0, 0, 1, 3])
     made = made.assign(starts_median=[1, 0.95, 0.91, 0.7, 0.6], halves_median=0.5)
@@ -240,20 +239,3 @@ def test_summary_names_ranks_with_improvement_stability_and_dead_programs(table)
         programs.rank_summary(made.iloc[:0])
     with pytest.raises(ValueError, match=r"'error_genes' is empty in 5 of 5 rows \(first: k = 2\)"):
         programs.rank_summary(made.assign(error_genes=np.nan))
-
-
-def test_figure_draws_the_columns_that_exist(table, tmp_path):
-    fig = figures.rank(table)
-    assert fig.name == "rank"
-    assert [len(ax.lines) for ax in fig.axes] == [4, 4, 1, 2]
-    np.testing.assert_array_equal(fig.axes[0].lines[3].get_ydata(), table["error_genes"])
-    alone = table.assign(error_donors=np.nan, halves_mean=np.nan, halves_median=np.nan, note="one donor: no halves")
-    alone.to_csv(tmp_path / "rank.csv", index=False)
-    fig = figures.rank(figures.read_table(tmp_path / "rank.csv"))
-    assert [len(ax.lines) for ax in fig.axes] == [3, 2, 1, 2]
-    assert "one donor: no halves" in fig.get_supxlabel().replace("\n", " ")
-    with warnings.catch_warnings(action="error"):  # one donor and one start: a panel without lines or legend
-        fig = figures.rank(alone.assign(starts_mean=np.nan, starts_median=np.nan))
-    assert [ax.get_legend() is not None for ax in fig.axes] == [True, False, False, True]
-    with pytest.raises(ValueError, match="no column 'dead'"):
-        figures.rank(table.drop(columns="dead"))
