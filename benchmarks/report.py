@@ -10,23 +10,19 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 from measure import RESULTS
+from speed import PANELS, speed
 
 from aenmf_lib import figures
 from aenmf_lib.conditioning import study
 from aenmf_lib.data.tables import read_table
+from aenmf_lib.figures import style
 from aenmf_lib.results import RunInfo
 
 HERE = Path(__file__).parent
 FIGURES = HERE.parent / "figures"
-STYLE = HERE.parent / "aenmf_lib" / "figures" / "aenmf.mplstyle"
-OWN = ("AE-NMF", "model 1", "model 2")
-NO_ERROR = ("model 2",)  # reconstructs a cell with the U of its donor, which ‖X − H W‖ does not include
 
 # sizes of the extrapolated data sets
 TABULA = {"cells": 592_317, "genes": 60_606, "nonzeros": 2500}
@@ -199,39 +195,35 @@ def atlas() -> str:
 
 
 STUDY_HEADS = {
-    "error": "‖X − X̂‖ / ‖X‖", "scatter": "between donors",
-    "logistic_regression_type": "type: logistic", "knn_type": "type: kNN", "NMI_type": "type: NMI",
-    "logistic_regression_on": "donor: logistic", "knn_on": "donor: kNN", "NMI_on": "donor: NMI",
-    "unseen_scatter": "held-out, between donors", "unseen_knn_type": "held-out, type: kNN",
-    "unseen_NMI_type": "held-out, type: NMI", "unseen_knn_on": "held-out, donor: kNN",
-    "unseen_NMI_on": "held-out, donor: NMI",
+    "error": "‖X − X̂‖ / ‖X‖", "scatter": "between donors", "knn_type": "type: kNN", "NMI_type": "type: NMI",
+    "knn_on": "donor: kNN", "NMI_on": "donor: NMI", "unseen_scatter": "held-out, between donors",
+    "unseen_knn_type": "held-out, type: kNN",
 }  # fmt: skip
 SIMULATED = {
     "demo_none": "none", "demo_weak": "a quarter of demo", "demo": "demo",
     "demo_confounded": "demo, different composition",
 }  # fmt: skip
-SIMULATED_ROWS = ("Types", "Harmony", "AE_NMF", "CAE_NMF1, published", "CAE_NMF1, 0.2", "CAE_NMF1, 0.2, no labels",
-                  "CAE_NMF2, 0.2")  # fmt: skip
+ROWS = ("Types", "Harmony", "AE_NMF", "CAE_NMF1, published", "CAE_NMF1, 0.2", "CAE_NMF1, 0.2, no labels",
+        "CAE_NMF2, 0.2")  # fmt: skip
+REAL_ROWS = (*ROWS, "Base_NMF", "AE_NMF, weighted", "CAE_NMF1, 0.2, weighted")
 
 
 def conditioning(cells: str, on: str) -> str:
-    """Return the means over the starts of one study, with the deviation where there are several starts."""
+    """Return the means over the starts of one study for the main models, with the deviation where there are several."""
     long = read(f"conditioning_{cells}").query("on == @on")
-    names = [name for name in STUDY_HEADS if long[name].notna().any()]
-    heads = [head.replace("donor:", f"{on}:") for head in (STUDY_HEADS[name] for name in names)]
-    return markdown(["", *heads, "starts"], _study_rows(long, names)) + f"\n\n{', '.join(sorted(set(long['date'])))}."
+    heads = [head.replace("donor:", f"{on}:") for head in STUDY_HEADS.values()]
+    rows = [row for row in _study_rows(long, list(STUDY_HEADS)) if row[0] in REAL_ROWS]
+    return markdown(["", *heads, "starts"], rows) + f"\n\n{', '.join(sorted(set(long['date'])))}."
 
 
 def simulated() -> str:
-    """Return the means over the starts for the simulated data sets, for a few models."""
-    names = ["error", "scatter", "knn_type", "NMI_type", "knn_on", "NMI_on", "unseen_scatter", "unseen_knn_type"]
+    """Return the means over the starts for the main models on the simulated data sets."""
     rows, dates = [], set()
     for cells, effect in SIMULATED.items():
         long = read(f"conditioning_{cells}")
-        rows += [[effect, *row] for row in _study_rows(long, names) if row[0] in SIMULATED_ROWS]
+        rows += [[effect, *row] for row in _study_rows(long, list(STUDY_HEADS)) if row[0] in ROWS]
         dates |= set(long["date"])
-    heads = [STUDY_HEADS[name] for name in names]
-    return markdown(["donor effect", "", *heads, "starts"], rows) + f"\n\n{', '.join(sorted(dates))}."
+    return markdown(["donor effect", "", *STUDY_HEADS.values(), "starts"], rows) + f"\n\n{', '.join(sorted(dates))}."
 
 
 def fuzz() -> str:
@@ -286,8 +278,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "scoring": scoring,
     "scoring atlas": atlas,
     **{
-        f"conditioning, {cells}, {on}": partial(conditioning, cells, on)
-        for cells in ("kang2018_k20", "kang2018_k80")
+        f"conditioning, kang2018_k80, {on}": partial(conditioning, "kang2018_k80", on)
         for on in ("condition", "donor_id", "donor_id+condition")
     },
     "conditioning, kang2018_third_k80, donor_id": partial(conditioning, "kang2018_third_k80", "donor_id"),
@@ -309,43 +300,20 @@ def fill(text: str) -> str:
     return text
 
 
-def draw_speed() -> Figure:
-    """Draw the run time of each solver, one line per solver, with its error; one panel per set of genes."""
-    plt.style.use(STYLE)
-    figure, axes = plt.subplots(1, 2, figsize=(183 / 25.4, 68 / 25.4), layout="constrained")
-    for axis, name, title in zip(
-        axes,
-        ("peers_kang2018_all_k80", "peers_kang2018_2000_k20"),
-        ("14,044 genes, 80 programs", "2,000 genes, 20 programs"),
-        strict=True,
-    ):
-        table = read(name).dropna(subset=["seconds"]).groupby("solver")[["seconds", "relative_error"]]
-        median, low, high = table.median().sort_values("seconds", ascending=False), table.min(), table.max()
-        for line, (solver, row) in enumerate(median.iterrows()):
-            color = "#0072B2" if solver in OWN else "#595959"
-            axis.plot([low.seconds[solver], high.seconds[solver]], [line, line], color=color, lw=1.5)
-            axis.plot(row.seconds, line, "o", color=color, ms=4)
-            error = "–" if solver in NO_ERROR else f"{row.relative_error:.3f}"
-            axis.annotate(error, (1.02, line), xycoords=("axes fraction", "data"), va="center", color=color)
-        axis.set_yticks(range(len(median)), median.index)
-        axis.annotate("error", (1.02, 1), xycoords="axes fraction", color="#595959")
-        axis.set(xscale="log", xlabel="seconds to the solver's own stop", ylim=(-0.6, len(median) - 0.4))
-        axis.set_title(title, loc="left", pad=10)
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.margins(x=0.08)
-    return figure
+def save(fig: style.Sheet, name: str) -> None:
+    """Write the picture of a figure, without its data and caption, for the READMEs."""
+    with style.use(fig.settings):
+        fig.savefig(FIGURES / f"{name}.png")
 
 
 def main() -> None:
     """Write the tables and the figures."""
     readme = HERE / "README.md"
     readme.write_text(fill(readme.read_text()))
-    draw_speed().savefig(FIGURES / "speed.png")
+    save(speed({name: read(name) for name in PANELS}), "speed")
     main_rows = "on != 'donor_id+condition' and gene_weights == 'none' and (labels == 'cell_type' or strength == 0)"
     table = study.summarize(read("conditioning_kang2018_k20").query(main_rows))
-    figures.conditioning(table, run=RunInfo(k=20)).savefig(FIGURES / "kang2018_conditioning.png")
+    save(figures.conditioning(table, run=RunInfo(k=20)), "kang2018_conditioning")
 
 
 if __name__ == "__main__":

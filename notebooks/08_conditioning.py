@@ -93,8 +93,8 @@ study.format_table(table, study.UNSEEN)
 #
 # ## The trade-off
 # Vertical: score against the cell type, higher is better. Horizontal: score against the column conditioned on, lower is
-# better. A line connects the strengths of a model, starting from the published weights. Bars are standard deviations
-# over the starts. The dotted line is the value of `Types`.
+# better. A line connects the strengths of a model, starting from the published weights; a larger marker is a larger
+# strength. Bars are standard deviations over the starts. The dotted line is the value of `Types`.
 
 # %%
 made = cells.uns.get("provenance", {})

@@ -64,7 +64,7 @@ table.set_index("k").round(4).T
 # number of programs in the data, and then to stay constant or to increase.
 
 # %%
-fig = figures.rank(table)
+fig = figures.figS2_rank(table)
 figures.save(fig, f"{out_dir}/figures")
 fig
 

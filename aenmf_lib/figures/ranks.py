@@ -3,43 +3,43 @@
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from aenmf_lib.figures import style
-from aenmf_lib.figures.style import DOUBLE, LINE, NO_RUN, at_least
+from aenmf_lib.figures.ends import label_ends
+from aenmf_lib.figures.labels import thin_ticks
+from aenmf_lib.figures.style import NO_RUN, at_least
 from aenmf_lib.figures.tables import check_table
 from aenmf_lib.results import RunInfo
 
-_LIGHT, _BLUE = "0.6", "#56B4E9"  # sky blue of Okabe & Ito: the color of no model
-# panel -> column -> name, color, marker, line
+_LIGHT, _DARK, _BLUE = "0.6", "0", "#3585B0"  # colors of no model
+# panel -> column -> name at the end of its line, color, marker, line
 _PANELS = {
     "relative error": {
         "error": ("training cells", _LIGHT, "o", "--"),
-        "error_cells": ("held-out cells", "black", "o", "-"),
-        "error_donors": ("held-out donors", "black", "s", ":"),
+        "error_cells": ("held-out cells", _DARK, "o", "-"),
+        "error_donors": ("held-out donors", _DARK, "s", ":"),
         "error_genes": ("predicted genes", _BLUE, "D", "-"),
     },
     "cosine of matched programs": {
         "starts_median": ("starts, median", _LIGHT, "o", "-"),
         "starts_mean": ("starts, mean", _LIGHT, "o", ":"),
-        "halves_median": ("halves of the donors, median", "black", "s", "-"),
-        "halves_mean": ("halves of the donors, mean", "black", "s", ":"),
+        "halves_median": ("donor halves, median", _DARK, "s", "-"),
+        "halves_mean": ("donor halves, mean", _DARK, "s", ":"),
     },
-    "dead programs": {"dead": ("", "black", "o", "-")},
-    "seconds": {
-        "seconds": ("first start", "black", "o", "-"),
-        "seconds_more": ("other starts and halves", _LIGHT, "o", "--"),
+    "empty programs": {"dead": ("", _DARK, "o", "-")},
+    "seconds per fit": {
+        "seconds": ("first start", _DARK, "o", "-"),
+        "seconds_more": ("other starts\nand halves", _LIGHT, "o", "--"),
     },
 }
 _COUNTS = ["k", "cells", "cells_out", "donors", "donors_out", "starts"]
-_TICKS = 7  # maximum number of ranks with a label
 _SPAN = 0.05  # minimum range of the errors, so that small differences look small
 
 
 @style.figure
-def rank(table: pd.DataFrame, run: RunInfo = NO_RUN) -> Figure:
-    """Plot errors, stability, dead programs and seconds against the rank, 183 mm wide.
+def figS2_rank(table: pd.DataFrame, run: RunInfo = NO_RUN) -> style.Sheet:
+    """Plot errors, stability, empty programs and seconds against the rank, 183 mm wide.
 
     Empty columns are left out, for example the error of held-out donors if there is one donor. The caption gives the
     reason. Table: the given table, sorted by rank.
@@ -53,39 +53,74 @@ def rank(table: pd.DataFrame, run: RunInfo = NO_RUN) -> Figure:
     table = table.sort_values("k", ignore_index=True)
     counts, reason = table[_COUNTS].iloc[0].astype(int), table["note"].iloc[0]
     others = f"; held-out donors: {counts['donors_out']:,}" if counts["donors_out"] else ""
-    note = [
-        f"training: {counts['cells']:,} cells of {counts['donors']:,} donors",
-        f"held-out cells: {counts['cells_out']:,} of the same donors{others}",
-        "predicted genes: in the held-out cells, each fifth of the genes is predicted from the others",
-        f"starts: {counts['starts']}",
-        "" if pd.isna(reason) else reason,
+    caption = [
+        f"Choice of the rank k with AE-NMF, trained on {counts['cells']:,} cells of {counts['donors']:,} donors",
+        "Relative errors ‖X − X Wᵀ W‖ / ‖X‖ of the training cells, of "
+        f"{counts['cells_out']:,} held-out cells of the same donors{others}",
+        "Predicted genes: error of the held-out cells if each fifth of the genes is predicted from the others; it does "
+        "not decrease with programs that describe noise",
+        f"Cosines: programs matched between {counts['starts']} random starts, and between fits to halves of the donors",
+        style.printable(reason) if isinstance(reason, str) and reason else "",
         *style.run_note("", run),
     ]
-    fig = style.new_figure(table, DOUBLE, 52 + 4 * LINE, note)
-    for ax, (title, lines) in zip(fig.subplots(1, len(_PANELS)), _PANELS.items(), strict=True):
+    # columns of panels: each needs space for its names, and as much for its lines
+    names = [name for lines in _PANELS.values() for name, *_ in lines.values()]
+    needed = 2 * max(style.text_width(part) for name in names for part in name.split("\n")) + 8 * style.line()
+    n_columns = max(n for n in (1, 2) if n == 1 or n * needed <= style.page_width("double"))
+    panels = {title: lines for title, lines in _PANELS.items() if table[[*lines]].notna().any(axis=None)}
+    n_rows = -(-len(panels) // n_columns)
+    fig = style.new_figure(table, "double", n_rows * (28 + 7 * style.line()), caption)
+    grid = fig.subplots(n_rows, n_columns, squeeze=False).ravel()
+    for ax in grid[len(panels) :]:
+        ax.remove()
+    axes = grid[: len(panels)]
+    for ax, (title, lines) in zip(axes, panels.items(), strict=True):
         _draw(ax, title, table, lines)
+    for ax, lines in zip(axes, panels.values(), strict=True):
+        _label(ax, table, lines)
+    thin_ticks(axes)
+    for ax in axes:
+        if ax.get_label() == "empty programs":
+            ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        _thin_ranks(ax, table["k"].to_numpy())
+        style.mark_cut_axis(ax, "y")
+    style.letters(axes)
     return fig
 
 
 def _draw(ax: Axes, title: str, table: pd.DataFrame, lines: dict[str, tuple[str, str, str, str]]) -> None:
-    """Draw the lines of one panel over the ranks, with their legend above."""
+    """Draw the lines of one panel over the ranks."""
     for column, (name, color, marker, line) in lines.items():
         if table[column].notna().any():
             size = 6 if column == "error" else None  # larger, to be visible behind the line of the held-out cells
             ax.plot(table["k"], table[column], color=color, marker=marker, ls=line, label=name, markersize=size)
-    ax.set(label=title, xlabel="rank k", ylabel=title, xscale="log")
-    ranks = table["k"].to_numpy()
-    shown = np.unique(np.linspace(0, len(ranks) - 1, min(len(ranks), _TICKS)).round().astype(int))
-    ax.xaxis.set_major_locator(FixedLocator(ranks[shown]))
+    ax.set(label=title, xlabel="rank k", xscale="log")
+    ax.set_title(title, loc="left")
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.locator_params("y", integer=title == "dead programs", nbins=5, steps=style.STEPS)
     low, high = ax.get_ylim()
     if title == "relative error":
         ax.set_ylim(at_least(low, high, _SPAN))
     elif title == "cosine of matched programs":
-        ax.set_ylim(min(low, 0.5), 1.02)
+        ax.set_ylim(min(low, 0.5), 1.1)
     else:  # from slightly below 0, so that markers at 0 are not cut
-        ax.set_ylim(-0.03 * max(high, 1), max(high, 1))
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1.01))
+        ax.set_ylim(-0.03 * max(high, 1), 1.1 * max(high, 1))
+
+
+def _label(ax: Axes, table: pd.DataFrame, lines: dict[str, tuple[str, str, str, str]]) -> None:
+    """Write the names of the lines at their ends."""
+    drawn = [column for column, (name, *_) in lines.items() if name and table[column].notna().any()]
+    ends = [tuple(table[["k", column]].dropna().iloc[-1]) for column in drawn]
+    if drawn:
+        label_ends(ax, ends, [lines[column][0] for column in drawn], [lines[column][1] for column in drawn])
+
+
+def _thin_ranks(ax: Axes, ranks: np.ndarray) -> None:
+    """Set ticks at ranks whose labels have space."""
+    x = ax.transAxes.inverted().transform(ax.transData.transform([(k, 0) for k in ranks]))[:, 0]
+    x = x * ax.bbox.width / ax.figure.dpi * 25.4  # mm
+    shown = [0]
+    for i in range(1, len(ranks)):
+        if x[i] - x[shown[-1]] > style.text_width(f"{ranks[i]}") + style.line():
+            shown.append(i)
+    ax.xaxis.set_major_locator(FixedLocator(ranks[shown]))
+    ax.xaxis.set_major_formatter("{x:g}")

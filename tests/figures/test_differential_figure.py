@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
+from checks import LAYOUTS, LONG_NAMES, axes, check_files, check_layout, marks, settings, texts
 from matplotlib.collections import PathCollection, QuadMesh
-from test_figures import LONG_NAMES, axes, caption, faults, marks, texts
 
 from aenmf_lib import figures
 from aenmf_lib.results import MODELS, RunInfo
@@ -38,7 +38,7 @@ def test_colors_dots_and_crosses_equal_csv(tmp_path):
         ax = axes(fig)[model]
         grid = points.pivot_table(dropna=False, index="row", columns="cell_type", values="effect")
         (mesh,) = marks(ax, QuadMesh)
-        np.testing.assert_allclose(mesh.get_array().filled(np.nan), grid, rtol=1e-12)
+        np.testing.assert_allclose(mesh.get_array().filled(np.nan).reshape(grid.shape), grid, rtol=1e-12)
         found, missing = (marks.get_offsets() for marks in marks(ax, PathCollection))
         for at, chosen in ((found, points["fdr"] < 0.05), (missing, points["fdr"].isna())):
             expected = {
@@ -56,29 +56,30 @@ def test_rows_are_the_programs_with_the_largest_effects():
     found = table[table["fdr"] < 0.05]
     size = found["effect"].abs().groupby(found["program"]).max().sort_values(ascending=False)
     fig = figures.differential(table, cards_of(table))
-    labels = [label.get_text() for label in axes(fig)["AE_NMF"].get_yticklabels()]
-    assert labels == [f"{p}: GENE{p}, SECOND{p}, THIRD{p}" for p in size.index[:10]]
-    assert f"not shown: {len(size) - 10} more of AE_NMF" in caption(fig)
+    labels = [text.get_text() for text in axes(fig)["AE_NMF"].texts]
+    assert labels[:10] == [f"{p}: GENE{p}, SECOND{p}, THIRD{p}" for p in size.index[:10]]
+    assert f"Not shown: {len(size) - 10} more programs of AE-NMF" in fig.caption
 
 
 def test_captions_report_design_and_donors():
     table = simulate()
-    text = caption(figures.differential(table, run=RunInfo(12, 5000, {"CAE_NMF1": True})))
+    text = figures.differential(table, run=RunInfo(12, 5000, dict.fromkeys(MODELS, False) | {"CAE_NMF1": True})).caption
     numbers = "unpaired t-tests of donors, not cells (2 to 4 control, 3 stimulated)"
-    for part in ("n = 5,000 cells", "rank k = 12", numbers, "cross: not tested", "† trained with cell_type"):
+    for part in ("n = 5,000 cells", "rank k = 12", numbers, "Cross: not tested", "†, trained with cell_type"):
         assert part in text
-    text = caption(figures.differential(simulate(design="paired", n_pairs=8), run=RunInfo(donor_column="patient")))
+    text = figures.differential(simulate(design="paired", n_pairs=8), run=RunInfo(donor_column="patient")).caption
     assert "paired t-tests of values of patient, not cells (8 pairs)" in text
 
 
 def test_models_without_a_significant_test_are_in_the_caption(tmp_path):
     table = simulate(share=0)
     table.loc[3, "fdr"] = 0.01
-    text = caption(fig := figures.differential(table))
-    assert "no FDR < .05: CAE_NMF2 (84 tests), AE_NMF (84 tests), Base_NMF (84 tests)" in text
-    assert [ax.get_title(loc="left") for ax in fig.axes][:1] == ["CAE_NMF1"]
+    fig = figures.differential(table)
+    none = "Conditional AE-NMF 2 (84 tests), AE-NMF (84 tests), NMF (84 tests)"
+    assert f"No test has FDR < .05: {none}" in fig.caption
+    assert [ax.get_title(loc="left") for ax in fig.axes][:1] == ["Conditional AE-NMF 1"]
     fig = figures.differential(simulate(share=0))
-    assert "no FDR < .05: CAE_NMF1 (84 tests)" in caption(fig)
+    assert fig.caption.startswith("Not drawn: no test has FDR < .05.")
     assert not fig.axes
     figures.save(fig, tmp_path)
     assert pd.read_csv(tmp_path / "differential.csv").empty
@@ -95,12 +96,13 @@ def test_models_without_a_significant_test_are_in_the_caption(tmp_path):
         {"share": 0},
     ],
 )
-@pytest.mark.parametrize("named", [True, False])
-def test_no_text_is_cut_or_over_other_text(options, named):
-    table = simulate(**options)
-    fig = figures.differential(table, cards_of(table) if named else None, run=RunInfo(80, 592_317, {"CAE_NMF1": True}))
-    assert faults(fig) == []
-    assert fig.get_size_inches()[0] * 25.4 <= 183.01
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_text_is_cut_or_over_other_text(options, layout):
+    table, look = simulate(**options), settings(**LAYOUTS[layout])
+    for cards in (cards_of(table), None):
+        fig = figures.differential(table, cards, run=RunInfo(80, 592_317, {"CAE_NMF1": True}), settings=look)
+        assert check_layout(fig) == []
+        assert fig.get_size_inches()[0] * 25.4 in (pytest.approx(look.single), pytest.approx(look.double))
 
 
 def test_groups_and_types_may_look_like_numbers(tmp_path):
@@ -124,7 +126,7 @@ def test_bad_tables_raise():
         figures.differential(pd.concat([table, table]))
 
 
-def test_of_more_than_40_types_those_with_the_most_findings_are_drawn():
+def test_types_without_space_are_those_with_the_fewest_findings():
     table = simulate(models=["AE_NMF"], n_types=60, share=0.1)
     fig = figures.differential(table)
     drawn = set(fig.table["cell_type"])
@@ -132,4 +134,11 @@ def test_of_more_than_40_types_those_with_the_most_findings_are_drawn():
     counts = found.groupby(table["cell_type"]).sum()
     assert len(drawn) == 40
     assert counts[list(drawn)].min() >= counts.drop(list(drawn)).max()
-    assert "20 cell types with fewer dots" in caption(fig)
+    assert "20 cell types with fewer dots" in fig.caption
+    narrow = figures.differential(table, settings=settings(width=0.5))
+    assert narrow.table["cell_type"].nunique() < 40
+
+
+def test_files_are_the_same_twice(tmp_path):
+    table = simulate()
+    check_files(figures.differential(table, cards_of(table)), tmp_path)

@@ -1,0 +1,185 @@
+"""What the figure of loadings shows and where: programs, genes and gene sets that fit on a page."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from aenmf_lib.figures import style
+from aenmf_lib.figures.heatmaps import PAGE, choose_programs, longest
+
+SETS = 14  # gene sets that are drawn
+SIGNIFICANT = 0.05  # gene sets with a smaller false discovery rate are drawn
+LABELS = ("weight / largest weight of the program", "−log10 false discovery rate", "genes in common")  # of the keys
+HEADS = ("program", "used most by")  # names of the rows above the heat map
+_KEYS = 3.2  # height of the color bars without their labels, in lines of text
+HIGH = 10  # programs with a marker among their first genes are shown before other programs
+_LEFT = 0.33  # largest share of the width for names of genes and gene sets
+_COLUMN = (0.95, 4)  # smallest and largest width of a column, in lines of text
+_MOST = 8  # largest number of genes per program
+_MARKERS = 0.25  # largest share of the rows for markers that are not among the largest genes
+_ROWS = 20  # genes that are shown even if the page becomes higher than PAGE
+_HEAD, _GAP = 11, 1.7  # most space above the genes, and above the gene sets, in lines of text
+_TABLE = [
+    "part", "name", "program", "row", "column", "gene", "rank", "weight", "relative_weight", "marker_of", "overlap",
+    "size", "fdr", "shared_genes",
+]  # fmt: skip
+
+
+@dataclass
+class Plan:
+    """What is drawn where. Lengths are in mm."""
+
+    programs: list[int]  # in the order of the columns
+    groups: list[str]  # top type of each column
+    n_genes: int  # per program
+    genes: pd.DataFrame  # one row per row of the heat map: gene, symbol, marker_of
+    sets: list[str]  # in the order of the rows
+    tested: bool  # whether gene sets were given
+    table: pd.DataFrame  # of the figure
+
+    @property
+    def n_columns(self) -> int:
+        """Number of programs."""
+        return len(self.programs)
+
+    @property
+    def symbols(self) -> list[str]:
+        """Names of the rows of the heat map."""
+        return style.shorten_labels(self.genes["symbol"], 0.2 * style.page_width("double"))
+
+    @property
+    def symbol_width(self) -> float:
+        """Width of the names of the genes, in bold."""
+        return max(style.text_width(text, "bold") for text in self.symbols)
+
+    @property
+    def left(self) -> float:
+        """Width of the names on the left of the heat map."""
+        markers = longest(self.genes["marker_of"]) + style.line() if self.genes["marker_of"].any() else 0
+        wanted = max(self.symbol_width + markers, longest([*map(style.printable, self.sets)])) + 0.5 * style.line()
+        least = max(longest(HEADS) + style.line(), self.symbol_width + 0.5 * style.line())
+        return max(min(wanted, _LEFT * style.page_width("double")), least)
+
+    @property
+    def marker_width(self) -> float:
+        """Width of the types of the markers; 0 if there is no space for them."""
+        room = self.left - self.symbol_width - style.line()
+        return room if room > 3 * style.line() else 0.0
+
+    @property
+    def column(self) -> float:
+        """Width of a column."""
+        room = style.page_width("double") - self.left - 1.3 * style.line()
+        return min(room / self.n_columns, _COLUMN[1] * style.line())
+
+    @property
+    def starts(self) -> list[int]:
+        """First column of each group of programs with the same top type, and the number of columns."""
+        changes = [i for i, group in enumerate(self.groups) if i == 0 or group != self.groups[i - 1]]
+        return [*changes, self.n_columns]
+
+    @property
+    def head(self) -> float:
+        """Height of the names of types and the numbers of programs."""
+        names, numbers = longest(self.group_labels), longest([*map(str, self.programs)])
+        names = style.line() if self.is_flat else names
+        return names + (style.line() if numbers < self.column else numbers) + 1.3 * style.line()
+
+    @property
+    def group_labels(self) -> list[str]:
+        """Shown names of the top types, one per group."""
+        return style.shorten_labels(
+            [self.groups[i] or "no type" for i in self.starts[:-1]], (_HEAD - 3.5) * style.line()
+        )
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the names of the top types fit above their columns."""
+        widths = np.diff(self.starts) * self.column - 0.5 * style.line()
+        return all(style.text_width(name) < room for name, room in zip(self.group_labels, widths, strict=True))
+
+    @property
+    def top_of_sets(self) -> float:
+        """Position of the gene sets."""
+        return self.head + (len(self.genes) + _GAP) * style.line()
+
+    @property
+    def top_of_keys(self) -> float:
+        """Position of the color bars."""
+        rows = max(len(self.sets), 1) + 0.3 if self.tested else -_GAP + 0.3
+        return self.top_of_sets + rows * style.line()
+
+    @property
+    def height(self) -> float:
+        """Height of the figure."""
+        return self.top_of_keys + (_KEYS + max(map(len, self.key_labels))) * style.line()
+
+    @property
+    def key_width(self) -> float:
+        """Width of a color bar with the space beside it."""
+        return (style.page_width("double") - 2 * style.line()) / (3 if self.sets else 2)
+
+    @property
+    def key_labels(self) -> list[list[str]]:
+        """Lines of the labels of the color bars, and of the sizes of dots."""
+        labels = LABELS if self.sets else LABELS[:1]
+        return [style.wrap(label, self.key_width - 2 * style.line()) for label in labels]
+
+
+def make_plan(genes: pd.DataFrame, cards: pd.DataFrame, enrichment: pd.DataFrame) -> Plan:
+    """Choose the programs, genes and gene sets that fit on a page."""
+    line, width = style.line(), style.page_width("double")
+    tested, significant = len(enrichment) > 0, enrichment[enrichment["fdr"] < SIGNIFICANT]
+    n_sets = min(significant["gene_set"].nunique(), SETS)
+    n_rows = max(int(PAGE / line - _HEAD - _KEYS - 2 - (n_sets + _GAP if tested else 0)), _ROWS)
+    largest = genes.groupby("program")["weight"].transform("max")
+    marker_of = genes["symbol"].astype(str).str.upper().map(_markers()).fillna("")
+    genes = genes.assign(relative_weight=genes["weight"] / largest, marker_of=marker_of)
+    with_markers = genes[(genes["marker_of"] != "") & (genes["rank"] <= HIGH)]
+    with_markers = with_markers.sort_values("relative_weight", ascending=False, kind="stable")["program"].tolist()
+    n_programs = int(((1 - _LEFT) * width - 1.3 * line) / (_COLUMN[0] * line))
+    for n in range(min(n_programs, len(cards)), 0, -1):  # as many programs as fit with at least two genes
+        programs = choose_programs(cards, n, with_markers)
+        n_genes, rows = _choose_genes(genes[genes["program"].isin(programs)], n_rows)
+        if n_genes > 1:
+            break
+    chosen = cards[cards["program"].isin(programs)].astype({"top_type": str})
+    chosen = chosen.assign(empty=chosen["top_type"] == "").sort_values(
+        ["empty", "top_type", "variance_by_type", "program"], ascending=[True, True, False, True], kind="stable"
+    )
+    columns = {program: column for column, program in enumerate(chosen["program"])}
+    shown = genes[genes["program"].isin(programs) & genes["gene"].isin(rows)]
+    shown = shown.assign(column=shown["program"].map(columns))
+    best = shown.sort_values(["relative_weight", "column"], ascending=[False, True]).drop_duplicates("gene")
+    best = best.sort_values(["column", "relative_weight"], ascending=[True, False], kind="stable", ignore_index=True)
+    shown = shown.merge(best[["gene"]].assign(row=best.index), on="gene").sort_values(["row", "column"])
+
+    dots = significant[significant["program"].isin(programs)]
+    dots = dots.assign(column=dots["program"].map(columns)).sort_values(["fdr", "column"], kind="stable")
+    first = dots.drop_duplicates("gene_set").head(SETS).sort_values(["column", "fdr"], kind="stable")
+    sets = {name: row for row, name in enumerate(first["gene_set"])}
+    dots = dots[dots["gene_set"].isin(sets)]
+    dots = dots.assign(row=dots["gene_set"].map(sets)).sort_values(["row", "column"])
+    parts = [shown.assign(part="gene", name=shown["symbol"]), dots.assign(part="gene set", name=dots["gene_set"])]
+    table = pd.concat([part for part in parts if len(part)], ignore_index=True).reindex(columns=_TABLE)
+    types = chosen["top_type"].tolist()
+    return Plan([*columns], types, n_genes, best[["symbol", "marker_of"]], [*sets], tested, table)
+
+
+def _choose_genes(genes: pd.DataFrame, n_rows: int) -> tuple[int, set[str]]:
+    """Return the number of largest genes per program for which there is space, and these genes with markers."""
+    best = genes.sort_values("relative_weight", ascending=False, kind="stable").drop_duplicates("gene")
+    markers = best[best["marker_of"] != ""]["gene"].head(int(_MARKERS * n_rows))
+    unions = [{*genes[genes["rank"] <= n]["gene"], *markers} for n in range(1, _MOST + 1)]
+    n_genes = max(sum(len(union) <= n_rows for union in unions), 1)
+    return n_genes, unions[n_genes - 1]
+
+
+def _markers() -> dict[str, str]:
+    """Return the cell type of each marker of the settings; genes are in upper case."""
+    markers = {}
+    for name, genes in style.current().markers.items():
+        for gene in genes:
+            markers.setdefault(gene.upper(), style.printable(name))
+    return markers

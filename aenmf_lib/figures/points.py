@@ -1,0 +1,79 @@
+"""The points of the two benchmarks: checked, in one long table, with the names and limits that figures use."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from aenmf_lib.data import CELL_TYPE, DONOR
+from aenmf_lib.figures import style
+from aenmf_lib.figures.tables import check_run, check_table
+from aenmf_lib.results import RunInfo
+
+BETTER = {CELL_TYPE: "higher is better", DONOR: "lower is better"}
+METRICS = {"NMI": "NMI", "ARI": "ARI", "F1": "macro F1", "AUROC": "macro AUROC", "Accuracy": "accuracy"}
+CLASSIFIERS = {  # name, marker
+    "logistic_regression": ("logistic regression", "o"),
+    "knn": ("k nearest neighbors", "s"),
+    "random_forest": ("random forest", "^"),
+    "random_forest_intelex": ("random forest of scikit-learn-intelex", "^"),
+}
+CLUSTERING, CLASSIFICATION, RESOLUTION = "clustering", "classification", "resolution"  # benchmarks
+_FILES = {  # benchmark: file, numbers of a run beside its scores, settings
+    CLUSTERING: ("clustering_long.csv", ["seed"], ["n_neighbors", "resolution"]),
+    CLASSIFICATION: ("classification_long.csv", ["seed", "fold"], ["min_cells_per_class", "max_cells"]),
+    RESOLUTION: ("clustering_resolution.csv", ["seed", "resolution", "n_clusters"], ["n_neighbors"]),
+}
+
+
+def read_points(long: pd.DataFrame, benchmark: str, metrics: Sequence[str], run: RunInfo) -> pd.DataFrame:
+    """Check a table of scores; return one row per run and metric with ``value``, without labels of one class.
+
+    Raises ValueError for a table with faults or of another run.
+    """
+    name, numbers, settings = _FILES[benchmark]
+    check_table(long, name, ["label"], ["n_classes"])
+    check_run(long, name, run)
+    scored = long[long["n_classes"] >= 2]
+    if len(scored):
+        classifier = {"classifier": CLASSIFIERS} if benchmark == CLASSIFICATION else {}
+        columns = ["Model", "label", "cell_type_in_training", *classifier, *settings]
+        check_table(scored, name, columns, ["n_cells", *numbers, *metrics], **classifier)
+    by = ["Model", "label", "classifier", "seed", "fold", "resolution", "n_clusters", "n_cells", "n_classes"]
+    wide = scored.reindex(columns=[*by, *metrics]).assign(Model=scored["Model"].astype(str), benchmark=benchmark)
+    return wide.melt(["benchmark", *by], metrics, "metric", "value")
+
+
+def mark_used(run: RunInfo, *tables: pd.DataFrame) -> RunInfo:
+    """Return the run with the models that, according to the tables, were trained with cell types."""
+    used = dict(run.used_cell_type)
+    for table in tables:
+        used |= dict.fromkeys(table["Model"][table["cell_type_in_training"] == True], True)  # noqa: E712
+    return replace(run, used_cell_type=used)
+
+
+def limits(values: Iterable[float], origin: float = 0) -> tuple[float, float]:
+    """Return the limits of an axis of scores: from the origin if values are near it, to 1 at most."""
+    values = pd.Series(list(values), dtype=float)
+    low, high = style.at_least(values.min(), values.max(), 0.02)
+    pad = 0.06 * (high - low)
+    start = low - pad
+    if values.min() >= origin and start - origin < 0.4 * (high - origin):
+        start = origin
+    return start, min(high + pad, max(1, values.max()))
+
+
+def label_name(label: str, run: RunInfo) -> str:
+    """Return the name of a label within a sentence."""
+    column = style.label_columns(run)[label]
+    return {CELL_TYPE: "cell type", DONOR: "donor"}[label] if column == label else column
+
+
+def list_unscored(long: pd.DataFrame, run: RunInfo) -> list[str]:
+    """Return a sentence of the caption for each label with fewer than two classes."""
+    columns, few = style.label_columns(run), long[long["n_classes"] < 2]
+    what = "value"
+    if "min_cells_per_class" in long:
+        what = f"class of at least {style.value_range(long['min_cells_per_class'])} cells"
+    counts = few.groupby("label")["n_classes"].max().map({0: "no", 1: "one"})
+    return [f"{columns[label]} has {counts[label]} {what} and was not scored" for label in columns if label in counts]

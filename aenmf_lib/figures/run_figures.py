@@ -1,0 +1,146 @@
+"""The figures of one run, drawn from its tables: without the cells and their embeddings, one figure takes seconds."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from aenmf_lib import figures
+from aenmf_lib.data.tables import read_table
+from aenmf_lib.figures.settings import Settings
+from aenmf_lib.figures.style import NO_RUN, Sheet
+from aenmf_lib.results import RunInfo, history, read_run
+
+# figure -> the tables that its function takes, in the order of its arguments; with "?": None if there is no such file
+_TABLES = {
+    "fig1_benchmark": ["clustering_long", "classification_long", "clustering_resolution"],
+    "fig2_embeddings": ["umap", "color_by"],
+    "fig3_programs": ["usage_by_type", "program_cards", "program_matches"],
+    "fig4_loadings": ["programs", "program_cards", "gene_set_enrichment"],
+    "fig5_matching": ["program_matches", "program_cards", "consensus?", "rank?"],
+    "fig6_donors": ["donor_genes", "donor_share", "program_cards"],
+    "figS1_training": ["history"],
+    "figS3_cohort": ["cohort"],
+    "figS4_classes": ["classification_by_class", "classification_confusion"],
+    "figS5_resolution": ["clustering_resolution"],
+    "table1": ["clustering_long", "classification_long"],
+    "figS2_rank": ["rank"],
+    "conditioning": ["conditioning"],
+    "differential": ["differential_usage", "program_cards"],
+}
+_OTHER_NOTEBOOKS = ("figS2_rank", "conditioning", "differential")
+FIGURES = tuple(name for name in _TABLES if name not in _OTHER_NOTEBOOKS)  # of notebook 07
+_OF_DATA_SET = ("cohort", "rank")  # tables in the folder above that of the run
+_OF_MODEL = ("programs", "program_cards")  # tables with one file per model
+
+
+class RunTables:
+    """The tables of one run. A table is read when a figure needs it, and only once.
+
+    Parameters
+    ----------
+    tables_dir
+        The folder of the run, ``results/<data set>/k<K>``. The tables of the data set are in the folder above.
+    model_paths
+        The results files of the run, of which only the facts about the models are read.
+    color_by
+        Further columns of obs by which `fig2_embeddings` colors the cells.
+    """
+
+    def __init__(self, tables_dir: str | Path, model_paths: Sequence[str | Path], color_by: Sequence[str] = ()) -> None:
+        self.folder, self.model_paths, self.color_by = Path(tables_dir), list(model_paths), list(color_by)
+        self._read: dict[str, object] = {}
+
+    @cached_property
+    def run(self) -> RunInfo:
+        """Facts about the models, for captions."""
+        return read_run(self.model_paths)
+
+    def __getitem__(self, name: str) -> object:
+        """Return a table by the name of its file, such as ``clustering_long``, with all models.
+
+        ``umap`` are the coordinates, ``history`` the losses in training. Raises FileNotFoundError if its file does not
+        exist.
+        """
+        if name not in self._read:
+            self._read[name] = self._load(name)
+        return self._read[name]
+
+    def _load(self, name: str) -> object:
+        """Read a table."""
+        if name == "color_by":
+            return self.color_by
+        if name == "history":
+            return history(self.model_paths)
+        if name == "umap":
+            return self._load_umap()
+        if name in _OF_MODEL:
+            parts = {
+                model: read_table(self.folder / f"{name}_{model.lower()}.csv") for model in self.run.used_cell_type
+            }
+            table = pd.concat([part.assign(Model=model) for model, part in parts.items()], ignore_index=True)
+            table.attrs["source"] = str(self.folder / f"{name}_<model>.csv")
+            return table[["Model", *table.columns.drop("Model")]]
+        return read_table((self.folder.parent if name in _OF_DATA_SET else self.folder) / f"{name}.csv")
+
+    def _load_umap(self) -> object:
+        """Read the coordinates, and the columns of obs by which they are colored."""
+        from aenmf_lib.data.files import read_h5ad
+        from aenmf_lib.figures.embeddings import add_columns
+
+        path = self.folder / "umap.h5ad"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist. Run 06_benchmarks, or pass another folder.")
+        return add_columns(read_h5ad(path), self.model_paths[0], self.color_by)
+
+
+def draw(name: str, tables: RunTables, settings: Settings | None = None) -> Sheet:
+    """Draw one figure of a run.
+
+    Parameters
+    ----------
+    name
+        The name of a figure, or its beginning, such as ``fig2``. `FIGURES` lists those of notebook 07; figS2_rank,
+        conditioning and differential can be drawn if their notebooks have run.
+    tables, settings
+        The tables of the run, and the settings from `read_settings`; None for the default settings.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        No figure or several have this name, or a table does not exist, is not valid, or belongs to another run.
+    """
+    name = _find(name)
+    arguments = [_take(tables, table) for table in _TABLES[name]]
+    return getattr(figures, name)(*arguments, run=_facts(name, tables), settings=settings)
+
+
+def _facts(name: str, tables: RunTables) -> RunInfo:
+    """Return the facts for the caption. Studies of the cells fit their own models, also before those of the run."""
+    if name == "figS2_rank" or (
+        name == "conditioning" and not all(Path(path).is_file() for path in tables.model_paths)
+    ):
+        return NO_RUN
+    return replace(tables.run, used_cell_type={}, groups={}, skipped={}) if name == "conditioning" else tables.run
+
+
+def _take(tables: RunTables, table: str) -> object:
+    """Return a table; None if it is optional and has not been made."""
+    try:
+        return tables[table.rstrip("?")]
+    except FileNotFoundError:
+        if table.endswith("?"):
+            return None
+        raise
+
+
+def _find(name: str) -> str:
+    """Return the name of the figure that begins with a text. Raises ValueError unless there is exactly one."""
+    found = [figure for figure in _TABLES if figure.startswith(name)] if name else []
+    found = [name] if name in found else found
+    if len(found) != 1:
+        several = f"stands for {', '.join(found)}" if found else "is not a figure"
+        raise ValueError(f"{name!r} {several}. Expected one of {', '.join(_TABLES)}, or its beginning, such as fig2.")
+    return found[0]
