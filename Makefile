@@ -2,12 +2,13 @@
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: all check filter train benchmarks figures scores programs conditioning projection rank consensus differential \
-    project test lint format setup clean help resolved FORCE
+.PHONY: all check filter train benchmarks programs figures report scores conditioning projection rank consensus \
+    differential project test lint format setup clean help resolved FORCE
 
 VARIABLES := DATASET DATA K MODELS QUICK MIN_CELLS SEED N_STARTS DONOR_KEY CELL_TYPE_KEY GENE_NAME_KEY LAYER FRACTIONAL \
     SAMPLE_CELLS DROP_MISSING KEEP_UNLABELED DROP_EMPTY DROP_LABELS MERGE_LABELS PRIMARY_ONLY MAX_CELLS FOREST LISI \
-    N_JOBS STRENGTH LABELS GENE_WEIGHTS DEVICE SHARDS GENE_SETS BY CELLS MODEL EXECUTOR PYTHON
+    N_JOBS STRENGTH LABELS GENE_WEIGHTS DEVICE SHARDS GENE_SETS EXTRA BASELINES FIGURE FORMAT WIDTH COLOR_BY SETTINGS \
+    BY CELLS MODEL EXECUTOR PYTHON
 
 empty :=
 space := $(empty) $(empty)
@@ -21,18 +22,12 @@ idle := $(development) clean status watch cancel lab explore project
 # ---- Data set and number of programs ---------------------------------------------------------------------------------
 set_outside := $(strip $(foreach name,$(filter-out EXECUTOR PYTHON,$(VARIABLES)),$(if $(findstring environment,\
     $(origin $(name))),$(if $(value $(name)),$(name)))))
-ifneq ($(and $(set_outside),$(filter-out $(development),$(goals))),)
 pairs := $(foreach name,$(set_outside),$(name)=$(value $(name)))
-$(error $(pairs): set in the environment, which make does not read. Write the variable after make: \
-    make $(goals) $(pairs), or remove it from the environment: unset $(set_outside))
-endif
+$(if $(and $(set_outside),$(filter-out $(development),$(goals))),$(error $(pairs): set in the environment, which make \
+    does not read. Write the variable after make: make $(goals) $(pairs), or remove it from the environment: \
+    unset $(set_outside)))
 # Assigned here, so that only the command line sets them, and not the environment.
-DATA :=
-SHARDS :=
-MODELS :=
-QUICK :=
-CELLS :=
-MODEL :=
+$(foreach name,DATA SHARDS MODELS QUICK FIGURE FORMAT SETTINGS CELLS MODEL,$(eval $(name) :=))
 stem = $(patsubst %.zarr,%,$(patsubst %.h5ad,%,$(notdir $(patsubst %/,%,$(1)))))
 DATASET := $(if $(DATA),$(call stem,$(DATA)),demo)
 DIR := results/$(DATASET)$(if $(filter true,$(QUICK)),-quick)
@@ -41,28 +36,23 @@ params := $(wildcard notebooks/params/$(DATASET).yaml)
 usual_k := $(lastword $(shell sed -n 's/^k: *\([0-9][0-9]*\).*/\1/p' notebooks/defaults.yaml $(params)))
 K := $(usual_k)
 
-ifneq ($(word 2,$(DATA)),)
-$(error DATA='$(DATA)' contains a space, which make cannot handle. Rename the file or make a link to it)
-endif
-ifneq ($(shell case $(call quoted,$(DATASET)) in (''|[._-]*|*[!A-Za-z0-9._-]*) echo odd;; esac),)
-$(error DATASET='$(DATASET)' cannot name a folder. Use letters, digits, '.', '_' and '-', for example: \
-    make $(goals) DATA=$(or $(DATA),cells.h5ad) DATASET=cells)
-endif
-ifeq ($(params)$(DATA)$(wildcard $(DIR))$(filter clean,$(goals)),)
-$(error Unknown data set '$(DATASET)'. Available: $(basename $(notdir $(wildcard notebooks/params/*.yaml))). \
-    For your own cells: make all DATA=cells.h5ad)
-endif
+$(if $(word 2,$(DATA)),$(error DATA='$(DATA)' contains a space, which make cannot handle. Rename the file or make a link \
+    to it))
+odd := $(shell case $(call quoted,$(DATASET)) in (''|[._-]*|*[!A-Za-z0-9._-]*) echo odd;; esac)
+$(if $(odd),$(error DATASET='$(DATASET)' cannot name a folder. Use letters, digits, '.', '_' and '-', for example: \
+    make $(goals) DATA=$(or $(DATA),cells.h5ad) DATASET=cells))
+$(if $(params)$(DATA)$(wildcard $(DIR))$(filter clean,$(goals)),,$(error Unknown data set '$(DATASET)'. Available: \
+    $(basename $(notdir $(wildcard notebooks/params/*.yaml))). For your own cells: make all DATA=cells.h5ad))
 # K is a list only for `rank`, whose results belong to the data set and not to one number of programs.
-of_rank := $(filter rank $(DIR)/rank.csv $(DIR)/figures/rank.% $(DIR)/12_rank.ipynb,$(goals))
-of_rank := $(strip $(if $(filter-out $(of_rank) $(DIR)/filtered.h5ad $(DIR)/01_filter.ipynb status watch cancel,\
+of_rank := $(filter rank $(DIR)/rank.csv $(DIR)/figures/figS2_rank.% $(DIR)/12_rank.ipynb,$(goals))
+of_rank := $(strip $(if $(filter-out $(of_rank) $(DIR)/filtered.h5ad $(DIR)/cohort.csv $(DIR)/01_filter.ipynb status watch cancel,\
     $(goals)),,$(of_rank)$(word 2,$(subst $(comma), ,$(K)))))
 k := $(if $(of_rank),$(usual_k),$(K))
 ranks := $(if $(of_rank),$(if $(findstring command,$(origin K)),$(subst $(comma), ,$(K))))
-ifneq ($(strip $(if $(ranks),,$(word 2,$(k))) $(foreach number,$(or $(ranks),$(k),none),$(shell \
-    case $(call quoted,$(number)) in (0*|*[!0-9]*) echo odd;; esac))),)
-$(error K='$(K)': expected $(if $(ranks),numbers of programs$(comma) such as K="5 10 20",the number of programs$(comma) \
-    such as K=20$(if $(word 2,$(K)),. To compare several numbers: make rank K="$(K)")))
-endif
+odd := $(foreach number,$(or $(ranks),$(k),none),$(shell case $(call quoted,$(number)) in (0*|*[!0-9]*) echo odd;; esac))
+$(if $(strip $(odd) $(if $(ranks),,$(word 2,$(k)))),$(error K='$(K)': expected $(if $(ranks),numbers of \
+    programs$(comma) such as K="5 10 20",the number of programs$(comma) such as K=20$(if $(word 2,$(K)),. To compare \
+    several numbers: make rank K="$(K)"))))
 
 # the value of a name in a YAML file: with quotes, or without quotes and comment
 value_of = $(shell sed -n -e "s/^$(1): *\"\(.*\)\".*/\1/p;t" -e "s/^$(1): *'\(.*\)'.*/\1/p;t" \
@@ -96,18 +86,19 @@ endif
 
 # ---- Results ---------------------------------------------------------------------------------------------------------
 RUN := $(DIR)/k$(k)
-FIGURES := clustering resolution classification classes umap programs training
+FIGURES := fig1_benchmark fig2_embeddings fig3_programs fig4_loadings fig5_matching fig6_donors figS1_training \
+    figS3_cohort figS4_classes figS5_resolution
 ALL_MODELS := Base_NMF AE_NMF CAE_NMF1 CAE_NMF2
 lower = $(strip $(shell printf %s $(call quoted,$(1)) | tr 'A-Z,' 'a-z '))
 all_models := $(call lower,$(ALL_MODELS))
 chosen := $(if $(MODELS),$(call lower,$(MODELS)),$(all_models))
-ifneq ($(filter-out $(all_models),$(chosen))$(if $(chosen),,none),)
-$(error MODELS='$(MODELS)': expected some of $(ALL_MODELS), such as MODELS="Base_NMF AE_NMF")
-endif
+$(if $(filter-out $(all_models),$(chosen))$(if $(chosen),,none),$(error MODELS='$(MODELS)': expected some of \
+    $(ALL_MODELS), such as MODELS="Base_NMF AE_NMF"))
 MODEL_FILES := $(filter $(chosen),$(all_models))
 
 notebooks := $(sort $(wildcard notebooks/[0-9][0-9]_*.py))
 filtered := $(DIR)/filtered.h5ad
+cohort := $(DIR)/cohort.csv
 input := $(DIR)/input.yaml
 # SHARDS: one job for each part of the cells, and one that adds up their sums
 shards := $(if $(SHARDS),$(patsubst %,$(DIR)/sums/%-of-$(SHARDS).npz,$(shell seq -w 0 $$(($(SHARDS) - 1)))))
@@ -119,19 +110,26 @@ tables := $(patsubst %,$(RUN)/%.csv,clustering_cell_type clustering_donor_id cla
     classification_donor_id clustering_long classification_long clustering_resolution classification_by_class \
     classification_confusion integration unseen_donors_long unseen_donors_by_class)
 umap := $(RUN)/umap.h5ad
-drawn = $(foreach name,$(2),$(patsubst %,$(1)/figures/$(name).%,pdf png csv))
-figures := $(call drawn,$(RUN),$(FIGURES))
-programs := $(foreach model,$(MODEL_FILES),$(RUN)/programs_$(model).csv $(RUN)/program_cards_$(model).csv)
+programs := $(foreach model,$(MODEL_FILES),$(RUN)/programs_$(model).csv $(RUN)/program_cards_$(model).csv) \
+    $(patsubst %,$(RUN)/%.csv,usage_by_type program_matches gene_set_enrichment donor_genes donor_share)
+# $(call drawn,FOLDER,FIGURES,FORMATS)
+drawn = $(foreach name,$(2),$(patsubst %,$(1)/figures/$(name).%,$(sort $(3) csv txt)))
+# the formats in the last of some YAML files that sets them, as [pdf, svg]; none if they are in lines of their own
+formats = $(shell sed -n '/^ *formats:/h; $${g; s/.*formats://; s/\#.*//; s/[^a-z]/ /g; p;}' $(1) 2>/dev/null)
+usual_formats := $(call formats,figures/settings.yaml)
+settings := $(or $(SETTINGS),$(call value_of,settings,$(params)))
+figures := $(call drawn,$(RUN),$(FIGURES),$(or $(subst $(comma), ,$(FORMAT)),$(call formats,figures/settings.yaml \
+    $(if $(settings),$(call quoted,$(settings))) $(params)))) $(call drawn,$(RUN),table1,md tex)
 
 # the run of the model is part of the name: demo_k12_ae_nmf_k12.h5ad
 projected := results/$(call stem,$(CELLS))/projected/$(if $(filter results/%,$(MODEL)),$(subst /,_,$(MODEL:results/%=%)),$(notdir $(MODEL)))
 
 # Stages that are not part of `all`, and the files of each. The first four read only the filtered cells.
-conditioning := $(RUN)/conditioning.csv $(RUN)/conditioning_long.csv $(call drawn,$(RUN),conditioning)
+conditioning := $(RUN)/conditioning.csv $(RUN)/conditioning_long.csv $(call drawn,$(RUN),conditioning,$(usual_formats))
 projection := $(RUN)/projection.csv
-rank := $(DIR)/rank.csv $(call drawn,$(DIR),rank)
+rank := $(DIR)/rank.csv $(call drawn,$(DIR),figS2_rank,$(usual_formats))
 consensus := $(RUN)/consensus.csv $(RUN)/ae_nmf_consensus_k$(k).h5ad
-differential := $(RUN)/differential_usage.csv $(call drawn,$(RUN),differential)
+differential := $(RUN)/differential_usage.csv $(call drawn,$(RUN),differential,$(usual_formats))
 on_request := conditioning/08_conditioning projection/11_project rank/12_rank consensus/13_consensus \
     differential/14_differential
 # $(call goals_of,TARGET/NOTEBOOK,...): the goals that are these targets or files of these stages
@@ -139,7 +137,7 @@ goals_of = $(filter $(foreach stage,$(1),$(patsubst %/,%,$(dir $(stage))) $($(pa
     %/$(notdir $(stage)).ipynb),$(goals))
 # Values are written for the notebooks that the goals need: a value for a stage on request changes no other result.
 own := $(foreach stage,$(on_request),$(if $(call goals_of,$(stage)),$(notdir $(stage))))
-of_cells := filter $(filtered) $(DIR)/01_filter.ipynb $(call goals_of,$(wordlist 1,4,$(on_request)))
+of_cells := filter $(filtered) $(cohort) $(DIR)/01_filter.ipynb $(call goals_of,$(wordlist 1,4,$(on_request)))
 own += $(if $(filter-out $(of_cells),$(goals)),$(filter-out 01_% 09_% $(notdir $(on_request)),$(patsubst \
     notebooks/%.py,%,$(notebooks))))
 values := $(patsubst %,$(DIR)/params/%.yaml,01_filter $(filter 12_rank,$(own))) \
@@ -154,9 +152,7 @@ ifneq ($(filter-out 'PYTHON=% 'DATASET=% 'K=% 'EXECUTOR=%,$(variables))$(and $(g
 wrong := $(shell python=$$(command -v "$(PYTHON)" || command -v python3) && \
     "$$python" -Es -m aenmf_lib resolve $(checked) $(if $(filter-out $(idle),$(goals)),\
     $(if $(cells),,--data $(call quoted,$(data)))) --folder $(DIR) 2>&1 >/dev/null | sed -n 's/^error: \(.*\)\.$$/\1/p')
-ifneq ($(wrong),)
-$(error $(wrong))
-endif
+$(if $(wrong),$(error $(wrong)))
 endif
 # This resolves the values of the notebooks and checks the input before the first stage.
 listed = $(subst $(space),$(comma),$(strip $(1)))
@@ -169,23 +165,22 @@ resolve = $(run) $(1) $(checked) $(addprefix --params ,$(params)) --data $(call 
 ifneq ($(origin EXECUTOR),command line)
 EXECUTOR := $(shell timeout 5 scontrol ping 2>/dev/null | grep -q ' UP' && echo slurm || echo local)
 endif
-ifeq ($(filter local slurm,$(EXECUTOR)),)
-$(error EXECUTOR='$(EXECUTOR)': expected local or slurm)
-endif
+$(if $(filter local slurm,$(EXECUTOR)),,$(error EXECUTOR='$(EXECUTOR)': expected local or slurm))
 ifeq ($(EXECUTOR),slurm)
 # On a cluster these submit jobs, each of which is make with EXECUTOR=local, and return immediately.
-all filter train scores benchmarks figures programs $(patsubst %/,%,$(dir $(on_request))): | $(setup) $(cells)
+all filter train scores benchmarks programs $(if $(FIGURE),,figures) $(patsubst %/,%,$(dir $(on_request))): | \
+    $(setup) $(cells)
 	@$(call slurm,submit) --resolve=$(call quoted,$(call resolve,resolve)) --goals $@
 project: | $(setup)
 	@$(call slurm,submit) --goals $@
 else
-all: filter train benchmarks figures programs  ## make everything down to 'programs'; writes results/<data set>/
-filter: $(filtered) $(DIR)/01_filter.ipynb  ## read, check, filter and normalize the cells
+all: filter train benchmarks programs figures  ## make everything down to 'figures'; writes results/<data set>/
+filter: $(filtered) $(cohort) $(DIR)/01_filter.ipynb  ## read, check, filter and normalize the cells
 train: $(models) $(trained)  ## train the models
 benchmarks: $(tables) $(umap) $(RUN)/06_benchmarks.ipynb  ## clustering and classification tables, UMAP
-figures: $(figures) $(RUN)/07_figures.ipynb  ## draw the figures, without any training
-scores: $(scores)  ## classification in one job per model and label: make -j2 scores N_JOBS=1
 programs: $(programs) $(RUN)/10_programs.ipynb  ## genes and cell types of each program; GENE_SETS=sets.gmt
+figures: $(if $(FIGURE),,$(figures) $(RUN)/07_figures.ipynb)  ## draw the figures; one at once: FIGURE=fig2 FORMAT=svg
+scores: $(scores)  ## classification in one job per model and label: make -j2 scores N_JOBS=1
 conditioning: $(conditioning) $(RUN)/08_conditioning.ipynb  ## study of conditioning; from here on not part of all
 projection: $(projection) $(RUN)/11_project.ipynb  ## train without some donors, and project their cells
 rank: $(rank) $(DIR)/12_rank.ipynb  ## compare numbers of programs: K="5 10 20"
@@ -193,6 +188,12 @@ consensus: $(consensus) $(RUN)/13_consensus.ipynb  ## programs that recur over s
 differential: $(differential) $(RUN)/14_differential.ipynb  ## usages that differ between groups of donors: BY=condition
 project: $(projected)  ## project new cells: CELLS=new.h5ad MODEL=results/.../cae_nmf1_k20.h5ad
 endif
+ifneq ($(FIGURE),)
+figures: | $(setup)
+	@$(call resolve,draw)
+endif
+report: $(if $(filter local,$(EXECUTOR)),all) | $(setup)  ## a web page of the run: scores, figures, tables, notebooks
+	@exec $(run) report $(RUN) --out $(RUN)/report
 check: | $(setup) $(cells)  ## report the cells that would be read, all problems, and the cost of each stage
 	@$(call resolve,preflight)
 include slurm/slurm.mk
@@ -204,44 +205,43 @@ digests :=
 # '%' replaces the last '.': only for a pattern rule does make 3.81 know that one run makes all targets.
 pattern = $(foreach file,$(1),$(basename $(file))%$(patsubst .%,%,$(suffix $(file))))
 
-# $(call stage,NOTEBOOK,FOLDER,RESULTS,INPUTS,PACKAGES,ARGUMENTS,AFTER)
+folder_of = $(if $(filter 01_% 12_%,$(1)),$(DIR),$(RUN))
+# $(call stage,NOTEBOOK,RESULTS,INPUTS,PACKAGES,ARGUMENTS,AFTER)
 # exec: a signal to make reaches the runner, not a shell. All results are written under another name first, so a failed or
 # interrupted stage leaves the earlier ones, which make must not delete. Without its report the stage runs again.
 define stage
-.PRECIOUS: $(3) $(2)/$(1).ipynb
-digests := $(sort $(digests) $(call digest,$(1) $(5)))
-$(call pattern,$(3) $(2)/$(1).ipynb): $(2)/params/$(1).yaml $(4) $(call digest,$(1) $(5)) | $(setup) $(7)
-	exec $$(run) execute notebooks/$(1).py --params $$< --report $(2)/$(1).ipynb $(6)
+.PRECIOUS: $(2) $(folder_of)/$(1).ipynb
+digests := $(sort $(digests) $(call digest,$(1) $(4)))
+$(call pattern,$(2) $(folder_of)/$(1).ipynb): $(folder_of)/params/$(1).yaml $(3) $(call digest,$(1) $(4)) | $(setup) $(6)
+	exec $$(run) execute notebooks/$(1).py --params $$< --report $(folder_of)/$(1).ipynb $(5)
 endef
 
 training := data training models results metrics/neighbors metrics/validation
+analysis := data training models results metrics programs
 from_cells := -p cells_path $(filtered) -p out
+fitted := $(models) $(trained)
 # $(call train,NOTEBOOK,MODEL,SUMS)
-train = $(call stage,$(1),$(RUN),$(RUN)/$(2)_k$(k).h5ad,$(filtered) $(3),$(training),\
-    $(from_cells) $(RUN)/$(2)_k$(k).h5ad)
+train = $(call stage,$(1),$(RUN)/$(2)_k$(k).h5ad,$(filtered) $(3),$(training),$(from_cells) $(RUN)/$(2)_k$(k).h5ad)
 
 # If the input no longer exists, the filter cannot run: the existing filtered cells are used.
 ifeq ($(gone),)
-$(eval $(call stage,01_filter,$(DIR),$(filtered),$(input),data results,-p out $(filtered)))
+$(eval $(call stage,01_filter,$(filtered) $(cohort),$(input),data results,-p out $(filtered) -p out_dir $(DIR)))
 endif
 $(eval $(call train,02_train_base_nmf,base_nmf))
 $(eval $(call train,03_train_ae_nmf,ae_nmf,$(sums)))
 $(eval $(call train,04_train_cae_nmf1,cae_nmf1,$(sums)))
 $(eval $(call train,05_train_cae_nmf2,cae_nmf2,$(sums)))
 # If `scores` is a goal too, 06 waits for it. Otherwise 06 computes these scores itself.
-$(eval $(call stage,06_benchmarks,$(RUN),$(tables) $(umap),$(models) $(trained),data results metrics,-p out_dir $(RUN),\
+$(eval $(call stage,06_benchmarks,$(tables) $(umap),$(fitted),data results metrics extra,$(from_cells)_dir $(RUN),\
     $(if $(filter scores,$(MAKECMDGOALS)),$(scores))))
-$(eval $(call stage,07_figures,$(RUN),$(figures),$(models) $(trained) $(tables) $(umap) $(RUN)/06_benchmarks.ipynb,data results figures programs/tables models/matching,\
-    -p tables_dir $(RUN) -p out_dir $(RUN)/figures))
-analysis := data training models results metrics figures programs
-$(eval $(call stage,08_conditioning,$(RUN),$(conditioning),$(filtered),$(analysis) conditioning,\
-    $(from_cells)_dir $(RUN)))
-$(eval $(call stage,10_programs,$(RUN),$(programs),$(models) $(trained),$(analysis) gene_sets,-p out_dir $(RUN)))
-$(eval $(call stage,11_project,$(RUN),$(projection),$(filtered),$(analysis),$(from_cells)_dir $(RUN)))
-$(eval $(call stage,12_rank,$(DIR),$(rank),$(filtered),$(analysis),$(from_cells)_dir $(DIR)))
-$(eval $(call stage,13_consensus,$(RUN),$(consensus),$(filtered),$(analysis),\
-    $(from_cells) $(RUN)/ae_nmf_consensus_k$(k).h5ad -p out_dir $(RUN)))
-$(eval $(call stage,14_differential,$(RUN),$(differential),$(models) $(trained),$(analysis),-p out_dir $(RUN)))
+$(eval $(call stage,10_programs,$(programs),$(fitted),$(analysis) gene_sets,-p out_dir $(RUN)))
+$(eval $(call stage,07_figures,$(figures),$(fitted) $(cohort) $(tables) $(umap) $(RUN)/06_benchmarks.ipynb $(programs)\
+    $(RUN)/10_programs.ipynb,data results figures settings,-p tables_dir $(RUN) -p out_dir $(RUN)/figures))
+$(eval $(call stage,08_conditioning,$(conditioning),$(filtered),$(analysis) figures conditioning,$(from_cells)_dir $(RUN)))
+$(eval $(call stage,11_project,$(projection),$(filtered),$(analysis),$(from_cells)_dir $(RUN)))
+$(eval $(call stage,12_rank,$(rank),$(filtered),$(analysis) figures,$(from_cells)_dir $(DIR)))
+$(eval $(call stage,13_consensus,$(consensus),$(filtered),$(analysis),$(from_cells) $(lastword $(consensus)) -p out_dir $(RUN)))
+$(eval $(call stage,14_differential,$(differential),$(fitted),$(analysis) figures,-p out_dir $(RUN)))
 
 # Every call resolves the values and checks the input, but writes a file only when its content has changed.
 # 'make -n' writes nothing: 'resolve --dry-run' prints the files that would change.
@@ -255,9 +255,7 @@ resolved: | $(setup) $(cells)
 ifneq ($(and $(dry),$(filter-out $(idle),$(goals)),$(shell command -v "$(PYTHON)")),)
 ifndef AENMF_KEEP_VALUES
 changed := $(shell $(call resolve,resolve) --dry-run || echo stop)
-ifeq ($(changed),stop)
-$(error The values of the notebooks are not valid. Correct the error above)
-endif
+$(if $(filter stop,$(changed)),$(error The values of the notebooks are not valid. Correct the error above))
 $(changed): FORCE
 endif
 endif

@@ -1,6 +1,6 @@
 """The part of `check` that reads the cells: their counts, their labels, and whether these fit the parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from aenmf_lib.data.preprocessing import find_gene_names
 from aenmf_lib.metrics.splits import Splits, smallest_max_cells
 from aenmf_lib.models.base import check_rank
 from aenmf_lib.workflow import metadata, report
-from aenmf_lib.workflow.costs import BENCHMARKS, FILTER, STAGES, Size
+from aenmf_lib.workflow.costs import BENCHMARKS, FIGURES, FILTER, STAGES, Size
 from aenmf_lib.workflow.report import FAULTS, Findings
 
 _NEIGHBORS = 25  # notebook 06 needs more cells than this
@@ -35,9 +35,11 @@ def check_cells(settings: Mapping[str, dict], found: Findings, *, may_raise: boo
     try:
         with files.open_cells(values["data"]) as file:
             matrix = _find_counts(file, values, found)
-            obs = found.attempt(metadata.read_obs, file, [*needed, "is_primary_data"], needed)
+            colors = settings[FIGURES]["color_by"]
+            obs = found.attempt(metadata.read_obs, file, [*needed, *colors, "is_primary_data"], needed)
             if obs is None:
                 return None
+            _check_colors(obs, colors, values, found)
             _check_names("obs", obs.index, values, found)
             if matrix is not None:
                 contents = found.attempt(metadata.measure, file, matrix, k)
@@ -90,6 +92,16 @@ def _find_counts(file: metadata.File, values: Mapping[str, Any], found: Findings
         return None
     found.options["LAYER"] = metadata.layer_of(usable["where"].iloc[0])
     return usable.iloc[0]
+
+
+def _check_colors(obs: pd.DataFrame, columns: Sequence[str], values: Mapping[str, Any], found: Findings) -> None:
+    """Check that the UMAP can be colored by these columns."""
+    kept = [CELL_TYPE, DONOR, *(values["keep_obs"] or obs)]
+    for column in columns:
+        if column not in kept:
+            reason = "keep_obs leaves it out" if column in obs else "the file has no such column"
+            found.error(f"UMAPs cannot be colored by obs[{column!r}]: {reason}. Expected columns of obs, separated by "
+                        "commas. Correct color_by (COLOR_BY=condition).", "COLOR_BY")  # fmt: skip
 
 
 def _check_genes(file: metadata.File, where: str, values: Mapping[str, Any], found: Findings) -> None:

@@ -13,14 +13,16 @@ from typing import Any
 
 import pandas as pd
 
-from aenmf_lib.metrics import classifiers
+from aenmf_lib.figures.settings import read_settings
+from aenmf_lib.metrics import baselines, classifiers
 from aenmf_lib.models.aenmf import AENMF
 from aenmf_lib.models.base_nmf import BaseNMF
 from aenmf_lib.models.conditional import CAENMF1, CAENMF2
+from aenmf_lib.results import extra
 from aenmf_lib.training.second_moment import check_device
 from aenmf_lib.workflow import cluster, costs, parameters, report
 from aenmf_lib.workflow.cells_check import check_cells
-from aenmf_lib.workflow.costs import BENCHMARKS, CONDITIONAL, FILTER, STAGES, Size, Speed
+from aenmf_lib.workflow.costs import BENCHMARKS, CONDITIONAL, FIGURES, FILTER, STAGES, Size, Speed
 
 _MODELS = {model.name: model for model in (BaseNMF, AENMF, CAENMF1, CAENMF2)}
 
@@ -68,6 +70,10 @@ def examine(
     quick = (variables or {}).get("QUICK") == "true"
     _check_models(settings, models, slurm, found)
     _check_benchmarks(settings[BENCHMARKS], found)
+    drawn = settings[FIGURES]
+    found.attempt(read_settings, drawn["settings"], dropped="SETTINGS")
+    found.attempt(read_settings, width=drawn["width"], dropped="WIDTH")
+    found.attempt(read_settings, formats=drawn["formats"], dropped="FORMAT")
     size = check_cells(settings, found, may_raise=quick and "MAX_CELLS" not in (variables or {}))
     table = None
     _check_folder(folder, found)
@@ -90,7 +96,7 @@ def _typed(values: Mapping[str, Mapping[str, Any]], defaults: Mapping[str, Mappi
         for name, value in own.items():
             if value != defaults.get(notebook, {}).get(name):
                 text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-                changed[name.upper()] = text.lower() if isinstance(value, bool) else text
+                changed[parameters.variable(name)] = text.lower() if isinstance(value, bool) else text
     return {name: text for name, text in changed.items() if name in report.VARIABLES}
 
 
@@ -138,6 +144,9 @@ def _check_benchmarks(values: Mapping[str, Any], found: report.Findings) -> None
     if values["lisi"] and not importlib.util.find_spec("scib_metrics"):
         text = "lisi=true needs the package scib-metrics. Run `pip install scib-metrics`, or leave out LISI=true."
         found.error(text, "LISI")
+    found.attempt(extra.check, values["extra"], dropped="EXTRA")
+    found.attempt(baselines.check, values["baselines"], [entry.partition("=")[0] for entry in values["extra"]],
+                  dropped="BASELINES")  # fmt: skip
 
 
 # ---------------------------------------------------------------- resources

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from aenmf_lib.workflow import errors, inputs, parameters, plan, run
+from aenmf_lib.workflow import crate, errors, inputs, parameters, plan, run
 
 _OF_CELLS = ("donor_key", "cell_type_key", "layer", "gene_name_key")  # options of `project`
 
@@ -45,6 +45,19 @@ def _preflight(options: argparse.Namespace) -> None:
     print(report.text)
     if report.errors:
         sys.exit("\n".join(f"error: {error}" for error in report.errors))
+
+
+def _draw(options: argparse.Namespace) -> None:
+    """Draw one figure of a run again, with the values that notebook 07 would get."""
+    values = _plan(options).values["07_figures"]
+    from aenmf_lib import figures
+
+    look = {option: values[option] for option in ("width", "formats") if option in values}
+    settings = figures.read_settings(values.get("settings"), **look)
+    tables = figures.RunTables(options.run, values["model_paths"], values.get("color_by", ()))
+    fig = figures.draw(dict(word.split("=", 1) for word in options.variables)["FIGURE"], tables, settings)
+    figures.save(fig, (options.folder if fig.name == "figS2_rank" else options.run) / "figures")
+    crate.update(options.folder)
 
 
 def _plan(options: argparse.Namespace) -> plan.Plan:
@@ -148,6 +161,15 @@ def _copy(options: argparse.Namespace) -> None:
     part.replace(options.out)
 
 
+def _report(options: argparse.Namespace) -> None:
+    """Write the report of a run, a site that opens without a server."""
+    from aenmf_lib.workflow import site
+
+    index = site.build(options.run, options.out)
+    size = sum(file.stat().st_size for file in index.parent.rglob("*") if file.is_file())
+    logging.info("wrote %s (%.1f MB). Open it in a browser; to mail the report, pack the folder.", index, size / 1e6)
+
+
 def _simulate(options: argparse.Namespace) -> None:
     """Write simulated cells. The file name selects the scenario."""
     from aenmf_lib.data.simulation import write_demo
@@ -186,6 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     arguments = {
         _resolve: of_make | {"--dry-run": flag},
         _preflight: of_make,
+        _draw: of_make,
         _execute: {"notebook": file, "--params": file, "-p": override, "--report": file | required},
         _score: {"model": file, "--label": required, "--notebook": file | required, "--params": file}
         | {"--cache": file | required, "--done": file | required},
@@ -195,6 +218,7 @@ def _parser() -> argparse.ArgumentParser:
         _project: {"cells": file, "model": file, "--out": file | required, "--fractional": flag}
         | {f"--{name}": {"default": ""} for name in _OF_CELLS},
         _copy: {"notebook": file, "-p": override, "--out": file | required},
+        _report: {"run": file, "--out": file | required},
         _simulate: {"path": file},
         _check: {"files": files},
         _compile: {},

@@ -7,16 +7,24 @@ its content has changed.
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+from aenmf_lib.workflow import inputs
 from aenmf_lib.workflow.parameters import ParameterError, write_text
 
 _LIBRARY = Path("aenmf_lib")
 _PROSE = re.compile(r"\[(markdown|md|raw)\]")
-GENE_SETS = "gene_sets"  # the digest of the file that this parameter names
+# the parameters that name files of the user, whose content counts: what these are, and how make is given one
+_FILES = {
+    "gene_sets": ("gene sets", "GENE_SETS=sets.gmt"),
+    "settings": ("settings", "SETTINGS=mine.yaml"),
+    "extra": ("an embedding", "EXTRA=PCA=pca.h5ad:X_pca"),
+}
 _HEADER = re.compile(r"\A# ---\n(#.*\n)*?# ---\n")  # the metadata that jupytext writes
 
 
@@ -27,12 +35,15 @@ class Digest:
     ----------
     changed
         Whether the content differs from that of the last call.
+    of_user
+        Whether it is the content of files of the user.
     """
 
     def __init__(self, file: Path, notebooks: Path, values: dict[str, dict[str, Any]]) -> None:
         self.file, self.name = file, file.stem
-        if self.name == GENE_SETS:
-            parts = _gene_sets(values)
+        self.of_user, self._known = self.name in _FILES, None
+        if self.of_user:
+            parts = self._contents(_named_files(self.name, values))
         elif re.match(r"\d\d_", self.name):
             parts = [code_cells(notebooks / f"{self.name}.py").encode()]
         else:
@@ -44,6 +55,20 @@ class Digest:
         """Write the digest if it has changed."""
         if self.changed:
             write_text(self.file, self._text)
+        if self._known:
+            write_text(self.file.with_suffix(".json"), json.dumps(self._known))
+
+    def _contents(self, files: list[Path]) -> list[bytes]:
+        """Return the hash of each file. Files with the size and dates of the last call are not read again."""
+        before: dict[str, list[str]] = {}
+        with contextlib.suppress(OSError, ValueError):  # none, or damaged
+            before = json.loads(self.file.with_suffix(".json").read_text(encoding="utf-8"))
+        known = {str(file): [inputs.signature(file)] for file in files}
+        for file, (signature, *_) in known.items():
+            same = before.get(file, [])[:1] == [signature]
+            known[file].append(before[file][1] if same else inputs.content_hash(file))
+        self._known = known if known != before else None
+        return [sha256.encode() for _, sha256 in known.values()]
 
 
 def code_cells(notebook: Path) -> str:
@@ -57,7 +82,9 @@ def code_cells(notebook: Path) -> str:
 def _sources(name: str) -> list[Path]:
     """Return the files of a package or of a module of the library."""
     path = _LIBRARY / name.replace(".", "/")
-    files = sorted(file for end in ("py", "mplstyle") for file in path.glob(f"*.{end}")) or [path.with_suffix(".py")]
+    files = sorted(file for end in ("py", "mplstyle", "yaml") for file in path.glob(f"*.{end}")) or [
+        path.with_suffix(".py")
+    ]
     if not files[0].is_file():
         raise ParameterError(f"{path} does not exist. Correct the packages of this stage in the Makefile.")
     return files
@@ -76,10 +103,19 @@ def _library_code(file: Path) -> bytes:
     return ast.dump(tree).encode()
 
 
-def _gene_sets(values: dict[str, dict[str, Any]]) -> list[bytes]:
-    """Return the content of the files of gene sets that the notebooks read."""
-    files = sorted({Path(of[GENE_SETS]).expanduser() for of in values.values() if of.get(GENE_SETS)})
+def _named_files(name: str, values: dict[str, dict[str, Any]]) -> list[Path]:
+    """Return the files that a parameter names in any notebook. Raise ParameterError if one does not exist."""
+    texts = [text for of in values.values() for text in _as_list(of.get(name))]
+    if name == "extra":  # NAME=path:key
+        texts = [text.partition("=")[2].rpartition(":")[0] for text in texts]
+    files = sorted({Path(text).expanduser() for text in texts if text})
+    what, example = _FILES[name]
     for file in files:
-        if not file.is_file():
-            raise ParameterError(f"File of gene sets not found: {file}. Pass an existing file: GENE_SETS=sets.gmt.")
-    return [file.read_bytes() for file in files]
+        if not file.exists():
+            raise ParameterError(f"File of {what} not found: {file}. Pass an existing file: {example}.")
+    return files
+
+
+def _as_list(value: Any) -> list[str]:
+    """Return a value that is a text or a list of texts as a list."""
+    return value if isinstance(value, list) else [value] if value else []

@@ -39,7 +39,8 @@ def require(data: str, folder: Path, goals: Sequence[str] = ()) -> None:
             )
         return
     if (folder / "filtered.h5ad").is_file():
-        needing = {"all", "filter", "check", f"{folder}/filtered.h5ad", f"{folder}/01_filter.ipynb"} & {*goals}
+        needing = {"all", "filter", "check", "report"} & {*goals}
+        needing |= {f"{folder}/{name}" for name in ("filtered.h5ad", "cohort.csv", "01_filter.ipynb")} & {*goals}
         if needing:
             raise ParameterError(
                 f"{data} no longer exists. {describe(folder)}. To use these cells, replace the goal "
@@ -81,7 +82,7 @@ class Input:
         self.path, self.folder = canonical(path), folder
         self.file, self._cache = folder / "input.yaml", folder / ".input.json"
         self.record = _lines(self.file)
-        self._signature = _signature(Path(self.path))
+        self._signature = signature(Path(self.path))
 
     @cached_property
     def _cached(self) -> dict[str, Any]:
@@ -104,9 +105,7 @@ class Input:
         size = Path(self.path).stat().st_size
         if size > _LARGE:
             log.info("Reading %s (%.0f GB) to compute its hash", self.path, size / 1e9)
-        from aenmf_lib.data.files import file_info
-
-        return file_info(self.path)["sha256"]
+        return content_hash(self.path)
 
     @property
     def changed(self) -> bool:
@@ -133,10 +132,17 @@ class Input:
         return {"signature": self._signature, "sha256": sha256}
 
 
-def _signature(path: Path) -> str:
+def content_hash(path: str | Path) -> str:
+    """Return the hash of the content of a file or of a zarr folder."""
+    from aenmf_lib.data.files import file_info
+
+    return file_info(path)["sha256"]
+
+
+def signature(path: Path) -> str:
     """Return size, dates and inode of a file, or a hash of those of all files in a folder."""
     if not path.is_dir():
         found = path.stat()
         return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
     files = sorted(Path(folder) / name for folder, _, names in os.walk(path) for name in names)
-    return hashlib.sha256("\n".join(f"{file} {_signature(file)}" for file in files).encode()).hexdigest()
+    return hashlib.sha256("\n".join(f"{file} {signature(file)}" for file in files).encode()).hexdigest()

@@ -18,8 +18,13 @@ from typing import Any
 __all__ = ["resolve"]
 
 _OF_MAKE = ("SHELL", "UV_FIND_LINKS")  # variables that make accepts without listing them
+_VARIABLES = {"formats": "FORMAT"}  # parameters that make calls otherwise than in capitals
+_WORDS = ("FORMAT", "EXTRA", "BASELINES")  # lists that may also be separated by spaces
 # variables that only some goals read
-_OF_GOALS = {"CELLS": ["project"], "MODEL": ["project", "projection"], "BY": ["differential"]}
+_DRAWN, _SCORED = ["all", "figures", "report", "check"], ["all", "benchmarks", "figures", "report", "check"]
+_OF_GOALS = {"CELLS": ["project"], "MODEL": ["project", "projection"], "BY": ["differential"], "FIGURE": ["figures"]}
+_OF_GOALS |= dict.fromkeys(("FORMAT", "WIDTH", "SETTINGS", "COLOR_BY"), _DRAWN)
+_OF_GOALS |= dict.fromkeys(("EXTRA", "BASELINES"), _SCORED)
 _JOBS = ("status", "watch", "cancel")
 _DEFAULTS = "defaults.yaml"  # beside the notebooks: the values of make, where a notebook opens with those of the demo
 # QUICK=true: a first look at a data set in minutes. Smaller values in the parameters file are kept.
@@ -164,12 +169,14 @@ def parse_variables(
 ) -> list[tuple[str, str]]:
     """Check the ``NAME=value`` of make's command line; return the parameters that they set, as (name, text)."""
     given = dict(word.split("=", 1) for word in sorted(words))
+    given |= {name: ",".join(given[name].replace(",", " ").split()) for name in _WORDS if name in given}
     types = {notebook.stem: declared(notebook) for notebook in notebooks}
-    kinds = {name.upper(): kind for own in types.values() for name, kind in own.items()}
+    parameters = {variable(name): name for own in types.values() for name in own}
+    kinds = {variable(name): kind for own in types.values() for name, kind in own.items()}
     for name, text in given.items():
         if name in kinds and name not in valid:
             place = "notebooks/params/<data set>.yaml"
-            raise ParameterError(f"make has no variable {name}. Set {name.lower()} in {place}.")
+            raise ParameterError(f"make has no variable {name}. Set {parameters[name]} in {place}.")
         if name not in _OF_MAKE:
             require_known(name, valid, what="variable")
         if name == "QUICK" and text not in ("true", "false", ""):
@@ -185,20 +192,26 @@ def parse_variables(
             "SHARDS does not work with LABELS=clusters, which needs all cells in memory. Pass only one of the two."
         )
     read = {*types.get("01_filter", ()), *types.get("08_conditioning", ())}
-    unread = [name for name in given if (name in kinds or name == "SHARDS") and name.lower() not in read]
+    unread = [name for name in given if name == "SHARDS" or (name in kinds and parameters[name] not in read)]
     if unread and list(goals) == ["conditioning"]:
         own = ", ".join(name for name in types["08_conditioning"] if name not in ("cells_path", "out_dir", "k"))
         raise ParameterError(
             f"'make conditioning' does not read {', '.join(unread)}: it compares several strengths, labels, gene "
             f"weights and starts. Set these in notebooks/params/<data set>.yaml: {own}."
         )
-    return [(name.lower(), text) for name, text in given.items() if name in kinds and name != "K"]
+    return [(parameters[name], text) for name, text in given.items() if name in kinds and name != "K"]
+
+
+def variable(parameter: str) -> str:
+    """Return the name of make's variable for a parameter."""
+    return _VARIABLES.get(parameter, parameter.upper())
 
 
 def _require_goal(name: str, read_by: Sequence[str], goals: Sequence[str]) -> None:
     """Raise ParameterError if no goal reads a variable. A goal that is a file may read any variable."""
     if not any(goal in (*read_by, *_JOBS) or "/" in goal for goal in goals):
-        expected = " and ".join(f"'make {goal}'" for goal in read_by)
+        expected = ", ".join(f"'make {goal}'" for goal in read_by)
+        expected = " and ".join(expected.rsplit(", ", 1))
         hint = " Did you mean MODELS?" if name == "MODEL" else ""
         raise ParameterError(f"make {' '.join(goals)} does not read {name}, only {expected}.{hint} Remove it.")
 

@@ -13,7 +13,15 @@ from aenmf_lib.workflow import inputs, parameters
 from aenmf_lib.workflow.digests import Digest
 
 log = logging.getLogger(__name__)
-_CHECKED = {"all", "filter", "train", "scores", "benchmarks", "figures"}  # goals of make that are checked before
+_CHECKED = {
+    "all",
+    "filter",
+    "train",
+    "scores",
+    "benchmarks",
+    "figures",
+    "report",
+}  # goals of make that are checked before
 
 
 class CheckError(ValueError):
@@ -61,7 +69,8 @@ class Plan:
         elif "01_filter" in self.values:
             self._use_filtered(data, goals)
         self._announce()
-        if found and {*goals} & _CHECKED and (self.changed or found.touched or not check.is_file()):
+        changed = self.changed or any(digest.of_user and digest.changed for digest in digests)
+        if found and {*goals} & _CHECKED and (changed or found.touched or not check.is_file()):
             self._check(check)
         for file in self.files:
             if found or file.stem != "01_filter":
@@ -140,7 +149,8 @@ class Plan:
             for name in sorted(usual.keys() & {*before, *now} - {"data"}):
                 was, is_now = (_show(name, of, usual[name]) for of in (before, now))
                 if was != is_now:
-                    changes.append((notebook.stem, f"{_NAMES.get(name, name.upper())}: was {was}, now {is_now}"))
+                    shown = _NAMES.get(name, parameters.variable(name))
+                    changes.append((notebook.stem, f"{shown}: was {was}, now {is_now}"))
         return changes
 
 

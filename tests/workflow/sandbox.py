@@ -14,23 +14,28 @@ MODELS = {
     "04_train_cae_nmf1": "cae_nmf1",
     "05_train_cae_nmf2": "cae_nmf2",
 }
-STAGES = ["01_filter", *MODELS, "06_benchmarks", "07_figures", "10_programs"]
+STAGES = ["01_filter", *MODELS, "06_benchmarks", "10_programs", "07_figures"]  # in the order in which they run
+SCORED, DESCRIBED = ["06_benchmarks", "07_figures"], ["10_programs", "07_figures"]  # each with what reads its tables
 STUDY = "08_conditioning"  # not part of `make all`
 
 
-def drawn(*names: str) -> list[str]:
+def drawn(*names: str, formats: tuple[str, ...] = ("pdf", "png", "svg")) -> list[str]:
     """Return the files of figures."""
-    return [f"figures/{name}.{kind}" for name in names for kind in ("pdf", "png", "csv")]
+    return [f"figures/{name}.{kind}" for name in names for kind in (*formats, "csv", "txt")]
 
 
 STUDY_FILES = ["conditioning.csv", "conditioning_long.csv", *drawn("conditioning")]
-FIGURES = drawn("clustering", "resolution", "classification", "classes", "umap", "programs", "training")
+NAMES = ["fig1_benchmark", "fig2_embeddings", "fig3_programs", "fig4_loadings", "fig5_matching", "fig6_donors"]
+NAMES += ["figS1_training", "figS3_cohort", "figS4_classes", "figS5_resolution"]
+FIGURES = [*drawn(*NAMES), *drawn("table1", formats=("md", "tex"))]
 PROGRAMS = [f"{table}_{model}.csv" for table in ("programs", "program_cards") for model in MODELS.values()]
+PROGRAMS += ["usage_by_type.csv", "program_matches.csv", "gene_set_enrichment.csv"]
+PROGRAMS += ["donor_genes.csv", "donor_share.csv"]
 # the stages with a goal of their own, and their files
 ON_REQUEST = {
     "conditioning": (STUDY, STUDY_FILES),
     "projection": ("11_project", ["projection.csv"]),
-    "rank": ("12_rank", ["rank.csv", *drawn("rank")]),
+    "rank": ("12_rank", ["rank.csv", *drawn("figS2_rank")]),
     "consensus": ("13_consensus", ["consensus.csv"]),
     "differential": ("14_differential", ["differential_usage.csv", *drawn("differential")]),
 }
@@ -56,6 +61,10 @@ elif command == "project":
     with open("projected", "a") as projected:
         projected.write(" ".join(sys.argv[4:]) + "\\n")
     made = [sys.argv[sys.argv.index("--out") + 1]]
+elif command in ("draw", "report"):
+    with open("called", "a") as called:
+        called.write(" ".join(sys.argv[3:]) + "\\n")
+    made = []
 elif command in ("sum", "merge"):
     made = [sys.argv[-1]]
     with open("summed", "a") as summed:
@@ -66,7 +75,8 @@ elif command == "execute":
     report = Path(options[options.index("--report") + 1])
     values = Path(options[options.index("--params") + 1])
     models = [line[2:] for line in values.read_text().splitlines() if line.startswith("- results/")]
-    assert bool(models) == any(name in notebook for name in ("06_benchmarks", "10_programs", "14_differential"))
+    read_models = ("06_benchmarks", "07_figures", "10_programs", "14_differential")
+    assert bool(models) == any(name in notebook for name in read_models)
     for path in [notebook, *models]:
         assert Path(path).is_file(), path
     with open("ran", "a") as ran:
@@ -79,6 +89,11 @@ elif command == "execute":
         stage: [f"{{given.get('out_dir')}}/{{name}}" for name in files] for stage, files in {list(ON_REQUEST.values())}
     }}
     made = made.get(Path(notebook).stem, []) + ([given["out"]] if "out" in given else [])
+    if "filter" in notebook:
+        made.append(f"{{given['out_dir']}}/cohort.csv")
+    formats = [line[2:] for line in values.read_text().partition("formats:")[2].splitlines() if line[:2] == "- "]
+    if "07_figures" in notebook and formats:
+        made = [name for name in made if name[-3:] not in ("pdf", "png", "svg") or name[-3:] in formats]
     made.append(report)
 for path in map(Path, made):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,6 +139,7 @@ class Sandbox:
         self.root = root
         (root / "notebooks/params").mkdir(parents=True)
         used = ["Makefile", "slurm/slurm.mk", ".ci/make-venv", "aenmf_lib/__init__.py", "aenmf_lib/__main__.py"]
+        used += ["figures/settings.yaml", "aenmf_lib/figures/settings.yaml"]
         workflow = (
             "__init__",
             "cli",
@@ -141,14 +157,17 @@ class Sandbox:
         for name in {*used, *(str(path.relative_to(ROOT)) for path in modules)}:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             if name in used:
-                shutil.copy(ROOT / name, root / name)
+                shutil.copy(ROOT / name, root / name, follow_symlinks=False)
             else:
                 (root / name).touch()
         (root / "aenmf_lib/data/files.py").write_text(FILES)
         (root / "aenmf_lib/workflow/check.py").write_text(CHECK)
         declared = {
             "01_filter": 'data: str = ""\nmin_cells: int = 5\ndonor_key: str = ""\nsample_cells: int = 0\n',
-            "06_benchmarks": "model_paths: list[str] = []\nmax_cells: int = 0\nseed: int = 42\n",
+            "06_benchmarks": "model_paths: list[str] = []\nextra: list[str] = []\nbaselines: list[str] = []\n"
+            "max_cells: int = 0\nseed: int = 42\n",
+            "07_figures": 'model_paths: list[str] = []\nsettings: str = ""\nformats: list[str] = []\n'
+            "width: float = 0.0\ncolor_by: list[str] = []\n",
             STUDY: "k: int = 12\nstrengths: list[float] = [0.2]\nstarts: int = 5\n",
             "10_programs": 'model_paths: list[str] = []\ngene_sets: str = ""\n',
             "11_project": 'model: str = "CAE_NMF1"\nk: int = 12\nseed: int = 42\n',

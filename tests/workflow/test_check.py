@@ -38,7 +38,10 @@ def examine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             cells.write_h5ad(path)
         variables = {"DATA": str(path), "K": "5"} | variables
         unknown = ("QUICK", "MODELS", "EXECUTOR")
-        settings = [(name.lower(), text) for name, text in variables.items() if name not in unknown]
+        parameter = {"FORMAT": "formats"}
+        settings = [
+            (parameter.get(name, name.lower()), text) for name, text in variables.items() if name not in unknown
+        ]
         values = parameters.resolve(sorted(NOTEBOOKS.glob("[0-9][0-9]_*.py")), None, settings)
         options = {"notebooks": NOTEBOOKS, "folder": tmp_path / "results"}
         return check.examine(values, models=models, slurm=slurm, variables=variables, **options)
@@ -88,6 +91,23 @@ def test_all_faults_are_reported_at_once(examine):
         Path(typed(found)["DATA"]), **{name: text for name, text in typed(found).items() if name != "DATA"}
     )
     assert corrected.errors == []
+
+
+def test_faults_of_other_embeddings_and_of_the_figures_are_reported(examine, tmp_path):
+    other = counts(condition=["a", "b"] * 120)
+    other.obsm["X_pca"] = np.zeros((240, 3))
+    other.write_h5ad(tmp_path / "other.h5ad")
+    (tmp_path / "mine.yaml").write_text("font_size: large\n")
+    place = f"{tmp_path}/other.h5ad"
+    good = {"EXTRA": f"PCA={place}:X_pca", "COLOR_BY": "condition", "FORMAT": "svg", "WIDTH": "120"}
+    assert examine(other.copy(), **good).errors == []
+    faults = {"EXTRA": f"Own={place}:X_own", "BASELINES": "UMAP", "COLOR_BY": "conditon", "FORMAT": "jpg"}
+    faults |= {"WIDTH": "-3", "SETTINGS": f"{tmp_path}/mine.yaml"}
+    found = examine(other.copy(), **faults)
+    for text in ("no obsm['X_own']", "'UMAP'", "obs['conditon']: the file has no such column", "jpg", "-3", "large"):
+        assert any(text in error for error in found.errors), (text, found.errors)
+    assert len(found.errors) == 6
+    assert not {*faults} & {*typed(found)}  # the suggested command leaves them out
 
 
 def test_missing_columns_are_replaced_by_the_obvious_candidates(examine):

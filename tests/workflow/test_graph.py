@@ -1,7 +1,7 @@
 """The stages that slurm/graph.py reads from make. Needs no Slurm."""
 
 import pytest
-from sandbox import ON_REQUEST, ROOT, STAGES, STUDY, Sandbox
+from sandbox import ON_REQUEST, ROOT, SCORED, STAGES, STUDY, Sandbox
 
 
 @pytest.fixture
@@ -22,14 +22,14 @@ def read(tmp_path, monkeypatch):
 
 def test_the_graph_has_every_stage_with_what_it_needs(read):
     stages = read("all")
-    assert list(stages) == [*STAGES[:5], "06_scores", "10_programs", *STAGES[5:7]]
+    assert list(stages) == [*STAGES[:5], "06_scores", "10_programs", *SCORED]
     assert [len(stage.tasks) for stage in stages.values()] == [1, 1, 1, 1, 1, 8, 1, 1, 1]
     assert [stage.missing for stage in stages.values()] == [[0]] * 5 + [[*range(8)]] + [[0]] * 3
     assert stages["01_filter"].needs == []
     assert stages["03_train_ae_nmf"].needs == ["01_filter"]
     assert stages["06_scores"].needs == STAGES[1:5]
     assert stages["06_benchmarks"].needs == [*STAGES[1:5], "06_scores"]
-    assert stages["07_figures"].needs == [*STAGES[1:5], "06_benchmarks"]
+    assert stages["07_figures"].needs == ["01_filter", *STAGES[1:5], "06_benchmarks", "10_programs"]
     assert stages["10_programs"].needs == STAGES[1:5]
     assert stages["01_filter"].job_name == "demo:01_filter"
     assert stages["06_scores"].job_name == "demo/k20:06_scores"

@@ -14,7 +14,22 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from sandbox import FIGURES, MODELS, ON_REQUEST, PROGRAMS, PYTHON, ROOT, STAGES, STUDY, STUDY_FILES, TABLES, Sandbox
+from sandbox import (
+    DESCRIBED,
+    FIGURES,
+    MODELS,
+    NAMES,
+    ON_REQUEST,
+    PROGRAMS,
+    PYTHON,
+    ROOT,
+    SCORED,
+    STAGES,
+    STUDY,
+    STUDY_FILES,
+    TABLES,
+    Sandbox,
+)
 
 import aenmf_lib
 from aenmf_lib import figures, programs, results
@@ -38,7 +53,7 @@ def all_made(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
 @pytest.fixture
 def done(all_made: Sandbox, tmp_path: Path) -> Sandbox:
     """A copy of that sandbox, with the file times."""
-    shutil.copytree(all_made.root, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(all_made.root, tmp_path, dirs_exist_ok=True, symlinks=True)
     return Sandbox.existing(tmp_path)
 
 
@@ -48,7 +63,7 @@ def test_make_without_target_lists_the_public_targets_on_one_screen(make):
     texts = [(ROOT / name).read_text() for name in ("Makefile", "slurm/slurm.mk")]
     phony = [name for text in texts for name in re.search(r"^\.PHONY: ((?:.*\\\n)*.*)$", text, re.M)[1].split()]
     assert sorted(listed) == sorted({*phony} - {"resolved", "FORCE", "\\"})
-    assert listed[:7] == ["all", "filter", "train", "benchmarks", "figures", "scores", "programs"]
+    assert listed[:7] == ["all", "filter", "train", "benchmarks", "programs", "figures", "scores"]
     assert len(shown.splitlines()) <= 32
     assert max(map(len, shown.splitlines())) <= 120
 
@@ -99,7 +114,7 @@ def test_the_ranks_are_a_list_and_the_results_belong_to_the_data_set(done):
         assert (yaml.safe_load(values.read_text()) or {}).get("ranks") == ranks
     assert {path.name for path in done.root.glob("results/demo/k*")} == {"k20"}
     assert done.ran("results/demo/filtered.h5ad", "K=5 10") == []  # as the job of the filter does
-    assert done.ran("results/demo/rank.csv", "results/demo/figures/rank.pdf", "K=5 10") == ["12_rank"]
+    assert done.ran("results/demo/rank.csv", "results/demo/figures/figS2_rank.pdf", "K=5 10") == ["12_rank"]
     (done.root / "notebooks/params/demo.yaml").write_text("data: data/demo.h5ad\nk: 20\nranks: [3]\n")
     assert done.ran("rank") == ["12_rank"]
     assert yaml.safe_load(values.read_text()) == {"ranks": [3]}
@@ -107,20 +122,107 @@ def test_the_ranks_are_a_list_and_the_results_belong_to_the_data_set(done):
         assert f"K='{wrong}': expected numbers of programs, such as K=\"5 10 20\"" in done("rank", f"K={wrong}").stderr
 
 
-def test_gene_sets_rerun_only_the_programs_and_only_if_their_content_changes(done):
-    sets = done.root / "sets.gmt"
-    sets.write_text("a\t\tx\n")
-    assert done.ran("all", "GENE_SETS=sets.gmt") == ["10_programs"]
-    assert done.ran("programs", "GENE_SETS=sets.gmt") == []
-    done.touch("sets.gmt")
-    assert done.ran("all", "GENE_SETS=sets.gmt") == []
-    sets.write_text("a\t\ty\n")
-    assert done.would_run("all", "GENE_SETS=sets.gmt") == ["10_programs"]
-    assert done.ran("all", "GENE_SETS=sets.gmt") == ["10_programs"]
+@pytest.mark.parametrize(
+    ("variable", "missing", "what", "again"),
+    [
+        ("GENE_SETS=file", "GENE_SETS=none", "gene sets", DESCRIBED),
+        ("SETTINGS=file", "SETTINGS=none", "settings", ["07_figures"]),
+        ("EXTRA=PCA=file:X_pca", "EXTRA=PCA=file:X_pca Own=none:X_own", "an embedding", SCORED),
+    ],
+)
+def test_a_file_of_the_user_counts_by_its_content(done, variable, missing, what, again):
+    file = done.root / "file"
+    file.write_text("font_size: 8\n")
+    assert done.would_run("all", variable) == again
+    assert done.ran("all", variable) == again
+    done.count("hashed")
+    assert done.ran("all", variable) == []
+    assert done.count("hashed") == 0  # a file with the same size and dates is not read again
+    done.touch("file")
+    assert done.would_run("all", variable) == []
+    assert done.ran("all", variable) == []
+    done.count("checked")
+    file.write_text("font_size: 9\n")
+    assert done.would_run("all", variable) == again
+    assert done.ran("all", variable) == again
+    assert done.count("checked") == 1
     for goal in (["all"], ["-n", "all"]):
-        refused = done(*goal, "GENE_SETS=none.gmt")
+        refused = done(*goal, missing)
         assert refused.returncode == 2
-        assert "File of gene sets not found: none.gmt" in refused.stderr
+        assert f"File of {what} not found: none. Pass an existing file" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        (["FORMAT=svg pdf", "WIDTH=120"], {"formats": ["svg", "pdf"], "width": 120.0}),
+        (["COLOR_BY=condition,cell state"], {"color_by": ["condition", "cell state"]}),
+        (["EXTRA=A=a.h5ad:X_a B=b.zarr:X_b"], {"extra": ["A=a.h5ad:X_a", "B=b.zarr:X_b"]}),
+        (["BASELINES=PCA,Harmony"], {"baselines": ["PCA", "Harmony"]}),
+    ],
+)
+def test_variables_of_figures_and_embeddings_set_values_of_06_or_07(done, words, values):
+    for name in ("a.h5ad", "b.zarr"):
+        (done.root / name).touch()
+    again = SCORED if {"extra", "baselines"} & {*values} else ["07_figures"]
+    assert done.ran("all", *words) == again
+    written = yaml.safe_load((done.root / f"results/demo/k20/params/{again[0]}.yaml").read_text())
+    assert {name: value for name, value in written.items() if name != "model_paths"} == values
+    assert done.ran("all", *words) == []
+    assert done.ran("all") == again
+
+
+def test_only_the_formats_of_the_settings_are_files_of_the_figures(done):
+    def drawn(*words):
+        shutil.rmtree(done.root / "results/demo/k20/figures")
+        assert done.ran("figures", *words) == ["07_figures"]
+        assert done.ran("figures", *words) == []
+        return {Path(name).suffix for name in done.files("results/demo/k20/figures")} - {".csv", ".txt", ".md", ".tex"}
+
+    assert drawn("FORMAT=svg") == {".svg"}
+    assert drawn("FORMAT=png,svg") == {".png", ".svg"}
+    assert drawn() == {".pdf", ".png", ".svg"}
+    demo = done.root / "notebooks/params/demo.yaml"
+    demo.write_text("data: data/demo.h5ad\nk: 20\nformats: [png]  # small\n")
+    assert drawn() == {".png"}
+    assert drawn("FORMAT=pdf") == {".pdf"}
+    demo.write_text("data: data/demo.h5ad\nk: 20\nformats:\n- svg\n")  # make does not know these formats
+    assert drawn() == {".svg"}
+
+
+def test_the_formats_in_a_file_of_settings_replace_the_usual_ones(done):
+    (done.root / "mine.yaml").write_text("font_size: 9\nformats: [ 'png' ]\n")
+
+    def kinds(*words):
+        return {*re.findall(r"^results/demo/k20/figures/fig1_benchmark\.(\w+):", done("-np", *words).stdout, re.M)}
+
+    assert kinds("figures", "SETTINGS=mine.yaml") == {"csv", "png", "txt"}
+    demo = done.root / "notebooks/params/demo.yaml"
+    demo.write_text("data: data/demo.h5ad\nk: 20\nsettings: mine.yaml\n")
+    assert kinds("figures") == {"csv", "png", "txt"}
+    demo.write_text("data: data/demo.h5ad\nk: 20\nsettings: mine.yaml\nformats: [svg]\n")  # as in read_settings
+    assert kinds("figures") == {"csv", "svg", "txt"}
+
+
+def test_one_figure_is_drawn_at_once_without_any_stage(done):
+    (done.root / "notebooks/params/demo.yaml").write_text("data: data/demo.h5ad\nk: 20\ncolor_by: [condition]\n")
+    done.edit("notebooks/02_train_base_nmf.py")
+    for executor in ("local", "slurm"):
+        assert done.ran("figures", "FIGURE=fig2", "FORMAT=svg", f"EXECUTOR={executor}") == []
+        (call,) = (done.root / "called").read_text().splitlines()
+        (done.root / "called").unlink()
+        words = call.split()
+        assert words[0] == "draw"
+        assert {"FIGURE=fig2", "FORMAT=svg"} <= {*words}
+        assert words[words.index("--run") + 1] == "results/demo/k20"
+    assert done.ran("all") == STAGES[1:2] + STAGES[5:]
+
+
+def test_a_report_is_made_after_all_stages(make):
+    assert make.ran("report") == STAGES
+    assert make.ran("report") == []
+    call = "report results/demo/k20 --out results/demo/k20/report\n"
+    assert (make.root / "called").read_text() == 2 * call
 
 
 def test_new_cells_are_projected_with_a_model(make):
@@ -173,6 +275,7 @@ def test_all_makes_every_result_once(done):
     } | {
         "filtered.h5ad",
         "01_filter.ipynb",
+        "cohort.csv",
         "params/01_filter.yaml",
         "input.yaml",
         ".input.json",
@@ -218,23 +321,24 @@ def test_sums_over_shards_are_made_before_the_models_that_read_them(make):
 
 @pytest.mark.parametrize("jobs", ["-j1", "-j8"])
 def test_a_stage_with_several_results_runs_once(make, jobs):
-    assert sorted(make.ran(jobs, "all")) == STAGES
+    assert sorted(make.ran(jobs, "all")) == sorted(STAGES)
 
 
 @pytest.mark.parametrize(
     ("edited", "again"),
     [
-        ("notebooks/10_programs.py", ["10_programs"]),
+        ("notebooks/10_programs.py", DESCRIBED),
         ("notebooks/07_figures.py", ["07_figures"]),
-        ("notebooks/06_benchmarks.py", STAGES[5:7]),
+        ("notebooks/06_benchmarks.py", SCORED),
         ("notebooks/04_train_cae_nmf1.py", [STAGES[3], *STAGES[5:]]),
         ("notebooks/01_filter.py", STAGES),
-        ("aenmf_lib/figures/scores.py", STAGES[6:]),
-        ("aenmf_lib/figures/aenmf.mplstyle", STAGES[6:]),
+        ("aenmf_lib/figures/style.py", ["07_figures"]),
+        ("aenmf_lib/figures/aenmf.mplstyle", ["07_figures"]),
+        ("figures/settings.yaml", ["07_figures"]),
         ("aenmf_lib/metrics/clustering.py", STAGES[5:]),
         ("aenmf_lib/metrics/neighbors.py", STAGES[1:]),
         ("aenmf_lib/models/matching.py", STAGES[1:]),
-        ("aenmf_lib/programs/tables.py", STAGES[6:]),
+        ("aenmf_lib/programs/tables.py", DESCRIBED),
         ("aenmf_lib/training/solver.py", STAGES[1:]),
         ("aenmf_lib/data/preprocessing.py", STAGES),
         ("aenmf_lib/data/simulation.py", STAGES),
@@ -309,9 +413,10 @@ def test_results_are_up_to_date_when_the_dates_of_all_files_change(done):
         ("01_filter.ipynb", STAGES),
         ("k20/cae_nmf1_k20.h5ad", ["04_train_cae_nmf1", *STAGES[5:]]),
         ("k20/04_train_cae_nmf1.ipynb", ["04_train_cae_nmf1", *STAGES[5:]]),
-        *((f"k20/{name}", STAGES[5:7]) for name in [*TABLES, "umap.h5ad", "06_benchmarks.ipynb"]),
-        *((f"k20/{name}", ["07_figures"]) for name in [*FIGURES[:3], FIGURES[-1], "07_figures.ipynb"]),
-        *((f"k20/{name}", ["10_programs"]) for name in [*PROGRAMS[:2], "10_programs.ipynb"]),
+        ("cohort.csv", STAGES),
+        *((f"k20/{name}", SCORED) for name in [*TABLES, "umap.h5ad", "06_benchmarks.ipynb"]),
+        *((f"k20/{name}", ["07_figures"]) for name in [*FIGURES[:5], FIGURES[-1], "07_figures.ipynb"]),
+        *((f"k20/{name}", DESCRIBED) for name in [*PROGRAMS[:2], PROGRAMS[-1], "10_programs.ipynb"]),
         ("digests/training.sha256", STAGES[1:]),
     ],
 )
@@ -324,7 +429,7 @@ def test_deleted_result_is_rebuilt(done, lost, again):
 @pytest.mark.parametrize(
     ("yaml", "again"),
     [
-        ("data: data/demo.h5ad\nk: 20\nmax_cells: 9\n", STAGES[5:7]),
+        ("data: data/demo.h5ad\nk: 20\nmax_cells: 9\n", SCORED),
         ("data: data/demo.h5ad\nk: 20\n05_train_cae_nmf2: {}\n", []),
         ("data: data/demo.h5ad\nmin_cells: 9\nk: 20\n", STAGES),
     ],
@@ -337,8 +442,8 @@ def test_a_changed_value_reruns_the_notebooks_that_declare_it(done, yaml, again)
 
 def test_a_goal_runs_only_the_stages_it_needs(make):
     assert make.ran("train") == STAGES[:5]
-    assert make.ran("figures") == STAGES[5:7]
-    assert make.ran("programs") == STAGES[7:]
+    assert make.ran("programs") == ["10_programs"]
+    assert make.ran("figures") == SCORED
 
 
 def test_an_unknown_name_in_the_yaml_stops_before_anything_runs(make):
@@ -392,6 +497,9 @@ def test_variables_of_the_command_line_set_values(make):
         (["K=5 x"], "K='5 x': expected the number of programs"),
         (["MODEL=Base_NMF"], "does not read MODEL, only 'make project' and 'make projection'. Did you mean MODELS?"),
         (["BY=condition"], "does not read BY, only 'make differential'. Remove it"),
+        (["FIGURE=fig1"], "does not read FIGURE, only 'make figures'. Remove it"),
+        (["WIDTH=wide"], "WIDTH: expected float, found 'wide'"),
+        (["FORMATS=svg"], "Unknown variable FORMATS. Did you mean FORMAT"),
         (["MODELS=Base_NMF,PCA"], "MODELS='Base_NMF,PCA': expected some of Base_NMF AE_NMF CAE_NMF1 CAE_NMF2"),
         (["QUICK=yes"], "QUICK=yes: expected true or false"),
         (["EXECUTOR=cloud"], "EXECUTOR='cloud': expected local or slurm"),
@@ -511,8 +619,9 @@ def test_a_signal_to_make_reaches_the_runner(make):
 
 
 def test_the_makefile_lists_the_figures_of_the_library():
-    listed = re.search(r"^FIGURES := (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
-    assert listed == list(figures.FIGURES)
+    listed = re.search(r"^FIGURES := ((?:.*\\\n)*.*)$", (ROOT / "Makefile").read_text(), re.M)[1].replace("\\", "")
+    assert sorted([*listed.split(), "table1"]) == sorted(figures.FIGURES)
+    assert listed.split() == NAMES
 
 
 def imported_modules(file: Path) -> set[str]:
@@ -543,7 +652,8 @@ ALL_STAGES = [*STAGES, *(stage for stage, _ in ON_REQUEST.values())]
 def test_a_stage_depends_on_every_module_that_it_imports(make, stage):
     shown = make("-np", "all", *ON_REQUEST).stdout
     rule = re.search(rf"^results/\S+: results/\S+/params/{stage}\.yaml .*$", shown, re.M)[0]
-    parts = {name.replace(".", "/") for name in re.findall(r"digests/(\S+)\.sha256", rule)} - {"gene_sets"}
+    parts = {name.replace(".", "/") for name in re.findall(r"digests/(\S+)\.sha256", rule)}
+    parts -= {"gene_sets", "settings", "extra"}
     assert stage in parts
     files = [ROOT / f"notebooks/{stage}.py", *(file for part in parts for file in ROOT.glob(f"aenmf_lib/{part}.py"))]
     files += [file for part in parts for file in ROOT.glob(f"aenmf_lib/{part}/*.py")]

@@ -22,7 +22,9 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 HERE = ROOT / "results/demo"
 SITE = "GPU_PARTITION := gpu\nMEMORY_SHARE := 160\nMOST_CPUS := 2\n"
-AFTER = {"01": (), "06_s": ("02", "03", "04", "05"), "06_b": ("06_s",), "07": ("06_b",)}
+AFTER = {"01": (), "06_s": ("02", "03", "04", "05"), "06_b": ("06_s",), "10": ("02", "03", "04", "05")}
+AFTER["07"] = ("06_b", "10")
+COMPARED = {".csv", ".h5ad", ".pdf", ".png", ".svg", ".txt", ".md", ".tex"}  # not notebooks and records of the run
 
 
 def run_on_cluster(folder: Path, env: dict[str, str]) -> dict[str, list[datetime]]:
@@ -53,10 +55,14 @@ def run_on_cluster(folder: Path, env: dict[str, str]) -> dict[str, list[datetime
 def compare(there: Path) -> int:
     """Compare all results and return the number of equal files."""
     same = 0
-    for file in sorted(path for path in HERE.rglob("*") if path.suffix in (".csv", ".pdf", ".png", ".h5ad")):
+    for file in sorted(path for path in HERE.rglob("*") if path.suffix in COMPARED):
         other = there / file.relative_to(HERE)
         if file.name.endswith("_scores.csv"):  # a cache: in any order, and with Slurm in eight files
             continue
+        if file.name == "check.txt" or "report" in file.parts:  # of this machine; not part of `make all`
+            continue
+        if not other.is_file():
+            raise AssertionError(f"{file} was not made with Slurm. Remove {HERE}, and type `make all` before this.")
         if file.suffix == ".h5ad":
             ours, theirs = anndata.read_h5ad(file), anndata.read_h5ad(other)
             for kind in ("obsm", "varm"):
