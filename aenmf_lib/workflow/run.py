@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from aenmf_lib.workflow import environment, errors
+from aenmf_lib.workflow import crate, environment, errors, executed
 from aenmf_lib.workflow.lock import Locked, only_one
 
 __all__ = ["execute"]
@@ -82,6 +82,7 @@ def execute(notebook: Path, values: dict[str, Any], report: Path) -> None:
                 running.replace(failed)
                 raise RunError(f"{notebook.stem} failed: {fault}\nThe cells run so far, with the traceback: {failed}")
             running.replace(report)
+            crate.add(report, notebook, Path(private) / "files")
             seconds = time.monotonic() - start
             log.info("%s: done in %.0f s, peak memory %s: %s", notebook.stem, seconds, _peak_memory(), report)
     except Locked as error:
@@ -105,7 +106,8 @@ def _run(notebook: Path, values: dict[str, Any], running: Path, private: Path) -
 
     class Kernels(KernelSpecManager):
         def get_kernel_spec(self, kernel_name: str) -> KernelSpec:  # not a user's own kernel of this name
-            return KernelSpec(argv=environment.kernel_command(), display_name=kernel_name, language="python")
+            argv = executed.recorded(environment.kernel_command(), private / "files")
+            return KernelSpec(argv=argv, display_name=kernel_name, language="python")
 
     class Kernel(AsyncKernelManager):
         def _kernel_spec_manager_default(self) -> KernelSpecManager:
