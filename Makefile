@@ -179,7 +179,7 @@ filter: $(filtered) $(cohort) $(DIR)/01_filter.ipynb  ## read, check, filter and
 train: $(models) $(trained)  ## train the models
 benchmarks: $(tables) $(umap) $(RUN)/06_benchmarks.ipynb  ## clustering and classification tables, UMAP
 programs: $(programs) $(RUN)/10_programs.ipynb  ## genes and cell types of each program; GENE_SETS=sets.gmt
-figures: $(if $(FIGURE),,$(figures) $(RUN)/07_figures.ipynb)  ## draw the figures; one at once: FIGURE=fig2 FORMAT=svg
+figures: $(if $(FIGURE),,$(figures) $(RUN)/07_figures.ipynb)  ## draw the figures; only one: FIGURE=fig2 FORMAT=svg
 scores: $(scores)  ## classification in one job per model and label: make -j2 scores N_JOBS=1
 conditioning: $(conditioning) $(RUN)/08_conditioning.ipynb  ## study of conditioning; from here on not part of all
 projection: $(projection) $(RUN)/11_project.ipynb  ## train without some donors, and project their cells
@@ -192,7 +192,7 @@ ifneq ($(FIGURE),)
 figures: | $(setup)
 	@$(call resolve,draw)
 endif
-report: $(if $(filter local,$(EXECUTOR)),all) | $(setup)  ## a web page of the run: scores, figures, tables, notebooks
+report: $(if $(filter local,$(EXECUTOR)),all) | $(setup)  ## a website of the run: scores, figures, tables, notebooks
 	@exec $(run) report $(RUN) --out $(RUN)/report
 check: | $(setup) $(cells)  ## report the cells that would be read, all problems, and the cost of each stage
 	@$(call resolve,preflight)

@@ -48,7 +48,7 @@ pd.DataFrame({"cell_type used": used_cell_type, "groups": embeddings.run.groups,
 # All models must be trained on the same cells in the same order; otherwise the code above stops with an error. If
 # `cell_type used` is True, the penalty of the model used the cell types. The scores of this model against `cell_type`
 # are then not independent evidence. `groups` are the groups of cells within which the penalty compared donors. Both
-# describe the models: about the training of another embedding nothing is known here, and it counts as `False`, `none`.
+# columns describe the models. The training of other embeddings is unknown here; they count as `False` and `none`.
 #
 # An entry of `extra` such as `PCA=pca.h5ad:X_pca` names an embedding, its file and its key in `obsm`. The file must
 # contain all cells; they are found by their names. Other embeddings are in all tables except the four published ones,
@@ -215,10 +215,10 @@ results.write_table(classification.per_class(unseen), f"{out_dir}/unseen_donors_
 unseen.pivot_table(index="Model", columns="classifier", values="F1", sort=False).round(3).join(used_cell_type)
 
 # %% [markdown]
-# The embeddings themselves were trained on all donors. If a model used `cell_type`, its high score here is therefore no
-# independent evidence; `make conditioning` excludes donors from the training of the models, too. In the demo, the kNN
-# score of AE-NMF and Base NMF is much lower on unseen donors, because cells that are close in these embeddings often
-# come from the same donor.
+# The embeddings themselves were trained on all donors. If a model used `cell_type`, its high score here is therefore
+# not independent evidence; `make conditioning` excludes donors from the training of the models, too. In the demo, the
+# kNN score of AE-NMF and Base NMF is much lower on unseen donors, because cells that are close in these embeddings
+# often come from the same donor.
 #
 # ## Summary
 # The table has one row per model. Conditioning should raise the columns of `cell_type` and lower the columns of

@@ -42,11 +42,11 @@ figures.save(fig, out_dir)
 fig
 
 # %% [markdown]
-# Conditioning works if a conditional model is closer to the best corner than AE-NMF and NMF: less donor, and as much
-# cell type. Trust a difference between two models only if it is larger than the spread of the points of each model, and
-# if the thin lines do not cross.
+# Conditioning works if a conditional model is closer to the best corner than AE-NMF and NMF: its scores against donors
+# are lower, and its scores against cell types are at least as high. Trust a difference between two models only if it is
+# larger than the spread of the points of each model, and if the thin lines do not cross.
 #
-# ## Figure 2: Where are the cells?
+# ## Figure 2: Which cells are close in each embedding?
 # UMAPs of all embeddings, colored by cell type, by donor, and by the columns in `color_by`. A label has the same color
 # in all panels, and types and donors have different palettes.
 
@@ -56,13 +56,13 @@ figures.save(fig, out_dir)
 fig
 
 # %% [markdown]
-# In a good embedding, each cell type is one island, in which the donors are mixed. UMAP preserves neighborhoods but not
-# distances: base conclusions on the scores of figure 1, not on this figure.
+# In a good embedding, each cell type is one group of cells, in which the donors are mixed. UMAP preserves neighborhoods
+# but not distances: base conclusions on the scores of figure 1, not on this figure.
 #
 # ## Figure 3: Which cells use which program?
 # Each row is one program of the first model, with its three largest genes, and its matched program in each other model.
-# The color is the mean usage of a cell type, divided by the mean over the types. The lower panel shows the same per
-# cell type: the programs that define it. The dendrogram orders the types by their usages.
+# The color is the mean usage of a cell type, divided by the mean over the types. The lower panel lists, for each cell
+# type, its most specific programs. The dendrogram orders the types by their usages.
 
 # %%
 fig = figures.draw("fig3", tables, look)
@@ -70,8 +70,8 @@ figures.save(fig, out_dir)
 fig
 
 # %% [markdown]
-# A row with one strong color is a program of one cell type. A row with several is a program that these types share. If
-# a row looks the same in all models, the program does not depend on the choice of the model.
+# A row with one strong color is a program of one cell type. A row with several strong colors is a program that these
+# types share. If a row looks the same in all models, the program does not depend on the choice of the model.
 #
 # ## Figure 4: Which genes define the programs?
 # Each column is one program of the first model, each row is one gene, and the color is its weight. Known markers, which
@@ -166,7 +166,7 @@ figures.save(fig, out_dir)
 fig
 
 # %% [markdown]
-# A dark field off the diagonal is a pair of types that the embedding does not separate. Such pairs are often closely
+# A dark square off the diagonal is a pair of types that the embedding does not separate. Such pairs are often closely
 # related types.
 #
 # ## Figure S5: Does the ranking depend on the Leiden resolution?

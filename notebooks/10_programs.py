@@ -3,7 +3,7 @@
 # **Question.** Which genes define each program, which cells use it, and do other fits find it again?  **Reads** the
 # results files of 02 to 05, and optionally a file of gene sets.  **Writes** two tables per model:
 # `programs_<model>.csv` lists the top 100 genes of each program, and `program_cards_<model>.csv` describes each program
-# in one row. **Writes** for all models together the mean usages by cell type (`usage_by_type.csv`), the programs that
+# in one row. It also writes tables of all models: the mean usages by cell type (`usage_by_type.csv`), the programs that
 # two models share (`program_matches.csv`), the enriched gene sets (`gene_set_enrichment.csv`), and the content of the
 # donor part (`donor_genes.csv`, `donor_share.csv`). The figures of 07 show these tables.
 #
@@ -122,8 +122,8 @@ best.set_index(["Model", "program"])[["gene_set", "overlap", "size", "fdr", "sha
 
 # %% [markdown]
 # ## Donor part
-# The conditional models describe differences between donors in a donor part. In the next table, `share` is the share of
-# the reconstruction of an average cell that comes from the donor part, and `share_common` is the part of this share
+# The conditional models reconstruct differences between donors by a donor part. In the next table, `share` is the share
+# of the reconstruction of an average cell that comes from the donor part, and `share_common` is the part of this share
 # that all donors have. The table is empty without a conditional model.
 
 # %%

@@ -152,7 +152,7 @@ def explain_failure(stage: Stage, task: int, job: Job | None, site: argparse.Nam
     start = max((i for i, line in enumerate(lines) if line.startswith("== ") and " on " in line), default=0)
     tail = lines[start:]
     if job and job.state == "CANCELLED":
-        return f"not done (job {job.id} cancelled)"
+        return f"not done (job {job.id} canceled)"
     ended = job is not None and job.state not in ("COMPLETED", "COMPLETING")
     failed = stage.failed_notebook.exists() or any(line.startswith(f"== {stage.name} failed") for line in tail)
     if not (ended or failed):
@@ -177,7 +177,7 @@ def cancel(site: argparse.Namespace) -> None:
         jobs += [job.id for job in queued if job.name.startswith(f"{data}:")]
     if jobs:
         run_command("scancel", *jobs)
-    print(f"{len(jobs)} jobs of {run} cancelled.")
+    print(f"{len(jobs)} jobs of {run} canceled.")
 
 
 def main() -> None:

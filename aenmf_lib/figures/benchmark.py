@@ -13,6 +13,8 @@ from aenmf_lib.data import CELL_TYPE, DONOR
 from aenmf_lib.figures import style
 from aenmf_lib.figures.labels import place_labels, thin_ticks
 from aenmf_lib.figures.points import (
+    ABBREVIATIONS,
+    AUROC,
     BETTER,
     CLASSIFICATION,
     CLASSIFIERS,
@@ -107,7 +109,8 @@ def _draw(points, names: dict[str, str], blocks, pairs, caption: list[str], run:
             style.mark_cut_axis(ax, "y")
     style.letters([*firsts, *corners])
     if missing := name_points(corners, names):
-        fig.caption += f" No space for the names of {', '.join(missing)}: their colors are those of a."
+        be = "is" if len(missing) == 1 else "are"
+        fig.caption += f" For lack of space, {style.join(missing)} {be} not labeled; colors are as in a."
     return fig
 
 
@@ -202,29 +205,32 @@ def _describe(points: pd.DataFrame, tables: dict[str, pd.DataFrame], blocks, pai
         n_seeds = own["seed"].nunique()
         if benchmark == CLUSTERING:
             text = (
-                f"agreement of Leiden clusters ({style.value_range(long['n_neighbors'])} neighbors, resolution "
-                f"{style.value_range(long['resolution'])}) with the labels. Points: Leiden seeds ({n_seeds}), "
-                "on the same graph. Bars: mean over the seeds"
+                f"Agreement of Leiden clusters ({style.value_range(long['n_neighbors'])} neighbors, resolution "
+                f"{style.value_range(long['resolution'])}) with the labels. Points show Leiden seeds "
+                f"(n = {n_seeds}) on the same neighbor graph; bars show the mean over the seeds"
             )
         else:
             kinds = [CLASSIFIERS[kind][0] for kind in CLASSIFIERS if kind in set(own["classifier"])]
             text = (
-                f"scores of {', '.join(kinds)} that predict the label from the embedding, for classes of at least "
-                f"{style.value_range(long['min_cells_per_class'])} cells. Open points: folds "
-                f"({own['fold'].nunique()} per seed, of the same cells). Filled points: seeds ({n_seeds}), mean of "
-                "their folds. Bars: mean over the seeds of a classifier. Thin vertical lines: mean of all fits"
+                f"Scores of {style.join(kinds)}, which predict the label from the embedding, for classes of at least "
+                f"{style.value_range(long['min_cells_per_class'])} cells. Open points show folds "
+                f"({own['fold'].nunique()} per seed, of the same cells); filled points show seeds (n = {n_seeds}), "
+                "each the mean of its folds; bars show the mean over the seeds of a classifier; thin vertical lines "
+                "show the mean of all fits"
             )
         sentences.append(f"{', '.join(letters)}, {text}")
     if CLUSTERING in pairs:
         line = ""
         if RESOLUTION in tables and (points["benchmark"] == RESOLUTION).any():
             values = style.value_range(tables[RESOLUTION]["resolution"])
-            line = f". Thin lines: one seed at resolutions {values} (open: the lowest)"
-        sentences.append(f"{at[CLUSTERING]}, trade-off of the clusters: mean over the seeds{line}")
+            line = f". Thin lines show one seed at resolutions {values}; open points mark the lowest resolution"
+        sentences.append(f"{at[CLUSTERING]}, Trade-off of the clusters (mean over the seeds){line}")
     if CLASSIFICATION in pairs:
-        text = "trade-off of the predictions: mean of all fits (large), and of each classifier (small)"
+        text = (
+            "Trade-off of the predictions: large points show the mean of all fits, small points that of each classifier"
+        )
         sentences.append(f"{at[CLASSIFICATION]}, {text}")
-    return [*sentences, "Axes with two strokes do not start at 0"]
+    return [*sentences, f"{ABBREVIATIONS}; {AUROC}", "Axes that are marked with two strokes do not start at 0"]
 
 
 @style.figure
@@ -258,8 +264,9 @@ def figS5_resolution(curve: pd.DataFrame, run: RunInfo = style.NO_RUN) -> style.
     caption = [
         "Agreement of Leiden clusters with the labels, and number of clusters, at several resolutions",
         *note,
-        f"Lines: mean over the Leiden seeds ({curve['seed'].nunique()}), {style.value_range(curve['n_neighbors'])} "
-        "neighbors. Dotted lines: number of values of each label. Axes with two strokes do not start at 0",
+        f"Lines show the mean over the Leiden seeds (n = {curve['seed'].nunique()}), with "
+        f"{style.value_range(curve['n_neighbors'])} neighbors. Dotted lines show the number of values of each label. "
+        f"Axes that are marked with two strokes do not start at 0. {ABBREVIATIONS}",
         *unscored,
     ]
     fig = style.new_figure(points, "double", n_rows * 17 * row + n_key * row, caption, names, run)

@@ -1,4 +1,4 @@
-"""How well each cell type is predicted, and which types it is mistaken for."""
+"""The figure of the classes: how well each cell type is predicted, and which types it is mistaken for."""
 
 from collections.abc import Mapping
 
@@ -22,6 +22,7 @@ _NORM = PowerNorm(0.5, 0.01, 1)  # small shares are visible
 _MAX_ROWS = 30  # more types than this are numbered, with a key of their names
 _TICKS = [0.01, 0.05, 0.25, 0.5, 1]  # of the color bar
 _SMALL = 0.01  # smaller shares are white
+_RANGES = 400  # of more points of F1, the ranges are not drawn
 
 
 @style.figure
@@ -47,15 +48,17 @@ def figS4_classes(by_class: pd.DataFrame, confusion: pd.DataFrame, run: RunInfo 
     types = points.drop_duplicates("class").set_index("class")["n_cells"]  # in the order of the figure
     kinds = [name for kind, (name, _) in CLASSIFIERS.items() if kind in set(by_class["classifier"])]
     what = label_name(CELL_TYPE, run)
+    others = f"b to {chr(ord('a') + len(names))}" if len(names) > 1 else "b"  # letters of the panels of confusion
     caption = [
         f"Prediction of {what} from the embeddings, by class",
         *style.run_note(f"{types.sum():,} cells", run),
-        f"F1: mean (points) and range (lines, if there are at most 400 points) of {', '.join(kinds)}; colors as in the "
-        "names of the models",
-        "Other panels: share of the cells of a class (row) predicted as each class (column), of all classifiers, folds "
-        "and seeds, on the scale of a square root; white: less than 1%",
-        "Classes that are mistaken for each other are neighbors"
-        + (". In brackets: cells" if len(types) <= _MAX_ROWS else ". In brackets of the key: cells"),
+        f"a, F1: points show the mean over {style.join(kinds)}"
+        + "; lines show the range" * (len(types) * len(names) <= _RANGES)
+        + "; colors are those of the names of the models",
+        f"{others}, Share of the cells of a class (row) that were predicted as each class (column), over all "
+        "classifiers, folds and seeds, on a square-root scale; white, less than 1%",
+        "Classes that are mistaken for each other are next to each other",
+        "Numbers of cells are in parentheses",
     ]
     return (_draw_named if len(types) <= _MAX_ROWS else _draw_numbered)(points, types, names, caption, run)
 
@@ -203,7 +206,7 @@ def _title(names: Mapping[str, str], width: float) -> dict[str, str]:
 def _draw_f1(ax: Axes, points: pd.DataFrame, models: list[str], along: str) -> None:
     """Draw the F1 of each class, and its range over the classifiers; the classes are `along` x or y."""
     scores = points.drop_duplicates(["Model", "class"])
-    n, small = scores["number"].max(), len(scores) > 400
+    n, small = scores["number"].max(), len(scores) > _RANGES
     step = 0.8 / len(models)
     for i, model in enumerate(models):
         own, color = scores[scores["Model"] == model], style.color_of(model)

@@ -228,9 +228,10 @@ def _write_caption(counts: pd.DataFrame, donors: pd.DataFrame, pooled: int, run:
     found = f"{n_cells[kept].sum():,} of {n_cells.sum():,} cells"
     return [
         f"Cells of each {donor} and {label}: {kept.sum():,} of {len(kept):,} {_plural(donor)} were kept, with {found}",
-        f"(a) Cells of each {donor}; dashed line: minimum number of cells",
-        f"(b) One row per {label}, one column per {donor}" + "; white: no cell" * bool((counts == 0).any(axis=None)),
-        f"(c) Cells of each {label}, kept (dark) and dropped (light)",
+        f"a, Cells of each {donor}; the dashed line is the minimum number of cells",
+        f"b, Cells of each {label} (rows) and {donor} (columns)"
+        + "; white, no cell" * bool((counts == 0).any(axis=None)),
+        f"c, Cells of each {label}, kept (dark) and dropped (light)",
         f"The {pooled:,} smallest {_plural(label)} are counted in one row" if pooled else "",
         f"A random sample of {run.n_cells:,} of the kept cells was analyzed"
         if run.sampled_from and run.n_cells

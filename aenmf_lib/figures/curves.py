@@ -33,7 +33,7 @@ def figS1_training(history: pd.DataFrame, run: RunInfo = NO_RUN) -> style.Sheet:
         "Loss of each model during its training: the objective, penalties included, divided by the mean squared norm "
         "of a cell. Numbers are the last values",
         *style.run_note(f"{run.n_cells:,} cells" if run.n_cells else "", run),
-        f"Marker: only the last value of {' and '.join(single)} is known" if single else "",
+        f"Only the last value of {style.join(single)} is known (marker)" if single else "",
     ]
     height = 40 + 1.5 * len(lines) * style.line()
     fig = style.new_figure(pd.concat(lines.values(), ignore_index=True), "single", height, caption, names, run)

@@ -150,13 +150,15 @@ def _notes(table: pd.DataFrame, points: pd.DataFrame, groups: list[str], run: Ru
         f"Programs whose usage differs between {groups[0]} and {groups[1]}: "
         f"{'paired' if paired else 'unpaired'} t-tests of {donors}, not cells ({numbers})",
         *style.run_note(f"{run.n_cells:,} cells" if run.n_cells else "", run),
-        f"No test has FDR < .05: {', '.join(none)}" if none else "",
+        f"No test has FDR < .05 in {style.join(none)}" if none else "",
         *(
-            "Rows: programs with FDR < .05 in at least one column, largest effect first",
+            "Rows are programs with FDR < .05 in at least one column, the largest effect first",
             f"Not shown: {', '.join(more)}" if more else "",
-            "Dot: FDR < .05 over all tests of a model",
-            "Cross: not tested" if len(tested) < len(table) else "",
-            "Larger effects have the last color" if len(points) and points["effect"].abs().max() > _CUTS[-1] else "",
+            "Dots mark FDR < .05 over all tests of a model",
+            "Crosses mark programs and types that were not tested" if len(tested) < len(table) else "",
+            "Effects beyond the scale have its last color"
+            if len(points) and points["effect"].abs().max() > _CUTS[-1]
+            else "",
         )
         * bool(len(found)),
     ]

@@ -252,19 +252,22 @@ def _notes(panels: Sequence[_Panel], share: pd.DataFrame, run: RunInfo) -> list[
     shown = max(len(part.donors) for part in panels)
     absent = [style.name_of(model) for model in _CONDITIONAL
               if model in run.used_cell_type and model not in set(share["Model"])]  # fmt: skip
+    first, last = "abcd"[: len(panels)], "abcd"[len(panels) :][:2]  # letters of the panels
     return [
-        f"What the donor part of the conditional models contains, {n:,} {donors}",
+        f"Content of the donor part of the conditional models, for {n:,} {donors}",
         *style.run_note(f"{run.n_cells:,} cells" if run.n_cells else "", run),
         f"Only the {shown} {donors} with the largest own share are shown" if shown < n else "",
-        "Heat maps: genes that the donor part adds in one donor (framed) more than in the others, as the difference "
-        "from the mean of the other donors in log1p of counts per 10,000, at the mean usages of all cells; larger "
-        "differences have the last color",
-        "Bars and numbers: share of the reconstruction that comes from the donor part, divided into the part that all "
-        "donors have and the rest (own)",
-        "Decoder and encoder of Conditional AE-NMF 2 differ, so the part that all its donors have is no donor effect"
+        f"{', '.join(first)}, Heat maps show genes that the donor part adds in one donor (framed) more than in the "
+        "others, as the difference from the mean of the other donors in log1p of counts per 10,000, at the mean usages "
+        "of all cells; differences beyond the scale have its last color",
+        "Bars and numbers show the share of the reconstruction that comes from the donor part, divided into the part "
+        "that all donors have and the rest (own)",
+        "The decoder and the encoder of Conditional AE-NMF 2 differ, so the part that all donors have is not a donor "
+        "effect"
         if any(part.model == "CAE_NMF2" for part in panels)
         else "",
-        "Points: share of the variance of the usage of each program between donors within cell types, and between cell "
-        "types, before conditioning (AE-NMF) and after; lines and numbers: means over the programs",
-        *(f"The results file of {name} contains no donor part; train it again" for name in absent),
+        f"{', '.join(last)}, Points show the share of the variance of each program's usage that lies between donors "
+        "within cell types, and between cell types, before conditioning (AE-NMF) and after; lines and numbers show "
+        "means over the programs",
+        *(f"The results file of {name} contains no donor part; train this model again" for name in absent),
     ]

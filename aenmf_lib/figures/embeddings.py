@@ -136,13 +136,14 @@ def _write_caption(n_cells: int, n_drawn: int, titles: list[str], names: Collect
     """Return the sentences of the caption that do not depend on what fits into the figure."""
     sample = f", of which {n_drawn:,} drawn at random (seed {_SEED}) are shown" * (n_drawn < n_cells)
     shown = [title.lower() if title in ("Cell type", "Donor") else title for title in titles]
-    rows = ", ".join(f"({letter}) {title}" for letter, title in zip("abcdefghijklmnopqrstuvwxyz", shown, strict=False))
+    rows = [f"{title} ({letter})" for letter, title in zip("abcdefghijklmnopqrstuvwxyz", shown, strict=False)]
     missing = [style.name_of(model) for model in run.used_cell_type if model not in names]
     return [
-        f"UMAP of each embedding, colored by {rows}",
+        f"UMAP of each embedding, colored by {style.join(rows)}",
         *style.run_note(f"{n_cells:,} cells{sample}", run),
-        f"Without UMAP: {', '.join(missing)}" if missing else "",
-        "Horizontal: UMAP 1, vertical: UMAP 2, without unit; compare distances within a column only",
+        f"No UMAP was computed for {style.join(missing)}" if missing else "",
+        "The axes are UMAP 1 (horizontal) and UMAP 2 (vertical), without unit; distances in different embeddings "
+        "cannot be compared",
     ]
 
 
@@ -156,7 +157,7 @@ def _check_maps(coords: AnnData, run: RunInfo) -> dict[str, np.ndarray]:
                          f"'{_PREFIX}AE_NMF'. {again}")  # fmt: skip
     check_run(pd.DataFrame({"Model": list(keys)}), name, run)
     if run.n_cells and coords.n_obs != run.n_cells:
-        raise ValueError(f"{name} is of {coords.n_obs:,} cells, but this run has {run.n_cells:,}. {again}")
+        raise ValueError(f"{name} contains {coords.n_obs:,} cells, but this run has {run.n_cells:,}. {again}")
     if (empty := is_missing(coords.obs[DONOR])).any():
         found = f"{empty.sum():,} of {coords.n_obs:,} cells (first: {coords.obs_names[empty][0]!r})"
         raise ValueError(f"{name}: obs[{DONOR!r}] is empty for {found}. {again}")
@@ -301,17 +302,17 @@ def _describe_keys(
     colorings: list[_Coloring], keys: list[dict], on_map: dict[str, str], left_out: int, *, numbered: bool
 ) -> str:
     """Return the last sentences of the caption: the texts on the maps, and the legends that were left out."""
-    sentences = ["The numbers on the maps are those of the key." if numbered else
-                 "Each name is next to the densest part of its type."]  # fmt: skip
+    sentences = ["The numbers on the maps are those of the legend." if numbered else
+                 "Each name is next to the densest part of its cells."]  # fmt: skip
     if left_out:
-        sentences.append(f"Up to {left_out:,} of {len(on_map):,} numbers have no space on a map.")
+        sentences.append(f"For lack of space, up to {left_out:,} of {len(on_map):,} numbers are missing on a map.")
     for coloring, key in list(zip(colorings, keys, strict=True))[1:]:
         if coloring.names and not key:
             n, colors = len(coloring.names), len(set(coloring.names.values()))
             repeat = f", in {colors:,} colors" if colors < n else ""
-            sentences.append(f"{coloring.title}: {n:,} values{repeat}, too many for a legend.")
+            sentences.append(f"{coloring.title} has {n:,} values{repeat}, too many for a legend.")
         if coloring.scale:
             sentences.append(
-                f"The colors of {coloring.title} change between the percentiles {_CLIPPED[0]} and {_CLIPPED[1]}."
+                f"The color scale of {coloring.title} ends at the percentiles {_CLIPPED[0]} and {_CLIPPED[1]}."
             )
     return " ".join(["", *sentences])

@@ -71,24 +71,25 @@ def fig4_loadings(
 
 def _caption(plan: Plan, name: str, total: int, run: RunInfo) -> list[str]:
     """Return the sentences of the caption."""
-    first = "its gene with the largest weight" if plan.n_genes == 1 else (
-        f"its {plan.n_genes} genes with the largest weights")  # fmt: skip
+    first = "The gene with the largest weight" if plan.n_genes == 1 else (
+        f"The {plan.n_genes} genes with the largest weights")  # fmt: skip
     is_type = style.label_titles(run)["cell_type"].lower()
     sets = [
-        f"b, Gene sets with a false discovery rate below {SIGNIFICANT:g} in the 100 most specific genes of a program"
+        f"b, Gene sets that are enriched in the 100 most specific genes of a program (false discovery rate below "
+        f"{SIGNIFICANT:g})"
     ]
     if len(plan.sets) == SETS:
         sets.append(f"The {SETS} sets with the smallest rates are shown; all are in gene_set_enrichment.csv")
     if not plan.sets:
         sets = [f"b, {_NO_SETS}"]
     return [
-        f"a, Genes of the programs of {name}: of each program, {first}, and markers of cell types (bold) among its 100 "
-        "largest genes",
+        f"Genes of the programs of {name}",
+        f"a, {first} in each program, and markers of cell types (bold) among the 100 genes with the largest weights",
         "The color is the weight of a gene, divided by the largest weight of the program; white, a gene that is not "
-        "among the 100 largest ones",
+        "among these 100",
         f"The programs are grouped by the {is_type} with the largest mean usage",
         chosen_note(plan.n_columns, total, f" of {name}", f"those with a marker among their {HIGH} largest genes, "),
-        *(sets if plan.tested else ["No gene sets were given (GENE_SETS)"]),
+        *(sets if plan.tested else ["No gene sets were tested (option GENE_SETS)"]),
         *style.run_note(f"{run.n_cells:,} cells" if run.n_cells else "", run),
     ]
 

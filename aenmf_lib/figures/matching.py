@@ -144,13 +144,13 @@ def _caption(names: dict[str, str], maps: dict, stable: list[_Group], run: RunIn
     """Return the sentences of the caption."""
     first = next(iter(names.values()), "")
     letters = iter("abc")
-    sentences = []
+    sentences = ["Agreement of programs between models and between fits"]
     if maps:
         sentences += [
             f"{next(letters)}, Cosine of each program of {first} with each program of the other models. Programs are "
             "in the order of the cosine with their match (Hungarian method): the matches are on the diagonal; white, "
             "below 0.1",
-            f"{next(letters)}, Cosines of the matched programs of each two models, one dot per program; line and "
+            f"{next(letters)}, Cosines of the matched programs of each pair of models, one dot per program; line and "
             "number, median",
         ]  # fmt: skip
     else:
@@ -161,7 +161,7 @@ def _caption(names: dict[str, str], maps: dict, stable: list[_Group], run: RunIn
             "program (mean over the fits); line and number, median"
         )
         if any("rank table" in group.name for group in stable):
-            sentences.append("Of the rank table, only the median is known; its fits use a part of the cells")
+            sentences.append("Only the median is known for the rank table, whose fits used a part of the cells")
         if any("rounds" in group.name for group in stable):
             sentences.append("Open dots are clusters of programs that do not recur in enough rounds")
     else:

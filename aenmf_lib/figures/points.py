@@ -12,6 +12,8 @@ from aenmf_lib.results import RunInfo
 
 BETTER = {CELL_TYPE: "higher is better", DONOR: "lower is better"}
 METRICS = {"NMI": "NMI", "ARI": "ARI", "F1": "macro F1", "AUROC": "macro AUROC", "Accuracy": "accuracy"}
+ABBREVIATIONS = "NMI, normalized mutual information; ARI, adjusted Rand index"  # for captions
+AUROC = "AUROC, area under the receiver operating characteristic curve"
 CLASSIFIERS = {  # name, marker
     "logistic_regression": ("logistic regression", "o"),
     "knn": ("k nearest neighbors", "s"),

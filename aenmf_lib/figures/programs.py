@@ -67,18 +67,20 @@ def _caption(points: pd.DataFrame, columns: Columns, names: dict[str, str], run:
     strips = [names[model] for model in others if not columns.width(model)]
     cells = points.drop_duplicates(CELL_TYPE)["n_cells"].sum()
     return [
-        f"a, Mean usage of programs by {types}, divided by the mean over the types",
-        f"One row is one program of {names[first]}, with up to three genes with the largest weights"
+        f"Usage of programs by {types}",
+        f"a, Mean usage of the programs by {types}, divided by the mean over the types",
+        f"Each row is one program of {names[first]}, with up to three of its genes (those with the largest weights)"
         + (", and the matched program of each other model (Hungarian method on the cosine)" if others else ""),
         "The number of a program is the same in all figures and tables of its model"
         + ("; the darker its background, the larger the cosine of the match" if others else ""),
-        f"The heat maps of {', '.join(strips)} do not fit and are only in the csv" if strips else "",
+        f"For lack of space, the values of {style.join(strips)} are only in the csv file" if strips else "",
         "" if all(map(columns.is_named, columns.widths)) else "All heat maps have the same order of columns",
         chosen_note(own["row"].notna().groupby(own["program"]).any().sum(), k, f" of {names[first]}"),
         f"The {len(columns.types)} {types} with most cells, of {n_types}, are shown" * (len(columns.types) < n_types),
-        f"Dendrogram: average linkage of the types by their usages of all {k} programs of {names[first]} (z-scores)",
-        f"b, The programs of {names[first]} that are most specific for each type: number, genes, and mean usage in the "
-        "type, divided by the mean over the types (bar and number before ×)",
+        f"The dendrogram shows the average linkage of the types by their usages of all {k} programs of "
+        f"{names[first]} (z-scores)",
+        f"b, The programs of {names[first]} that are most specific for each type, with their number, genes, and mean "
+        "usage in the type, divided by the mean over the types (bar and number before ×)",
         *style.run_note(f"{cells:,} cells with a type", run),
     ]
 

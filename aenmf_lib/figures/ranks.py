@@ -52,14 +52,15 @@ def figS2_rank(table: pd.DataFrame, run: RunInfo = NO_RUN) -> style.Sheet:
     check_table(table, "table of ranks", [*columns, "held_out", "note"], _COUNTS)
     table = table.sort_values("k", ignore_index=True)
     counts, reason = table[_COUNTS].iloc[0].astype(int), table["note"].iloc[0]
-    others = f"; held-out donors: {counts['donors_out']:,}" if counts["donors_out"] else ""
+    scored = ["the training cells", f"{counts['cells_out']:,} held-out cells of the same donors"]
+    scored += [f"{counts['donors_out']:,} held-out donors"] if counts["donors_out"] else []
     caption = [
         f"Choice of the rank k with AE-NMF, trained on {counts['cells']:,} cells of {counts['donors']:,} donors",
-        "Relative errors ‖X − X Wᵀ W‖ / ‖X‖ of the training cells, of "
-        f"{counts['cells_out']:,} held-out cells of the same donors{others}",
-        "Predicted genes: error of the held-out cells if each fifth of the genes is predicted from the others; it does "
-        "not decrease with programs that describe noise",
-        f"Cosines: programs matched between {counts['starts']} random starts, and between fits to halves of the donors",
+        f"Relative errors ‖X − X Wᵀ W‖ / ‖X‖ are those of {style.join(scored)}",
+        "For predicted genes, each fifth of the genes of the held-out cells is predicted from the other genes; "
+        "programs that describe noise do not decrease this error",
+        f"Cosines compare programs that were matched between {counts['starts']} random starts, and between fits "
+        "to halves of the donors",
         style.printable(reason) if isinstance(reason, str) and reason else "",
         *style.run_note("", run),
     ]

@@ -175,6 +175,7 @@ def _notes(points: pd.DataFrame, run: RunInfo, *, legend: bool) -> list[str]:
         *style.run_note("", replace(run, used_cell_type={})),
         "Lines connect the strengths of the penalty of a model, from the published weights; a larger marker is a "
         "larger strength" if _conditional(points) else "",
-        "" if legend else "Names are at the largest strength; a name without space in one panel is in another",
-        "Dotted: an embedding of the cell types only" if _TYPES_ONLY in set(points["Model"]) else "",
+        "" if legend else "Names are at the largest strength; a name that has no space in one panel is in another",
+        "The dotted line is the score of an embedding that contains only the cell types"
+        if _TYPES_ONLY in set(points["Model"]) else "",
     ]  # fmt: skip

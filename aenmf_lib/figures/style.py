@@ -101,7 +101,7 @@ def new_figure(
     fig.get_layout_engine().set(w_pad=pads, h_pad=pads)
     sentences = [*filter(None, caption)]
     if "†" in str(names):
-        sentences.append(f"†, trained with {printable(run.cell_type_column)}")
+        sentences.append(dagger_note(run))
     fig.caption = " ".join(f"{sentence.rstrip('.')}." for sentence in sentences)
     fig.table = table
     return fig
@@ -217,28 +217,47 @@ def label_columns(run: RunInfo) -> dict[str, str]:
     return {CELL_TYPE: printable(run.cell_type_column), DONOR: printable(run.donor_column)}
 
 
+def dagger_note(run: RunInfo) -> str:
+    """Return the sentence of a caption that explains †."""
+    column = run.cell_type_column
+    labels = "cell types" if column == CELL_TYPE else f"the labels in {printable(column)}"
+    return f"† marks models that were trained with {labels}"
+
+
 def run_note(cells: str, run: RunInfo, table: pd.DataFrame | None = None) -> list[str]:
-    """Return the sentences of a caption about the run; donor groups in `table` replace those of `run`."""
+    """Return the sentences of a caption about the run. The donor groups in `table` replace those of `run`."""
     groups, skipped = dict(run.groups), {}  # skipped: reason -> models
     for model in filter(run.skipped.get, MODELS):
         skipped.setdefault(printable(run.skipped[model]).split(". ")[0].rstrip("."), []).append(name_of(model))
     if table is not None and GROUPS in table:
         groups |= dict(zip(table["Model"], table[GROUPS], strict=True))
-    clusters = ", ".join(name_of(model) for model in MODELS if groups.get(model) == "clusters")
+    clusters = [name_of(model) for model in MODELS if groups.get(model) == "clusters"]
     donors = "Donors" if run.donor_column == DONOR else f"Values of {printable(run.donor_column)}"
     known = {*run.used_cell_type, *run.groups}
     missing = [name_of(model) for model in MODELS if known and model not in known and not run.skipped.get(model)]
     facts = [
         f"n = {cells}" if cells else "",
-        f"random sample of {run.n_cells:,} of {run.sampled_from:,} cells" if run.sampled_from and run.n_cells else "",
+        f"a random sample of {run.n_cells:,} of {run.sampled_from:,} cells" if run.sampled_from and run.n_cells else "",
         "" if run.k is None else f"rank k = {run.k}",
     ]
+    found = ", ".join(filter(None, facts))
     return [
-        ", ".join(filter(None, facts)),
-        f"{donors} were compared within clusters in training: {clusters}" if clusters else "",
-        *(f"{' and '.join(models)} skipped: {reason}" for reason, models in skipped.items()),
-        f"Not part of this run: {', '.join(missing)}" if missing else "",
+        found if cells else found.capitalize(),
+        f"{donors} were compared within clusters in the training of {join(clusters)}" if clusters else "",
+        *(f"{join(models)} {be(models)} skipped: {reason}" for reason, models in skipped.items()),
+        f"{join(missing)} {be(missing)} not part of this run" if missing else "",
     ]
+
+
+def join(words: Sequence[str]) -> str:
+    """Return words as in a sentence: a, b and c."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def be(words: Sequence[str]) -> str:
+    """Return the verb after words as a subject: was or were."""
+    return "was" if len(words) == 1 else "were"
 
 
 def value_range(values: pd.Series) -> str:

@@ -10,6 +10,8 @@ import pandas as pd
 from aenmf_lib.data import CELL_TYPE
 from aenmf_lib.figures import style
 from aenmf_lib.figures.points import (
+    ABBREVIATIONS,
+    AUROC,
     BETTER,
     CLASSIFICATION,
     CLASSIFIERS,
@@ -194,18 +196,20 @@ def _describe(
     if len(own):
         kinds = [CLASSIFIERS[kind][0] for kind in CLASSIFIERS if kind in set(own["classifier"])]
     sentences = [
-        "Scores of the embeddings, of one fit of each model, as mean ± s.d.",
+        "Scores of the embeddings of one fit of each model (mean ± s.d.)",
         *style.run_note(
             f"{cells[CLUSTERING]} cells ({cells[CLASSIFICATION]} in the classification)", run, tables[CLUSTERING]
         ),
-        f"NMI, ARI: agreement of Leiden clusters and label, over {parts[CLUSTERING]['seed'].nunique()} Leiden seeds",
-        f"Macro F1, macro AUROC, accuracy: prediction of the label by {', '.join(kinds)}, over all classifiers, seeds "
-        f"({own['seed'].nunique()}) and folds ({own['fold'].nunique()})"
+        "NMI and ARI measure the agreement of Leiden clusters with the label, over Leiden seeds "
+        f"(n = {parts[CLUSTERING]['seed'].nunique()})",
+        f"Macro F1, macro AUROC and accuracy measure the prediction of the label by {style.join(kinds)}, over all "
+        f"classifiers, seeds (n = {own['seed'].nunique()}) and folds (n = {own['fold'].nunique()})"
         if kinds
         else "",
-        "Bold: best score of its column, as printed",
-        *(f"{_OTHER}: not among the four models of the benchmark" for _ in names.keys() - {*MODELS}),
+        f"{ABBREVIATIONS}; {AUROC}",
+        "Bold marks the best score of its column against each label, as printed",
+        *(f"{_OTHER} are not among the four models of the benchmark" for _ in names.keys() - {*MODELS}),
         *dict.fromkeys(text for long in tables.values() for text in list_unscored(long, run)),
-        f"†, trained with {style.label_columns(run)[CELL_TYPE]}" if "†" in str(names) else "",
+        style.dagger_note(run) if "†" in str(names) else "",
     ]
     return " ".join(f"{sentence.rstrip('.')}." for sentence in dict.fromkeys(filter(None, sentences)))

@@ -50,4 +50,4 @@ def check_run(table: pd.DataFrame, name: str, run: RunInfo) -> None:
                          f"({', '.join(sorted(trained))}). {again}")  # fmt: skip
     for column, largest, limit, unit in (("n_cells", 0, run.n_cells, "cells"), ("program", 1, run.k, "programs")):
         if limit and column in table and len(table) and (found := int(table[column].max()) + largest) > limit:
-            raise ValueError(f"{source} is of {found:,} {unit}, but this run has {limit:,}. {again}")
+            raise ValueError(f"{source} contains {found:,} {unit}, but this run has {limit:,}. {again}")

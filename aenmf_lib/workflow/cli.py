@@ -167,7 +167,9 @@ def _report(options: argparse.Namespace) -> None:
 
     index = site.build(options.run, options.out)
     size = sum(file.stat().st_size for file in index.parent.rglob("*") if file.is_file())
-    logging.info("wrote %s (%.1f MB). Open it in a browser; to mail the report, pack the folder.", index, size / 1e6)
+    logging.info(
+        "wrote %s (%.1f MB). Open it in a browser; to send the report, compress its folder.", index, size / 1e6
+    )
 
 
 def _simulate(options: argparse.Namespace) -> None:

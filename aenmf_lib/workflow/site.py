@@ -1,4 +1,4 @@
-"""A report of a run as a static site: pages that open without a server, light enough to mail."""
+"""A report of a run as a static website: pages that open without a server, small enough to send by mail."""
 
 from __future__ import annotations
 

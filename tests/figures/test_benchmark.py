@@ -151,7 +151,7 @@ def test_axes_that_do_not_start_at_0_are_marked(small, fig1):
             bottom, top = ax.get_ylim()
             expected += 2 * (not bottom <= 0 <= top)
         assert len(strokes) == expected, ax.get_label()
-    assert "Axes with two strokes do not start at 0" in fig1.caption
+    assert "Axes that are marked with two strokes do not start at 0" in fig1.caption
 
 
 def test_figs5_lines_equal_the_curve(small):
@@ -193,7 +193,7 @@ def test_missing_models_are_left_out(small):
         assert check_layout(fig) == []
         shown = {word.rstrip("†") for word, *_ in texts(fig)}
         assert {model for model in results.MODELS if style.name_of(model) in shown} == set(models)
-        assert "Not part of this run: " in fig.caption
+        assert " not part of this run" in fig.caption
     assert len(draw("table1", part, **run).table) == 2 * len(models)
 
 
@@ -261,12 +261,12 @@ def test_captions_report_the_data_and_the_run(small, fig1):
         "n = 400 cells (400 in the classification), rank k = 12",
         "Each model was fit once: the points show the spread of Leiden seeds and of folds, not of repeated fits",
         "25 neighbors, resolution 0.8",
-        "Leiden seeds (10)",
-        "logistic regression, k nearest neighbors, random forest",
+        "Leiden seeds (n = 10)",
+        "logistic regression, k nearest neighbors and random forest",
         "classes of at least 10 cells",
-        "folds (5 per seed, of the same cells). Filled points: seeds (2)",
-        "Thin lines: one seed at resolutions 0.2 to 1.6",
-        "†, trained with cell_type.",
+        "folds (5 per seed, of the same cells); filled points show seeds (n = 2)",
+        "Thin lines show one seed at resolutions 0.2 to 1.6",
+        "† marks models that were trained with cell types.",
     ):
         assert words in text, words
     reason = "all cells are of one donor, 'D1', and the model compares donors. More cells help."
@@ -274,8 +274,10 @@ def test_captions_report_the_data_and_the_run(small, fig1):
     for name in TABLES:
         text = draw(name, small, sampled_from=10**6, skipped={"CAE_NMF2": reason}, groups=groups).caption
         assert "random sample of 400 of 1,000,000 cells" in text
-        assert "Conditional AE-NMF 2 skipped: all cells are of one donor, 'D1', and the model compares donors." in text
-        assert "Donors were compared within clusters in training: Conditional AE-NMF 1" in text
+        assert (
+            "Conditional AE-NMF 2 was skipped: all cells are of one donor, 'D1', and the model compares donors." in text
+        )
+        assert "Donors were compared within clusters in the training of Conditional AE-NMF 1" in text
     intelex = small["classification"].replace({"classifier": {"random_forest": "random_forest_intelex"}})
     assert "random forest of scikit-learn-intelex" in draw("table1", {**small, "classification": intelex}).caption
 

@@ -93,7 +93,7 @@ def test_shares_below_one_percent_are_white_and_the_scale_is_explained():
     order = list(fig.table["class"].drop_duplicates())
     a, b = order.index("a"), order.index("b")
     assert shown[a, b] and not shown[b, a] and not shown[a, a]
-    assert "scale of a square root; white: less than 1%" in fig.caption
+    assert "square-root scale; white, less than 1%" in fig.caption
     assert fig.table.query("`class` == 'a' and predicted == 'b'")["share"].item() == 0.009
 
 
@@ -173,7 +173,7 @@ def test_fewer_models_and_two_types_are_drawn(small):
     part = {key: small[key][small[key]["Model"] == "AE_NMF"] for key in ("by_class", "confusion")}
     fig = draw({**small, **part}, used_cell_type={"AE_NMF": False})
     assert set(axes(fig)) - {""} == {"F1", "AE_NMF"} and check_layout(fig) == []
-    assert "Not part of this run: Conditional AE-NMF 1, Conditional AE-NMF 2, NMF" in fig.caption
+    assert "Conditional AE-NMF 1, Conditional AE-NMF 2 and NMF were not part of this run" in fig.caption
     assert check_layout(draw(tables_of(np.array([[3, 0], [1, 2]]), ["rare", "common"]))) == []
 
 
@@ -181,9 +181,9 @@ def test_captions_report_the_classifiers_the_daggers_and_the_column_of_the_user(
     assert drawn.caption.startswith(
         "Prediction of cell type from the embeddings, by class. n = 400 cells, rank k = 12."
     )
-    assert "logistic regression, k nearest neighbors, random forest" in drawn.caption
+    assert "logistic regression, k nearest neighbors and random forest" in drawn.caption
     assert "Conditional AE-NMF 1†" in " ".join(word for word, *_ in texts(drawn)).replace("\n", " ")
-    assert "†, trained with cell_type." in drawn.caption
+    assert "† marks models that were trained with cell types." in drawn.caption
     own = draw(small, cell_type_column="annotation_level_2", used_cell_type={})
     assert "Prediction of annotation_level_2" in own.caption and "†" not in own.caption
     assert "cell type" not in own.caption

@@ -61,7 +61,7 @@ def test_the_table_is_in_the_order_of_the_figure_and_the_caption_adds_up():
     fig = draw(SMALL.sample(frac=1, random_state=0))
     expected = [("D1", "type 2"), ("D1", "type 0"), ("D0", "type 0"), ("D0", "type 1")]
     assert [*zip(fig.table["donor_id"], fig.table["cell_type"], strict=True)][:4] == expected
-    assert "2 of 3 donors were kept, with 120 of 127 cells." in fig.caption and "white: no cell" in fig.caption
+    assert "2 of 3 donors were kept, with 120 of 127 cells." in fig.caption and "white, no cell" in fig.caption
     legend = {word for word, *_ in texts(fig)}
     assert {"kept: 2 donors, 120 cells", "dropped: 1 donor, 7 cells", "minimum: 10 cells"} <= legend
 
@@ -126,7 +126,7 @@ def test_cells_without_a_type_are_the_last_row():
 def test_the_columns_of_the_user_are_named():
     fig = draw(SMALL, run=RunInfo(donor_column="batch", cell_type_column="annotation"))
     words = " ".join([word for word, *_ in texts(fig)] + [fig.caption])
-    assert "2 of 3 values of batch were kept" in words and "One row per value of annotation" in words
+    assert "2 of 3 values of batch were kept" in words and "Cells of each value of annotation (rows)" in words
     assert "donor" not in words and " type" not in words.replace("type 0", "").replace("type 1", "").replace(
         "type 2", ""
     )

@@ -44,7 +44,7 @@ def test_training_draws_the_csv_and_names_each_line_with_its_last_value(layout):
         assert to_hex(line.get_color()) == to_hex(style.color_of(line.get_label()))
         last = f"{rows['relative_loss'].iloc[-1]:.3f}"
         assert any(word.endswith(last) and word.startswith(style.name_of(line.get_label())) for word in words)
-    assert "Marker: only the last value of NMF is known." in fig.caption
+    assert "Only the last value of NMF is known (marker)." in fig.caption
     assert "n = 400 cells, rank k = 12" in fig.caption
 
 
@@ -52,7 +52,7 @@ def test_training_of_fewer_models_or_of_another_run():
     tables = simulate("small")
     history = tables["training"].query("Model == 'AE_NMF'")
     fig = figures.figS1_training(history, RunInfo(12, 400, {"AE_NMF": False}))
-    assert "Not part of this run: Conditional AE-NMF 1, Conditional AE-NMF 2, NMF." in fig.caption
+    assert "Conditional AE-NMF 1, Conditional AE-NMF 2 and NMF were not part of this run." in fig.caption
     assert check_layout(fig) == []
     with pytest.raises(ValueError, match="training history contains Base_NMF, which is not among the models of this"):
         figures.figS1_training(tables["training"], RunInfo(12, 400, {"AE_NMF": False}))

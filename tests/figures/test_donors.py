@@ -78,7 +78,7 @@ def test_heat_map_bars_and_points_equal_the_tables(tmp_path):
 def test_caption_explains_what_the_colors_and_bars_are():
     caption = figures.fig6_donors(*simulate(), RUN).caption
     for part in ("5 donors", "n = 4,000 cells, rank k = 12", "difference from the mean of the other donors",
-                 "all donors have and the rest (own)", "no donor effect", "†, trained with cell_type"):  # fmt: skip
+                 "all donors have and the rest (own)", "not a donor effect", "trained with cell types"):  # fmt: skip
         assert part in caption
 
 
@@ -130,10 +130,10 @@ def test_one_conditional_model_is_drawn_and_the_missing_part_is_reported():
     genes, share, cards = simulate(models=["CAE_NMF1"])
     fig = figures.fig6_donors(genes, share, cards, RUN)
     assert "CAE_NMF2" not in axes(fig)
-    assert "The results file of Conditional AE-NMF 2 contains no donor part; train it again." in fig.caption
+    assert "The results file of Conditional AE-NMF 2 contains no donor part; train this model again." in fig.caption
     run = RunInfo(12, 4_000, {"CAE_NMF1": True, "AE_NMF": False})
     fig = figures.fig6_donors(genes, share, cards[cards["Model"].isin(["CAE_NMF1", "AE_NMF"])], run)
-    assert "Not part of this run: Conditional AE-NMF 2, NMF." in fig.caption
+    assert "Conditional AE-NMF 2 and NMF were not part of this run." in fig.caption
     assert check_layout(fig) == []
 
 
@@ -152,7 +152,7 @@ def test_tables_with_faults_or_of_another_run_are_refused():
         figures.fig6_donors(genes.drop(columns="difference"), share, cards)
     with pytest.raises(ValueError, match=r"donor_share\.csv: 'share' is not a finite number in 10 of 10 rows"):
         figures.fig6_donors(genes, share.assign(share=np.nan), cards)
-    with pytest.raises(ValueError, match="of 12 programs, but this run has 5"):
+    with pytest.raises(ValueError, match="contains 12 programs, but this run has 5"):
         figures.fig6_donors(genes, share, cards, RunInfo(5, 4_000, RUN.used_cell_type))
     with pytest.raises(ValueError, match=r"donor_share\.csv contains CAE_NMF1, which is not among the models"):
         figures.fig6_donors(genes, share, cards, RunInfo(12, 4_000, {"AE_NMF": False}))

@@ -65,8 +65,8 @@ def test_points_are_the_coordinates_of_their_cells_and_a_label_has_one_color(sma
 def test_panels_are_the_models_and_then_other_embeddings(fig):
     titles = [ax.get_title().replace("\n", " ") for ax in fig.axes if ax.get_title()]
     assert titles == ["Conditional AE-NMF 1†", "Conditional AE-NMF 2", "AE-NMF", "NMF", *EXTRA]
-    assert "†, trained with cell_type." in fig.caption
-    assert "(a) cell type, (b) donor." in fig.caption and "n = 400 cells, rank k = 12" in fig.caption
+    assert "† marks models that were trained with cell types." in fig.caption
+    assert "cell type (a) and donor (b)." in fig.caption and "n = 400 cells, rank k = 12" in fig.caption
 
 
 def test_each_name_is_near_the_cells_of_its_type():
@@ -98,7 +98,7 @@ def test_types_whose_names_do_not_fit_have_numbers_that_the_key_explains():
     key = [text.get_text() for text in fig.subfigs[0].legends[0].get_texts()]
     on_map = {text.get_text() for text in axes(fig)["cell_type AE_NMF"].texts} - {"a"}
     assert on_map == {word.split()[0] for word in key} == {str(i + 1) for i in range(12)}
-    assert "The numbers on the maps are those of the key." in fig.caption
+    assert "The numbers on the maps are those of the legend." in fig.caption
     handles = [to_hex(handle.get_color()) for handle in fig.subfigs[0].legends[0].legend_handles]
     colors = dict(zip(fig.table["cell_type"], colors_of(fig, "cell_type").values(), strict=True))
     assert handles == [colors[name] for name in sorted(long.values())]
@@ -114,7 +114,7 @@ def test_numbers_have_a_scale_and_missing_values_are_gray():
     assert light == sorted(light) and len(set(light)) == 3  # viridis
     (scale,) = [ax for ax in fig.axes if ax.get_label() == "<colorbar>"]
     assert scale.get_xlim() == pytest.approx(np.nanpercentile(age, (0.5, 99.5)))
-    assert "The colors of age change between the percentiles 0.5 and 99.5." in fig.caption
+    assert "The color scale of age ends at the percentiles 0.5 and 99.5." in fig.caption
     assert check_layout(fig, on_panels=True) == []
 
 
@@ -166,7 +166,7 @@ def test_no_text_is_cut_or_over_other_text(case, layout):
     fig = draw(tables["umap"], settings=settings(**LAYOUTS[layout]))
     assert check_layout(fig, on_panels=True) == []
     if case == "many":
-        assert "numbers have no space on a map" in fig.caption
+        assert "numbers are missing on a map" in fig.caption
         assert "100 values" in fig.caption  # the donors have no legend
 
 
@@ -176,7 +176,7 @@ def test_any_number_of_embeddings_fits_into_half_the_width(n_models):
     run = RunInfo(5, 300, dict.fromkeys(results.MODELS, False))
     fig = draw(cells(models=names), run=run, settings=settings(width=0.5))
     assert check_layout(fig, on_panels=True) == []
-    assert ("Without UMAP" in fig.caption) is (n_models < 4)
+    assert ("No UMAP was computed for" in fig.caption) is (n_models < 4)
 
 
 @pytest.mark.parametrize("layout", ["default", "width halved"])
@@ -209,7 +209,7 @@ def test_the_columns_of_the_user_are_named(small):
     run = RunInfo(12, 400, small["run"].used_cell_type, donor_column="batch", cell_type_column="annotation")
     fig = draw(small["umap"], run=run)
     words = " ".join([word for word, *_ in texts(fig)] + [fig.caption])
-    assert "annotation (8)" in words and "batch (5)" in words and "(a) annotation, (b) batch" in words
+    assert "annotation (8)" in words and "batch (5)" in words and "annotation (a) and batch (b)" in words
     assert not any(word in words.lower() for word in ("donor", "cell type", "cell_type"))
 
 
@@ -241,7 +241,7 @@ def test_invalid_coordinates_raise(small):
         draw(AnnData(obs=coords.obs[["donor_id"]], obsm=dict(coords.obsm)))
     with pytest.raises(ValueError, match=r"obsm \[\]. Expected 'X_umap_<Model>', such as 'X_umap_AE_NMF'"):
         draw(AnnData(obs=coords.obs))
-    with pytest.raises(ValueError, match="is of 399 cells, but this run has 400"):
+    with pytest.raises(ValueError, match="contains 399 cells, but this run has 400"):
         draw(coords[1:].copy(), run=run)
     with pytest.raises(ValueError, match="contains Base_NMF, which is not among the models of this run"):
         draw(coords, run=RunInfo(12, 400, {"AE_NMF": False}))

@@ -77,7 +77,7 @@ def test_heat_map_has_the_weights_of_the_table_of_genes(fig, small):
 
 
 def test_all_genes_of_the_caption_are_rows(fig, small):
-    n = int(fig.caption.split("its ")[1].split(" genes")[0])
+    n = int(fig.caption.split("a, The ")[1].split(" genes")[0])
     genes = small["genes"].query("Model == 'CAE_NMF1'")
     largest = genes[(genes["rank"] <= n) & genes["program"].isin(programs_of(fig))]
     assert set(largest["symbol"]) <= set(genes_of(fig))
@@ -134,7 +134,7 @@ def test_dots_are_the_planted_sets(fig, small):
 
 def test_without_gene_sets_the_caption_says_so(small):
     fig = draw(small | {"sets": small["sets"].head(0)})
-    assert "No gene sets were given (GENE_SETS)." in fig.caption
+    assert "No gene sets were tested (option GENE_SETS)." in fig.caption
     assert "gene sets" not in axes(fig)
     assert check_layout(fig) == []
 
@@ -159,11 +159,11 @@ def test_at_most_14_sets_with_long_names_are_drawn():
 # -------------------------------------------------------------------- models and settings
 def test_another_model_can_be_drawn_and_missing_ones_are_named(small):
     fig = draw(small, model="Base_NMF")
-    assert "Genes of the programs of NMF:" in fig.caption
+    assert "Genes of the programs of NMF." in fig.caption
     assert set(fig.table["program"]) <= set(range(12))
     alone = draw(of_models(small, "AE_NMF"), run=RunInfo(12, 400, {"AE_NMF": False}))
-    assert "Genes of the programs of AE-NMF:" in alone.caption
-    assert "Not part of this run: Conditional AE-NMF 1" in alone.caption
+    assert "Genes of the programs of AE-NMF." in alone.caption
+    assert " not part of this run" in alone.caption
     with pytest.raises(ValueError, match=r"model='AE' is not in the tables\. Choose one of: .*AE_NMF"):
         draw(small, model="AE")
 
@@ -183,7 +183,7 @@ def test_colormap_starts_at_its_light_end(name):
 
 
 def test_tables_of_another_run_raise(small):
-    with pytest.raises(ValueError, match="is of 12 programs, but this run has 10"):
+    with pytest.raises(ValueError, match="contains 12 programs, but this run has 10"):
         draw(small, run=RunInfo(10, 400, {}))
     with pytest.raises(ValueError, match="has no column 'symbol'"):
         draw(small | {"genes": small["genes"].drop(columns="symbol")})

@@ -17,7 +17,7 @@ from aenmf_lib.figures.run_figures import RunTables, draw
 
 @pytest.fixture
 def tables(tmp_path):
-    """The tables of a simulated run, of whose results files nothing is read but the facts for captions."""
+    """The tables of a simulated run. Of its results files, only the facts for captions are read."""
     tables = RunTables(tmp_path / "k12", ["model.h5ad"])
     tables.run = RUN
     return tables

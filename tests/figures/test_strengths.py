@@ -74,9 +74,10 @@ def test_every_model_is_named_and_no_number_is_on_an_error_bar(fig):
     assert sizes == {fig.settings.font_size}
     assert fig.caption == (
         "Score against the cell type, and against the column conditioned on, of each model (mean ± s.d. of 3 starts). "
-        "rank k = 12. Lines connect the strengths of the penalty of a model, from the published weights; a larger "
-        "marker is a larger strength. Names are at the largest strength; a name without space in one panel is in "
-        "another. Dotted: an embedding of the cell types only. †, trained with cell_type."
+        "Rank k = 12. Lines connect the strengths of the penalty of a model, from the published weights; a larger "
+        "marker is a larger strength. Names are at the largest strength; a name that has no space in one panel "
+        "is in another. The dotted line is the score of an embedding that contains only the cell types. † marks models "
+        "that were trained with cell types."
     )
 
 

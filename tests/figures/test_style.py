@@ -163,10 +163,10 @@ def test_captions_report_the_run_and_explain_the_dagger():
         12, 90, {"AE_NMF": False}, skipped={"CAE_NMF1": "one donor. Add donors", "CAE_NMF2": "one donor."}
     )
     assert style.run_note("90 cells", skipped) == [
-        "n = 90 cells, rank k = 12", "", "Conditional AE-NMF 1 and Conditional AE-NMF 2 skipped: one donor",
-        "Not part of this run: NMF",
+        "n = 90 cells, rank k = 12", "", "Conditional AE-NMF 1 and Conditional AE-NMF 2 were skipped: one donor",
+        "NMF was not part of this run",
     ]  # fmt: skip
-    assert example(TABLE, run=RUN).caption.endswith("†, trained with cell_type.")
+    assert example(TABLE, run=RUN).caption.endswith("† marks models that were trained with cell types.")
     assert "†" not in example(TABLE, run=skipped).caption
 
 
@@ -190,9 +190,9 @@ def test_a_notebook_shows_the_picture_and_the_escaped_caption():
 
 def test_a_table_of_another_run_is_refused():
     check_run(pd.DataFrame({"Model": ["AE_NMF", "PCA"], "n_cells": [1234, 9], "program": [11, 0]}), "a.csv", RUN)
-    with pytest.raises(ValueError, match=r"a.csv is of 2,000 cells, but this run has 1,234. Run its notebook again"):
+    with pytest.raises(ValueError, match=r"a.csv contains 2,000 cells, but this run has 1,234. Run its notebook again"):
         check_run(pd.DataFrame({"n_cells": [2000]}), "a.csv", RUN)
-    with pytest.raises(ValueError, match=r"a.csv is of 80 programs, but this run has 12"):
+    with pytest.raises(ValueError, match=r"a.csv contains 80 programs, but this run has 12"):
         check_run(pd.DataFrame({"program": [79]}), "a.csv", RUN)
     with pytest.raises(ValueError, match=r"a.csv contains Base_NMF, which is not among the models of this run"):
         check_run(pd.DataFrame({"Model": ["Base_NMF"]}), "a.csv", RUN)

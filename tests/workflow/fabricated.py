@@ -1,4 +1,4 @@
-"""A run that nobody computed: executed notebooks, tables, a figure and a results file, with odd names."""
+"""A simulated run without computation: executed notebooks, tables, a figure and a results file, with odd names."""
 
 import base64
 import json

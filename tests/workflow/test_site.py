@@ -156,7 +156,7 @@ def test_missing_parts_are_left_out_and_named(run, tmp_path):
     )
     page = Page(site.build(part, tmp_path / "report"))
     assert page.broken() == []
-    missing = re.search(r"it does not exist yet: (.*?)\.\s", page.text)[1]
+    missing = re.search(r"they do not exist yet: (.*?)\.\s", page.text)[1]
     assert missing == (
         "scores (make benchmarks); figures (make figures); programs (make programs); "
         "ro-crate-metadata.json, the provenance (written by each notebook)"

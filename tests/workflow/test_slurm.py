@@ -226,10 +226,10 @@ def test_cancel_cancels_only_the_jobs_of_its_run(make, slurm):
     make("all", "K=21")
     names = [f"demo/k20:{stage}" for stage in SENT[1:]] + [f"demo/k21:{stage}" for stage in SENT[1:]]
     assert sorted(queue(slurm, make.root)) == sorted(["demo:01_filter", *names])  # both runs use the filter
-    assert "15 jobs of demo/k20 cancelled" in make("cancel").stdout
+    assert "15 jobs of demo/k20 canceled" in make("cancel").stdout
     left = ["demo:01_filter", *names[8:]]
     until(lambda: sorted(queue(slurm, make.root)) == sorted(left), "only the other run's jobs are there")
-    assert "16 jobs of demo/k21 cancelled" in make("cancel", "K=21").stdout
+    assert "16 jobs of demo/k21 canceled" in make("cancel", "K=21").stdout
 
 
 def test_deleted_file_is_rebuilt_and_queued_jobs_wait_for_it(make, slurm):
@@ -411,7 +411,7 @@ def test_scancel_of_one_job_cancels_only_dependent_jobs(make, slurm):
     has_ended(waiting(make, "04_train_cae_nmf1")[0])  # it must not see that it may continue
     (make.root / "slow-04_train_cae_nmf1").unlink()
     assert sorted(ended(make, slurm)) == sorted({*STAGES[:5]} - {"04_train_cae_nmf1"})
-    assert re.search(r"^04_train_cae_nmf1    not done \(job \d+ cancelled\)$", make("status").stdout, re.M)
+    assert re.search(r"^04_train_cae_nmf1    not done \(job \d+ canceled\)$", make("status").stdout, re.M)
     make("all")
     assert ended(make, slurm) == ["04_train_cae_nmf1", *STAGES[5:]]
 
