@@ -17,7 +17,7 @@ quoted = '$(subst ','\'',$(1))'
 goals := $(or $(MAKECMDGOALS),help)
 # goals that read neither the data nor the variables, and those that do not read the data
 development := help test lint format setup
-idle := $(development) clean status watch cancel lab explore project
+idle := $(development) clean status watch cancel lab explore project report
 
 # ---- Data set and number of programs ---------------------------------------------------------------------------------
 set_outside := $(strip $(foreach name,$(filter-out EXECUTOR PYTHON,$(VARIABLES)),$(if $(findstring environment,\
@@ -161,6 +161,9 @@ resolve = $(run) $(1) $(checked) $(addprefix --params ,$(params)) --data $(call 
     -p k $(k) $(if $(ranks),-p ranks $(call listed,$(ranks))) -p model_paths $(call listed,$(models)) \
     $(if $(SHARDS),-p sums_path $(sums))
 
+# the variables that choose the run, for a command that is suggested
+same := $(foreach name,DATASET DATA K QUICK,$(if $(filter command,$(origin $(name))),$(name)=$($(name))))
+
 # ---- Public targets --------------------------------------------------------------------------------------------------
 ifneq ($(origin EXECUTOR),command line)
 EXECUTOR := $(shell timeout 5 scontrol ping 2>/dev/null | grep -q ' UP' && echo slurm || echo local)
@@ -191,8 +194,12 @@ endif
 ifneq ($(FIGURE),)
 figures: | $(setup)
 	@$(call resolve,draw)
+else ifeq ($(EXECUTOR),local)
+figures:
+	@echo $(call quoted,$(strip Figures: $(RUN)/figures/. For a website of the run: make report $(same)))
 endif
-report: $(if $(filter local,$(EXECUTOR)),all) | $(setup)  ## a website of the run: scores, figures, tables, notebooks
+# It packs what exists, and waits only for goals of the same call.
+report: | $(setup) $(if $(filter local,$(EXECUTOR)),$(filter-out report $(idle),$(goals)))  ## pack a run as a website
 	@exec $(run) report $(RUN) --out $(RUN)/report
 check: | $(setup) $(cells)  ## report the cells that would be read, all problems, and the cost of each stage
 	@$(call resolve,preflight)

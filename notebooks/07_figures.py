@@ -179,3 +179,6 @@ fig
 
 # %% [markdown]
 # If the lines of two models cross, their ranking depends on the resolution and not only on the embeddings.
+#
+# All figures are in `results/<data set>/k<K>/figures/`. `make report` packs them as a website, together with the tables
+# and the executed notebooks.

@@ -21,6 +21,8 @@ from aenmf_lib.figures.points import (
     CLUSTERING,
     METRICS,
     RESOLUTION,
+    break_names,
+    describe_others,
     label_name,
     limits,
     list_unscored,
@@ -32,6 +34,8 @@ from aenmf_lib.results import RunInfo
 
 _SHOWN = {CLUSTERING: ("NMI", "ARI"), CLASSIFICATION: ("F1", "AUROC")}
 _WHAT = {CLUSTERING: "Clusters vs.", CLASSIFICATION: "Prediction of"}
+_PAGE = 245  # mm, the height of a page
+_DOTTED = "dotted lines show the number of values of each label"
 _CHANCE = {"AUROC": 0.5}  # where an axis of scores starts, if not at 0
 
 
@@ -44,9 +48,9 @@ def fig1_benchmark(
 ) -> style.Sheet:
     """Draw the scores of each embedding against cell types and donors, and the trade-off between the two.
 
-    Scores: one row per model, with one filled point per seed, one open point per fold, and a bar at the mean over the
-    seeds; each classifier has its own row of points. Trade-off: one labeled point per model, with a thin line through
-    the scores at other Leiden resolutions, or to the scores of each classifier.
+    Scores: one row per model, with one filled point per seed, one open point per fold, and a thick line at the mean
+    over the seeds; each classifier has its own row of points. Trade-off: one labeled point per model, with a thin line
+    through the scores at other Leiden resolutions, or to the scores of each classifier.
 
     Table: one row per (benchmark, Model, label, classifier, seed, fold, resolution, metric) with ``value``, the
     ``mean`` of its model and classifier, and ``mean_all`` of its model. The benchmark ``resolution`` is the thin line.
@@ -81,25 +85,32 @@ def fig1_benchmark(
 def _draw(points, names: dict[str, str], blocks, pairs, caption: list[str], run: RunInfo) -> style.Sheet:
     """Draw the panels of scores above those of the trade-off."""
     width, row = style.page_width("double"), style.line()
-    widest = min(max(map(style.text_width, names.values())), width / 3)
-    n_columns = next((n for n in (4, 2) if (width - widest) / n > 3 * style.text_width("0.888")), 1)
+    shown, n_columns = dict(names), 4
+    for n_columns, share in ((4, 0.22), (4, 0.16), (2, 0.34), (1, 0.34)):  # at most two lines per name
+        shown = break_names(names, share * width)
+        widest = max(style.text_width(text) for name in shown.values() for text in name.split("\n")) + row
+        if (width - widest) / n_columns > 2.8 * style.text_width("0.888"):
+            break
     n_columns = min(n_columns, 2 * max(sum(b == benchmark for b, _ in blocks) for benchmark in _SHOWN))
     panels = [(benchmark, label, metric) for benchmark, label in blocks for metric in _SHOWN[benchmark]]
     rows = [panels[i : i + n_columns] for i in range(0, len(panels), n_columns)]
     titles = {block: _title(*block, points, run, (width - widest) / n_columns * min(n_columns, 2)) for block in blocks}
     kinds = [kind for kind in CLASSIFIERS if kind in set(points["classifier"])]
-    bands = [max(1.5, 0.85 * len(kinds) * (line[0][0] == CLASSIFICATION)) * row for line in rows]
+    lines = 1 + max(name.count("\n") for name in shown.values())
+    bands = [max(1.5, 1.1 * lines, 0.85 * len(kinds) * (panels[0][0] == CLASSIFICATION)) * row for panels in rows]
     space = (max(title.count("\n") for title in titles.values()) + 4.5) * row
     key = _list_key(kinds)
     n_key = style.legend_columns([entry.get_label() for entry in key], width)
     above = sum(len(names) * band + space for band in bands) + (len(key) // n_key + 2) * row
     n_beside = 2 if len(pairs) == 2 and width / 2 - 7 * row > 1.3 * widest else 1
-    side = max(min(width / n_beside, 22 * row), 2 * len(names) * row + 6 * row)
-    below = side * len(pairs) / n_beside
+    side = max(min(width / n_beside, 22 * row), (1 + lines) * len(names) * row + 6 * row)
+    n_below = len(pairs) / n_beside
+    side = min(side, max((_PAGE - above) / max(n_below, 1), 16 * row))
+    below = side * n_below
     fig = style.new_figure(points, "double", above + below, caption, names, run)
     parts = [above, below] if pairs else [above]
     upper, *lower = fig.subfigures(len(parts), 1, height_ratios=parts, squeeze=False).ravel()
-    firsts = _draw_rows(upper, points, rows, titles, kinds, [len(names) * band for band in bands], names, n_columns)
+    firsts = _draw_rows(upper, points, rows, titles, kinds, [len(names) * band for band in bands], shown, n_columns)
     upper.legend(handles=key, loc="outside lower left", ncols=n_key)
     corners = draw_pairs(lower[0], points, pairs, [*names], run, n_beside) if pairs else {}
     thin_ticks(ax for ax in fig.axes if ax.get_visible())
@@ -108,6 +119,8 @@ def _draw(points, names: dict[str, str], blocks, pairs, caption: list[str], run:
         if ax in corners:
             style.mark_cut_axis(ax, "y")
     style.letters([*firsts, *corners])
+    if "ring" in {mark.get_label() for ax in corners for mark in ax.collections}:
+        fig.caption += " A ring is a large point that would cover another one."
     if missing := name_points(corners, names):
         be = "is" if len(missing) == 1 else "are"
         fig.caption += f" For lack of space, {style.join(missing)} {be} not labeled; colors are as in a."
@@ -116,7 +129,6 @@ def _draw(points, names: dict[str, str], blocks, pairs, caption: list[str], run:
 
 def _draw_rows(fig: FigureBase, points, rows, titles, kinds, heights, names, n_columns: int) -> list[Axes]:
     """Draw the panels of scores; return the first axes of each block."""
-    shown = style.shorten_labels(names.values(), style.page_width("double") * (0.22 if n_columns == 4 else 0.34))
     grid = fig.subplots(len(rows), n_columns, squeeze=False, height_ratios=heights, sharey="row")
     firsts = []
     for axes, panels in zip(grid, rows, strict=True):
@@ -130,7 +142,7 @@ def _draw_rows(fig: FigureBase, points, rows, titles, kinds, heights, names, n_c
                 firsts.append(ax)
         for ax in axes[len(panels) :]:
             ax.set_visible(False)
-        axes[0].set_yticks(range(len(names)), shown)
+        axes[0].set_yticks(range(len(names)), [*names.values()])
     return firsts
 
 
@@ -138,8 +150,11 @@ def _title(benchmark: str, label: str, points: pd.DataFrame, run: RunInfo, width
     """Return the title of a block of panels, in lines that fit."""
     n = points["n_classes"][(points["benchmark"] == benchmark) & (points["label"] == label)]
     name = style.shorten_labels([label_name(label, run)], width / 2)[0]
-    text = f"{_WHAT[benchmark]} {name} ({style.value_range(n.astype(int))}): {BETTER[label]}"
-    return "\n".join(style.wrap(text, width - 2 * style.line()))
+    text = f"{_WHAT[benchmark]} {name} ({style.value_range(n.astype(int))}):"
+    room = width - 2 * style.line()
+    if style.text_width(f"{text} {BETTER[label]}") <= room:
+        return f"{text} {BETTER[label]}"
+    return "\n".join([*style.wrap(text, room), *style.wrap(BETTER[label], room)])
 
 
 def _list_key(kinds: Sequence[str]) -> list[Line2D]:
@@ -148,7 +163,9 @@ def _list_key(kinds: Sequence[str]) -> list[Line2D]:
     key = [Line2D([], [], label="seed", marker="o", **dark)]
     if kinds:
         key.append(Line2D([], [], label="fold", marker="o", mfc="none", mew=0.6, **dark))
-    key.append(Line2D([], [], label="mean over seeds", marker="|", mew=1.2, ms=6, **dark))
+    key.append(Line2D([], [], label="mean over seeds (thick line)", marker="|", mew=1.2, ms=6, **dark))
+    if kinds:
+        key.append(Line2D([], [], label="mean of all fits (thin line)", marker="|", mew=0.5, ms=9, **dark))
     return key + [
         Line2D([], [], ls="", color="0.7", label=CLASSIFIERS[kind][0], marker=CLASSIFIERS[kind][1]) for kind in kinds
     ]
@@ -195,6 +212,7 @@ def _describe(points: pd.DataFrame, tables: dict[str, pd.DataFrame], blocks, pai
         "Scores of the embeddings against "
         + " and ".join(name[label] for label in BETTER if label in {*dict(map(reversed, blocks))}),
         *style.run_note(cells, run, tables[CLUSTERING]),
+        describe_others(style.in_order(points["Model"]), run),
         "Each model was fit once: the points show the spread of Leiden seeds and of folds, not of repeated fits",
     ]
     for benchmark in _SHOWN:
@@ -207,7 +225,7 @@ def _describe(points: pd.DataFrame, tables: dict[str, pd.DataFrame], blocks, pai
             text = (
                 f"Agreement of Leiden clusters ({style.value_range(long['n_neighbors'])} neighbors, resolution "
                 f"{style.value_range(long['resolution'])}) with the labels. Points show Leiden seeds "
-                f"(n = {n_seeds}) on the same neighbor graph; bars show the mean over the seeds"
+                f"(n = {n_seeds}) on the same neighbor graph; thick lines show the mean over the seeds"
             )
         else:
             kinds = [CLASSIFIERS[kind][0] for kind in CLASSIFIERS if kind in set(own["classifier"])]
@@ -215,16 +233,21 @@ def _describe(points: pd.DataFrame, tables: dict[str, pd.DataFrame], blocks, pai
                 f"Scores of {style.join(kinds)}, which predict the label from the embedding, for classes of at least "
                 f"{style.value_range(long['min_cells_per_class'])} cells. Open points show folds "
                 f"({own['fold'].nunique()} per seed, of the same cells); filled points show seeds (n = {n_seeds}), "
-                "each the mean of its folds; bars show the mean over the seeds of a classifier; thin vertical lines "
-                "show the mean of all fits"
+                "each the mean of its folds; thick lines show the mean over the seeds of a classifier; thin lines show "
+                "the mean of all fits"
             )
         sentences.append(f"{', '.join(letters)}, {text}")
     if CLUSTERING in pairs:
         line = ""
         if RESOLUTION in tables and (points["benchmark"] == RESOLUTION).any():
             values = style.value_range(tables[RESOLUTION]["resolution"])
-            line = f". Thin lines show one seed at resolutions {values}; open points mark the lowest resolution"
-        sentences.append(f"{at[CLUSTERING]}, Trade-off of the clusters (mean over the seeds){line}")
+            line = (
+                f"; small points that are joined by a line show one seed at resolutions {values}, "
+                "of which the open point is the lowest"
+            )
+        sentences.append(
+            f"{at[CLUSTERING]}, Trade-off of the clusters: large points show the mean over the seeds{line}"
+        )
     if CLASSIFICATION in pairs:
         text = (
             "Trade-off of the predictions: large points show the mean of all fits, small points that of each classifier"
@@ -261,11 +284,18 @@ def figS5_resolution(curve: pd.DataFrame, run: RunInfo = style.NO_RUN) -> style.
     n_columns = next(n for n in (3, 2, 1) if n == 1 or width / n > 6 * style.text_width("0.888"))
     shown = style.shorten_labels(names.values(), width / 2)
     n_rows, n_key = -(-len(panels) // n_columns), -(-len(shown) // style.legend_columns(shown, width))
+    n_seeds = curve["seed"].nunique()
+    seeds = "one Leiden seed (n = 1 here)" if n_seeds == 1 else f"the mean over the Leiden seeds (n = {n_seeds})"
+    at = dict(zip(panels, "abcde", strict=False))
     caption = [
         "Agreement of Leiden clusters with the labels, and number of clusters, at several resolutions",
         *note,
-        f"Lines show the mean over the Leiden seeds (n = {curve['seed'].nunique()}), with "
-        f"{style.value_range(curve['n_neighbors'])} neighbors. Dotted lines show the number of values of each label. "
+        *(
+            f"{', '.join(at[panel] for panel in panels if panel[0] == label)}, "
+            + (f"Agreement with {label_name(label, run)}" if label else f"Number of clusters; {_DOTTED}")
+            for label in dict(panels)
+        ),
+        f"Lines show {seeds}, with {style.value_range(curve['n_neighbors'])} neighbors",
         f"Axes that are marked with two strokes do not start at 0. {ABBREVIATIONS}",
         *unscored,
     ]

@@ -12,7 +12,7 @@ from scipy.spatial.distance import squareform
 
 from aenmf_lib.data import CELL_TYPE
 from aenmf_lib.figures import style
-from aenmf_lib.figures.labels import thin_ticks
+from aenmf_lib.figures.labels import thin_ticks, wrap_name
 from aenmf_lib.figures.points import CLASSIFIERS, label_name
 from aenmf_lib.figures.tables import check_columns, check_run, check_table
 from aenmf_lib.results import RunInfo
@@ -20,6 +20,9 @@ from aenmf_lib.results import RunInfo
 _BY_CLASS, _CONFUSION = "classification_by_class.csv", "classification_confusion.csv"
 _NORM = PowerNorm(0.5, 0.01, 1)  # small shares are visible
 _MAX_ROWS = 30  # more types than this are numbered, with a key of their names
+_NAMES = 0.4  # most of the width for the names of rows
+_DEEP = 9  # longer names of columns, in lines of text, are replaced by numbers
+_PAGE = 230  # mm, the height of a page, without the color bar
 _TICKS = [0.01, 0.05, 0.25, 0.5, 1]  # of the color bar
 _SMALL = 0.01  # smaller shares are white
 _RANGES = 400  # of more points of F1, the ranges are not drawn
@@ -112,20 +115,19 @@ def _draw_named(points, types: pd.Series, names: Mapping[str, str], caption, run
     """Draw all panels with one row of text per class; the columns have names too, or else numbers."""
     width, row, n = style.page_width("double"), style.line(), len(types)
     cells, n_panels = [f" ({count:,})" for count in types], 1 + len(names)
-    # names of rows: short enough for all panels side by side, if that leaves space for them
-    space = width - n_panels * (n + 1.5) * row - row
-    space = (space if space > 0.17 * width else 0.3 * width) - max(map(style.text_width, cells)) - row
-    shown = style.shorten_labels(types.index, min(max(space, 4 * row), 0.3 * width))
+    widest = max(map(style.text_width, cells)) + row
+    shown = style.shorten_labels(types.index, max(_NAMES * width - widest, 4 * row))
     rows = [f"{name}{count}" for name, count in zip(shown, cells, strict=True)]
     left = max(map(style.text_width, rows)) + 1.5 * row
-    below = style.shorten_labels(types.index, min(9 * row, space))  # names of columns
-    depth = max(map(style.text_width, below)) + row
+    depth = max(map(style.text_width, shown)) + row
     n_columns = int((width - left) // ((n + 1.5) * row))  # cells as wide as a line of text is high
-    numbered = not n_columns or -(-n_panels // n_columns) * (n * row + depth) > 75 * row
+    height = -(-n_panels // max(n_columns, 1)) * (n * row + depth + 3 * row)
+    numbered = not n_columns or depth > _DEEP * row or height > min(75 * row, _PAGE)
     if numbered:
         left += style.text_width(f"  {n}")
-        n_columns, depth = max(int((width - left) // (7 * row)), 1), 2 * row
+        n_columns, depth = max(int((width - left) // (6 * row)), 1), 2 * row
         rows = [f"{name}  {i}" for i, name in enumerate(rows, 1)]
+        caption = [*caption, "The numbers of the columns are those of the rows"]
     n_rows = -(-n_panels // min(n_columns, n_panels))
     n_columns = -(-n_panels // n_rows)
     panel = (width - left) / n_columns - 1.5 * row
@@ -145,7 +147,7 @@ def _draw_named(points, types: pd.Series, names: Mapping[str, str], caption, run
         if numbered:
             _number(ax.xaxis, n, panel)
         else:
-            ax.set_xticks(np.arange(n) + 0.5, below, rotation=90)
+            ax.set_xticks(np.arange(n) + 0.5, shown, rotation=90)
     for ax in grid[:, 0]:
         ax.set_yticks(np.arange(n) + 0.5, rows)
     for ax in panels[len(names) :]:
@@ -200,7 +202,7 @@ def _title(names: Mapping[str, str], width: float) -> dict[str, str]:
     """Return the title of each panel of a `width` in mm, with a point in the color of the model if all titles fit."""
     if max(style.text_width(f"● {name}") for name in names.values()) <= width:
         return {model: f"● {name}" for model, name in names.items()}
-    return {model: "\n".join(style.wrap(name, width + 0.8 * style.line())) for model, name in names.items()}
+    return {model: "\n".join(wrap_name(name, width + 0.8 * style.line())) for model, name in names.items()}
 
 
 def _draw_f1(ax: Axes, points: pd.DataFrame, models: list[str], along: str) -> None:

@@ -4,13 +4,18 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from aenmf_lib.figures import style
 from aenmf_lib.figures.ends import label_ends
 from aenmf_lib.figures.labels import thin_ticks
+from aenmf_lib.figures.settings import MM
 from aenmf_lib.figures.style import NO_RUN
 from aenmf_lib.figures.tables import check_run, check_table
 from aenmf_lib.results import RunInfo
+
+_NARROW = 12  # lines of text, the width from which names fit beside the panel
 
 
 @style.figure
@@ -44,10 +49,15 @@ def figS1_training(history: pd.DataFrame, run: RunInfo = NO_RUN) -> style.Sheet:
     ax.set(label="training", xlabel="iteration", ylabel="relative loss")
     ends = [tuple(line[["iteration", "relative_loss"]].iloc[-1]) for line in lines.values()]
     texts = [f"{names[model]}  {y:.3f}" for model, (_, y) in zip(lines, ends, strict=True)]
-    texts = ["\n".join(style.wrap(text, 0.42 * style.page_width("single"))) for text in texts]
-    label_ends(ax, ends, texts, [style.color_of(model) for model in lines])
-    thin_ticks([ax])
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    colors = [style.color_of(model) for model in lines]
+    width = style.page_width("single")
+    if width > _NARROW * style.line():
+        label_ends(ax, ends, ["\n".join(style.wrap(text, 0.42 * width)) for text in texts], colors)
+    else:  # no space for names beside the panel
+        shown = style.shorten_labels(texts, width - 4 * style.line())
+        fig.set_size_inches(fig.get_figwidth(), (height + len(shown) * style.line()) / MM)
+        style.legend(fig, dict(zip(shown, colors, strict=True)))
+    _set_ticks(ax)
     style.mark_cut_axis(ax, "y")
     return fig
 
@@ -70,9 +80,15 @@ def loss_curve(loss_history: Sequence[float]) -> style.Sheet:
     ax = fig.subplots()
     ax.plot(table["iteration"], table["loss"], color="0.2", marker="o" if len(table) == 1 else None)
     ax.set(label="loss", xlabel="iteration", ylabel="loss")
-    thin_ticks([ax])
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    _set_ticks(ax)
     if len(table) == 1:
         ax.set_xticks([0], ["end"])  # scikit-learn reports only the last value
     style.mark_cut_axis(ax, "y")
     return fig
+
+
+def _set_ticks(ax: Axes) -> None:
+    """Set ticks that have space for their labels; iterations are whole numbers."""
+    thin_ticks([ax])
+    if isinstance(locator := ax.xaxis.get_major_locator(), MaxNLocator):
+        locator.set_params(integer=True)

@@ -144,6 +144,7 @@ def _notes(table: pd.DataFrame, points: pd.DataFrame, groups: list[str], run: Ru
     none = [f"{style.name_of(model)} ({n:,} tests)" for model, n in tests.items() if model not in set(found["Model"])]
     programs = found.groupby("Model", sort=False)["program"].nunique()
     more = [f"{n - _TOP} more programs of {style.name_of(model)}" for model, n in programs.items() if n > _TOP]
+    letters = "".join(f"{letter}, " for letter, _ in zip("abcdefgh", programs, strict=False)) * (len(programs) > 1)
     n_types, shown = table[CELL_TYPE].nunique(), points[CELL_TYPE].nunique()
     more += [f"{n_types - shown} cell types with fewer dots"] if len(points) and n_types > shown else []
     return [
@@ -152,7 +153,7 @@ def _notes(table: pd.DataFrame, points: pd.DataFrame, groups: list[str], run: Ru
         *style.run_note(f"{run.n_cells:,} cells" if run.n_cells else "", run),
         f"No test has FDR < .05 in {style.join(none)}" if none else "",
         *(
-            "Rows are programs with FDR < .05 in at least one column, the largest effect first",
+            f"{letters}Rows are programs with FDR < .05 in at least one column, the largest effect first",
             f"Not shown: {', '.join(more)}" if more else "",
             "Dots mark FDR < .05 over all tests of a model",
             "Crosses mark programs and types that were not tested" if len(tested) < len(table) else "",

@@ -19,6 +19,7 @@ from aenmf_lib.data.labels import as_text, is_missing
 from aenmf_lib.data.reading import open_cells
 from aenmf_lib.figures import style
 from aenmf_lib.figures.cohort import NO_TYPE, unused_name
+from aenmf_lib.figures.labels import wrap_name
 from aenmf_lib.figures.map_labels import break_names, label_map
 from aenmf_lib.figures.style import NO_RUN
 from aenmf_lib.figures.tables import check_run, check_table
@@ -85,7 +86,7 @@ class _Layout:
         rows = -(-len(names) // max(1, int(width / (_PANEL * line))))
         columns = -(-len(names) // rows)
         panel = min((width - 2 * line) / columns - 0.7 * line, 17 * line)
-        return cls(columns, rows, panel, ["\n".join(style.wrap(name, panel)) for name in names])
+        return cls(columns, rows, panel, ["\n".join(wrap_name(name, panel)) for name in names])
 
     def height(self, titles: bool) -> float:
         """Return the height of the panels of one column."""
@@ -136,10 +137,11 @@ def _write_caption(n_cells: int, n_drawn: int, titles: list[str], names: Collect
     """Return the sentences of the caption that do not depend on what fits into the figure."""
     sample = f", of which {n_drawn:,} drawn at random (seed {_SEED}) are shown" * (n_drawn < n_cells)
     shown = [title.lower() if title in ("Cell type", "Donor") else title for title in titles]
-    rows = [f"{title} ({letter})" for letter, title in zip("abcdefghijklmnopqrstuvwxyz", shown, strict=False)]
+    letters = "abcdefghijklmnopqrstuvwxyz"
     missing = [style.name_of(model) for model in run.used_cell_type if model not in names]
     return [
-        f"UMAP of each embedding, colored by {style.join(rows)}",
+        "UMAP of each embedding",
+        *(f"{letter}, Cells colored by {title}" for letter, title in zip(letters, shown, strict=False)),
         *style.run_note(f"{n_cells:,} cells{sample}", run),
         f"No UMAP was computed for {style.join(missing)}" if missing else "",
         "The axes are UMAP 1 (horizontal) and UMAP 2 (vertical), without unit; distances in different embeddings "
@@ -302,8 +304,8 @@ def _describe_keys(
     colorings: list[_Coloring], keys: list[dict], on_map: dict[str, str], left_out: int, *, numbered: bool
 ) -> str:
     """Return the last sentences of the caption: the texts on the maps, and the legends that were left out."""
-    sentences = ["The numbers on the maps are those of the legend." if numbered else
-                 "Each name is next to the densest part of its cells."]  # fmt: skip
+    what = "number (of the legend) is on or" if numbered else "name is"
+    sentences = [f"Each {what} next to the densest part of its type, or joined to it by a line."]
     if left_out:
         sentences.append(f"For lack of space, up to {left_out:,} of {len(on_map):,} numbers are missing on a map.")
     for coloring, key in list(zip(colorings, keys, strict=True))[1:]:

@@ -8,12 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
-from matplotlib.text import Text
+from matplotlib.patheffects import Stroke
+from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
-from matplotlib.transforms import Bbox
+from matplotlib.transforms import Bbox, IdentityTransform
 
 from aenmf_lib.figures.settings import MM, current, line
-from aenmf_lib.figures.text import text_width
+from aenmf_lib.figures.text import text_width, wrap
 
 _ANGLES = np.deg2rad([0, 180, 90, 270, 45, 315, 135, 225, 22.5, 337.5, 157.5, 202.5, 67.5, 292.5, 112.5, 247.5])
 _GAPS = (0.3, 0.8, 1.5, 2.5, 4, 6, 9)  # between a point and its text, in heights of a line of text
@@ -23,6 +24,20 @@ _APART = 0.15  # space around a text, in heights of a line of text
 _ROUNDS = 8  # each text is placed again until none moves, at most this many times
 _OVERLAP, _CROSSED = 1e6, 60.0  # costs of an overlap of texts and of a crossed line between a text and its point
 _MARKER, _LINE = 8.0, 0.5  # costs of a covered marker, and of a covered point of a line
+_OUTLINE = 0.22  # width of the white line around the letters on a map, in font sizes
+_draw_text = Text.draw  # without the line to its point
+
+
+class _Outlined(Annotation):
+    """A text on a map, with a white line around its letters. It stays text in pdf and svg: only the line is paths."""
+
+    def draw(self, renderer) -> None:
+        """Draw the outline, then the text."""
+        width = _OUTLINE * self.get_fontsize()
+        self.set_path_effects([Stroke(linewidth=width, foreground="white", joinstyle="round")])
+        _draw_text(self, renderer)
+        self.set_path_effects([])
+        super().draw(renderer)
 
 
 def place_labels(
@@ -32,7 +47,8 @@ def place_labels(
     texts: Sequence[str],
     colors: Sequence[str] | None = None,
     *,
-    centered: bool = False,
+    centered: bool | Sequence[bool] = False,
+    on_map: bool = False,
 ) -> list[int]:
     """Write each text near its point, inside the panel and over no other text; join distant texts by a line.
 
@@ -42,9 +58,10 @@ def place_labels(
     Parameters
     ----------
     xs, ys : position of each point, in data units
-    texts : one line each; an empty text is not drawn
+    texts : an empty text is not drawn
     colors : color of each text (default: black)
-    centered : whether a text is best on its point and may cover marks, as on a map
+    centered : whether a text (each, or all) is best on its point and may cover marks
+    on_map : whether texts have a white outline, and all that are not on their points a line to them
 
     Returns
     -------
@@ -59,19 +76,26 @@ def place_labels(
     points = ax.transData.transform(np.column_stack([np.asarray(v, float)[wanted] for v in (xs, ys)]))
     taken = [_extents(text) for text in ax.findobj(Text) if text.get_visible() and text.get_text().strip()]
     taken = np.array(taken).reshape(-1, 4)
-    marks = np.empty((0, 4)) if centered else _list_marks(ax)
+    on_points = np.broadcast_to(centered, len(texts))
+    marks = np.empty((0, 4)) if on_points.all() else _list_marks(ax)
     sizes = [_measure(ax, texts[i]) for i in wanted]
-    height = max((size[1] for size in sizes), default=1)
-    labels = [_Label(i, *each, height, centered) for i, *each in zip(wanted, points, sizes, strict=True)]
+    lines = [1 if on_map else str(texts[i]).count("\n") + 1 for i in wanted]  # texts on maps are farther apart
+    height = max((size[1] / n for size, n in zip(sizes, lines, strict=True)), default=1)
+    far = 0.0 if on_map else _LEADER
+    labels = [
+        _Label(i, *each, height, centered=bool(on_points[i]), far=far)
+        for i, *each in zip(wanted, points, sizes, strict=True)
+    ]
     for label in labels:
-        label.rate(ax.bbox.extents, taken, marks)
+        label.rate(ax.bbox.extents, taken, marks[:0] if on_points[label.index] else marks)
     drawn: list[_Label] = []
     _arrange(labels, taken)
     for move in (False, True):  # labels that are in the way of others move at last
         for label in sorted(labels, key=lambda label: label.price):
             if label not in drawn and label.move(drawn, taken, move=move) < _CROSSED:
                 drawn.append(label)
-                label.write(ax, texts[label.index], "black" if colors is None else colors[label.index])
+                color = "black" if colors is None else colors[label.index]
+                label.write(ax, texts[label.index], color, _Outlined if on_map else Annotation)
     return sorted({*wanted} - {label.index for label in drawn})
 
 
@@ -104,8 +128,8 @@ def _arrange(labels: Sequence["_Label"], taken: np.ndarray) -> None:
 class _Label:
     """A text, its point, its possible places, and the place chosen. All lengths are in pixels."""
 
-    def __init__(self, index: int, point: np.ndarray, size: np.ndarray, height: float, centered: bool):
-        """List the possible boxes (n, 4) of a text of a `size` and their distances (n,) from its point."""
+    def __init__(self, index: int, point: np.ndarray, size: np.ndarray, height: float, *, centered: bool, far: float):
+        """List the possible boxes (n, 4) of a text of a `size`, and join those `far` from its point to it."""
         self.index, self.point, self.height, self.at, self.price = index, point, height, -1, 0.0
         centers, gaps = ([point], [0.0]) if centered else ([], [])
         for gap in _MAP_GAPS if centered else _GAPS:
@@ -117,7 +141,7 @@ class _Label:
         self.boxes = np.hstack([centers - size / 2, centers + size / 2])
         away = np.maximum(np.maximum(self.boxes[:, :2] - point, point - self.boxes[:, 2:]), 0)
         away = np.where(np.array(gaps) == 0, 0, np.hypot(*away.T) / height)
-        self.joined = away > _LEADER
+        self.joined = away > far
         self.cost = away**1.5 + 1e-3 * np.arange(len(away))  # among equal places, the first direction
 
     def rate(self, panel: np.ndarray, taken: np.ndarray, marks: np.ndarray) -> None:
@@ -144,17 +168,28 @@ class _Label:
         self.price = cost[self.at]
         return self.price
 
-    def write(self, ax: Axes, text: str, color: str) -> None:
+    def write(self, ax: Axes, text: str, color: str, kind: type[Annotation]) -> None:
         """Write the text into its box, and draw a line from its point to a distant box."""
         box = self.boxes[self.at]
         nearest = (np.clip(self.point, box[:2], box[2:]) - box[:2]) / (box[2:] - box[:2])
         leader = {"arrowstyle": "-", "color": color, "lw": 0.4, "shrinkA": 0, "shrinkB": 0, "patchA": None}
         shift = ((box[:2] + box[2:]) / 2 - self.point) * 72 / ax.figure.figure.dpi
-        ax.annotate(
+        ax.add_artist(kind(
             text, ax.transData.inverted().transform(self.point), tuple(shift), textcoords="offset points",
-            ha="center", va="center", color=color, zorder=5, annotation_clip=False,
+            ha="center", va="center", color=color, zorder=5, annotation_clip=False, clip_on=False,
             arrowprops=leader | {"relpos": tuple(nearest)} if self.joined[self.at] else None,
-        ).set_in_layout(False)  # fmt: skip
+            transform=IdentityTransform(),
+        )).set_in_layout(False)  # fmt: skip
+
+
+def wrap_name(name: str, width: float) -> list[str]:
+    """Return a name in lines of at most `width` mm; a number at its end stays with the word before it."""
+    lines = wrap(name, width)
+    if len(lines) > 1 and lines[-1].rstrip("†").isdecimal() and " " in lines[-2]:
+        first, word = lines[-2].rsplit(" ", 1)
+        if text_width(f"{word} {lines[-1]}") <= width:
+            lines[-2:] = [first, f"{word} {lines[-1]}"]
+    return lines
 
 
 def _extents(text: Text) -> np.ndarray:

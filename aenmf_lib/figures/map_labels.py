@@ -15,6 +15,7 @@ from aenmf_lib.figures.settings import MM
 _NAMES = 30  # more types than this are numbered
 # rows and columns of squares of a map, which names avoid if they have cells: names cover more cells in a coarser grid
 _GRIDS = (40, 28, 20, 14)
+_HIDDEN = 0.25  # a number that would cover a larger share of the cells around it is beside them
 _FULL = 0.5  # share of a map that numbers can cover at most
 _STRAY = 5_000  # a square with fewer cells than one of so many is free
 
@@ -56,19 +57,31 @@ def label_map(ax: Axes, cells: Mapping[str, np.ndarray], texts: Mapping[str, str
     xy = np.array([_find_densest(cells[name], limits) for name in names])
     shown = [texts[name] for name in names]
     dark = ["black" if on_cells else _darken(colors[name]) for name in names]
+    centered = [
+        on_cells and not _is_hidden(ax, cells[name], at, texts[name]) for name, at in zip(names, xy, strict=True)
+    ]
+    every, left = np.concatenate(list(cells.values())), [*range(len(names))]
     for squares in _GRIDS:
         before = set(ax.texts)
-        covered = _cover(ax, np.concatenate(list(cells.values())), limits, squares)
-        left = place_labels(ax, *xy.T, shown, dark, centered=on_cells)
+        covered = _cover(ax, every, limits, squares)
+        left = place_labels(ax, *xy.T, shown, dark, centered=centered, on_map=True)
         covered.remove()
-        if not left or on_cells:
+        if not left:
             break
         for text in set(ax.texts) - before:
             text.remove()
-    for text in ax.texts:
-        if text.get_text() in shown:
-            text.set_bbox({"facecolor": "white", "alpha": 0.65, "linewidth": 0, "pad": 0.3})
+    if left:  # as many as possible: numbers on the cells
+        left = place_labels(ax, *xy.T, shown, dark, centered=on_cells, on_map=True)
     return n_types - len(names) + len(left)
+
+
+def _is_hidden(ax: Axes, xy: np.ndarray, at: np.ndarray, text: str) -> bool:
+    """Return whether a text at a place would cover much of the cluster there, of the cells xy (n, 2) of a type."""
+    pixels = ax.figure.figure.dpi / MM
+    size = np.array([style.text_width(text), style.line()]) * pixels
+    away = abs(ax.transData.transform(xy) - ax.transData.transform(at))
+    around = away[(away < 1.5 * size).all(axis=1)]
+    return bool((around < size / 2).all(axis=1).mean() > _HIDDEN)
 
 
 def _find_densest(xy: np.ndarray, limits: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from aenmf_lib.figures import style
 from aenmf_lib.figures.heatmaps import color_bar, heatmap, light_to_dark, longest, panel
@@ -12,6 +13,7 @@ from aenmf_lib.figures.settings import MM, POINTS
 from aenmf_lib.figures.tables import check_columns, check_run, check_table
 from aenmf_lib.results import RunInfo
 
+_LISTED = 0.1  # cosines below it are white; program_matches.csv has them only of matched programs
 _SIDE = (11, 18)  # smallest and largest width of a heat map, in lines of text
 _DOT = 0.36  # diameter of a dot, in lines of text
 _HEIGHT = 1.9  # of a row of dots, in lines of text
@@ -48,7 +50,7 @@ def fig5_matching(
 
     Table: ``panel`` (heat map, models or stability), ``group`` (the row of dots), ``Model``, ``program``, ``other``,
     ``other_program``, ``cosine``, ``matched``, ``row`` and ``column`` of the heat map, and the ``median`` of the group.
-    Two programs of the heat map with a cosine below 0.1 are not listed.
+    Two programs of the heat map with a cosine below 0.1 are listed only if they are matched; they are white in it.
 
     Parameters
     ----------
@@ -144,12 +146,13 @@ def _caption(names: dict[str, str], maps: dict, stable: list[_Group], run: RunIn
     """Return the sentences of the caption."""
     first = next(iter(names.values()), "")
     letters = iter("abc")
+    weak = any(_is_weak(found).any() for found in maps.values())
     sentences = ["Agreement of programs between models and between fits"]
     if maps:
         sentences += [
             f"{next(letters)}, Cosine of each program of {first} with each program of the other models. Programs are "
             "in the order of the cosine with their match (Hungarian method): the matches are on the diagonal; white, "
-            "below 0.1",
+            f"below {_LISTED:g}" + ("; framed, a match below it" if weak else ""),
             f"{next(letters)}, Cosines of the matched programs of each pair of models, one dot per program; line and "
             "number, median",
         ]  # fmt: skip
@@ -248,8 +251,10 @@ def _draw_map(
     x, y, side = place
     ax = panel(fig, x, y, side, side)
     grid = np.full((found["row"].max() + 1, found["column"].max() + 1), np.nan)
-    grid[found["row"], found["column"]] = found["cosine"]
+    grid[found["row"], found["column"]] = found["cosine"].where(found["cosine"] >= _LISTED)
     heatmap(ax, grid, light_to_dark())
+    for row, column in found.loc[_is_weak(found), ["row", "column"]].to_numpy():
+        ax.add_patch(Rectangle((column + 0.1, row + 0.1), 0.8, 0.8, fill=False, lw=0.4, edgecolor="0.4"))
     ax.set_label(f"map {model}")
     ax.spines[:].set_visible(True)
     ax.set_title(title, linespacing=1.15)
@@ -260,6 +265,11 @@ def _draw_map(
         narrow = axis is ax.xaxis and longest([*map(str, numbers[column])]) > 0.8 * side / len(numbers)
         axis.set_ticks(numbers[place] + 0.5, numbers[column], rotation=90 if narrow else 0)
     ax.tick_params(length=0, pad=0.2 * style.line() / MM * POINTS)
+
+
+def _is_weak(found: pd.DataFrame) -> pd.Series:
+    """Return which rows are matched programs that have almost nothing in common."""
+    return found["matched"].astype(bool) & (found["cosine"] < _LISTED)
 
 
 def _draw_groups(

@@ -1,14 +1,15 @@
 """The points of the two benchmarks: checked, in one long table, with the names and limits that figures use."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import pandas as pd
 
 from aenmf_lib.data import CELL_TYPE, DONOR
 from aenmf_lib.figures import style
+from aenmf_lib.figures.labels import wrap_name
 from aenmf_lib.figures.tables import check_run, check_table
-from aenmf_lib.results import RunInfo
+from aenmf_lib.results import MODELS, RunInfo
 
 BETTER = {CELL_TYPE: "higher is better", DONOR: "lower is better"}
 METRICS = {"NMI": "NMI", "ARI": "ARI", "F1": "macro F1", "AUROC": "macro AUROC", "Accuracy": "accuracy"}
@@ -19,6 +20,10 @@ CLASSIFIERS = {  # name, marker
     "knn": ("k nearest neighbors", "s"),
     "random_forest": ("random forest", "^"),
     "random_forest_intelex": ("random forest of scikit-learn-intelex", "^"),
+}
+_BASELINES = {
+    "PCA": "PCA of the matrix of the models, with {k} components",
+    "Harmony": "Harmony, PCA corrected for {donor}",
 }
 CLUSTERING, CLASSIFICATION, RESOLUTION = "clustering", "classification", "resolution"  # benchmarks
 _FILES = {  # benchmark: file, numbers of a run beside its scores, settings
@@ -52,6 +57,26 @@ def mark_used(run: RunInfo, *tables: pd.DataFrame) -> RunInfo:
     for table in tables:
         used |= dict.fromkeys(table["Model"][table["cell_type_in_training"] == True], True)  # noqa: E712
     return replace(run, used_cell_type=used)
+
+
+def break_names(names: Mapping[str, str], width: float) -> dict[str, str]:
+    """Return each name in at most two lines of `width` mm; if one needs more, all are shortened to one line."""
+    lines = {model: wrap_name(name, width) for model, name in names.items()}
+    whole = all(len(parts) <= 2 and " ".join(parts) == names[model] for model, parts in lines.items())
+    shown = {model: "\n".join(parts) for model, parts in lines.items()}
+    if not whole or len({*shown.values()}) < len(shown):
+        shown = dict(zip(names, style.shorten_labels(names.values(), 1.3 * width), strict=True))
+    return shown
+
+
+def describe_others(names: Iterable[str], run: RunInfo) -> str:
+    """Return the sentence of a caption about the embeddings that are not models."""
+    others = [model for model in names if model not in MODELS]
+    donor = {"donor": "the donor"}.get(label_name(DONOR, run), label_name(DONOR, run))
+    known = [_BASELINES[name].format(k=run.k or "k", donor=donor) for name in _BASELINES if name in others]
+    files = [style.name_of(name) for name in others if name not in _BASELINES]
+    known += [f"{style.join(files)}, read from {'a file' if len(files) == 1 else 'files'}"] if files else []
+    return f"Other embeddings: {'; '.join(known)}" if known else ""
 
 
 def limits(values: Iterable[float], origin: float = 0) -> tuple[float, float]:

@@ -4,9 +4,18 @@ import pandas as pd
 
 from aenmf_lib.data import CELL_TYPE
 from aenmf_lib.figures import style
-from aenmf_lib.figures.heatmaps import PAGE, choose_programs, chosen_note, panel
+from aenmf_lib.figures.heatmaps import PAGE, SPECIFIC, choose_programs, chosen_note, panel
 from aenmf_lib.figures.tables import check_columns, check_run, check_table
-from aenmf_lib.figures.usage_panels import GENES, Columns, draw_types, draw_usages, fit_columns
+from aenmf_lib.figures.usage_panels import (
+    FOLD,
+    GENES,
+    NONE,
+    Columns,
+    draw_types,
+    draw_usages,
+    fit_columns,
+    specific_programs,
+)
 from aenmf_lib.results import RunInfo
 
 _ROWS = 12  # programs that are shown even if the page becomes higher than PAGE
@@ -61,6 +70,7 @@ def _caption(points: pd.DataFrame, columns: Columns, names: dict[str, str], run:
     """Return the sentences of the caption."""
     first, *others = names
     own = points[points["Model"] == first]
+    specific = specific_programs(own, columns.types)
     k, n_types = own["program"].nunique(), points[CELL_TYPE].nunique()
     over = style.label_columns(run)[CELL_TYPE]
     types = "cell types" if over == CELL_TYPE else f"values of {over}"
@@ -68,19 +78,24 @@ def _caption(points: pd.DataFrame, columns: Columns, names: dict[str, str], run:
     cells = points.drop_duplicates(CELL_TYPE)["n_cells"].sum()
     return [
         f"Usage of programs by {types}",
-        f"a, Mean usage of the programs by {types}, divided by the mean over the types",
+        f"a, Mean usage of the programs by {types}, divided by the mean over the types; the color stops at 1/{2**FOLD} "
+        f"and {2**FOLD}",
         f"Each row is one program of {names[first]}, with up to three of its genes (those with the largest weights)"
         + (", and the matched program of each other model (Hungarian method on the cosine)" if others else ""),
         "The number of a program is the same in all figures and tables of its model"
         + ("; the darker its background, the larger the cosine of the match" if others else ""),
-        f"For lack of space, the values of {style.join(strips)} are only in the csv file" if strips else "",
+        f"For lack of space, the heat maps of {style.join(strips)} are not drawn; their values are in the csv file"
+        if strips
+        else "",
         "" if all(map(columns.is_named, columns.widths)) else "All heat maps have the same order of columns",
         chosen_note(own["row"].notna().groupby(own["program"]).any().sum(), k, f" of {names[first]}"),
         f"The {len(columns.types)} {types} with most cells, of {n_types}, are shown" * (len(columns.types) < n_types),
         f"The dendrogram shows the average linkage of the types by their usages of all {k} programs of "
         f"{names[first]} (z-scores)",
         f"b, The programs of {names[first]} that are most specific for each type, with their number, genes, and mean "
-        "usage in the type, divided by the mean over the types (bar and number before ×)",
+        f"usage in the type, divided by the mean over the types (bar and number before ×; at least {SPECIFIC:g})"
+        + f"; {NONE}, no such program"
+        * (specific[CELL_TYPE].nunique() < len(columns.types)),
         *style.run_note(f"{cells:,} cells with a type", run),
     ]
 

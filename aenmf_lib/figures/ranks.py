@@ -28,7 +28,7 @@ _PANELS = {
         "halves_mean": ("donor halves, mean", _DARK, "s", ":"),
     },
     "empty programs": {"dead": ("", _DARK, "o", "-")},
-    "seconds per fit": {
+    "seconds": {
         "seconds": ("first start", _DARK, "o", "-"),
         "seconds_more": ("other starts\nand halves", _LIGHT, "o", "--"),
     },
@@ -51,24 +51,34 @@ def figS2_rank(table: pd.DataFrame, run: RunInfo = NO_RUN) -> style.Sheet:
     columns = [column for lines in _PANELS.values() for column in lines]
     check_table(table, "table of ranks", [*columns, "held_out", "note"], _COUNTS)
     table = table.sort_values("k", ignore_index=True)
-    counts, reason = table[_COUNTS].iloc[0].astype(int), table["note"].iloc[0]
-    scored = ["the training cells", f"{counts['cells_out']:,} held-out cells of the same donors"]
-    scored += [f"{counts['donors_out']:,} held-out donors"] if counts["donors_out"] else []
+    counts, note = table[_COUNTS].iloc[0].astype(int), table["note"].iloc[0]
+    panels = {title: lines for title, lines in _PANELS.items() if table[[*lines]].notna().any(axis=None)}
+    letters = dict(zip(panels, "abcd", strict=False))
+    scored = ["the training cells", _count(counts["cells_out"], "held-out cell") + " of the same donors"]
+    scored += [_count(counts["donors_out"], "held-out donor")] if counts["donors_out"] else []
+    compared = {"starts_mean": f"between {counts['starts']} random starts"}
+    compared |= {"halves_mean": "between fits to halves of the donors"}
+    compared = [text for column, text in compared.items() if table[column].notna().any()]
+    explained = {
+        "relative error": f"Relative errors ‖X − X Wᵀ W‖ / ‖X‖ of {style.join(scored)}. For predicted genes, each "
+        "fifth of the genes of the held-out cells is predicted from the other genes; programs that describe noise do "
+        "not decrease this error",
+        "cosine of matched programs": f"Cosines of programs that were matched {style.join(compared or [''])}",
+        "empty programs": "Number of empty programs: those with ‖h‖² ‖w‖² below 0.001% of ‖X‖², where h are the usages "
+        "and w the weights",
+        "seconds": "Time of the first start, and of the other starts and the fits to halves together",
+    }
     caption = [
-        f"Choice of the rank k with AE-NMF, trained on {counts['cells']:,} cells of {counts['donors']:,} donors",
-        f"Relative errors ‖X − X Wᵀ W‖ / ‖X‖ are those of {style.join(scored)}",
-        "For predicted genes, each fifth of the genes of the held-out cells is predicted from the other genes; "
-        "programs that describe noise do not decrease this error",
-        f"Cosines compare programs that were matched between {counts['starts']} random starts, and between fits "
-        "to halves of the donors",
-        style.printable(reason) if isinstance(reason, str) and reason else "",
+        "Choice of the rank k with AE-NMF, trained on "
+        f"{_count(counts['cells'], 'cell')} of {_count(counts['donors'], 'donor')}",
+        *(f"{letters[title]}, {text}" for title, text in explained.items() if title in letters),
+        *_list_notes(note),
         *style.run_note("", run),
     ]
     # columns of panels: each needs space for its names, and as much for its lines
     names = [name for lines in _PANELS.values() for name, *_ in lines.values()]
     needed = 2 * max(style.text_width(part) for name in names for part in name.split("\n")) + 8 * style.line()
     n_columns = max(n for n in (1, 2) if n == 1 or n * needed <= style.page_width("double"))
-    panels = {title: lines for title, lines in _PANELS.items() if table[[*lines]].notna().any(axis=None)}
     n_rows = -(-len(panels) // n_columns)
     fig = style.new_figure(table, "double", n_rows * (28 + 7 * style.line()), caption)
     grid = fig.subplots(n_rows, n_columns, squeeze=False).ravel()
@@ -87,6 +97,18 @@ def figS2_rank(table: pd.DataFrame, run: RunInfo = NO_RUN) -> style.Sheet:
         style.mark_cut_axis(ax, "y")
     style.letters(axes)
     return fig
+
+
+def _count(n: int, what: str) -> str:
+    """Return a number of things in words."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def _list_notes(note: object) -> list[str]:
+    """Return a sentence for each reason of the table, such as 'one start: no comparison of starts'."""
+    reasons = note.split("; ") if isinstance(note, str) and note else []
+    parts = [style.printable(reason).partition(": ") for reason in reasons]
+    return [f"{what[:1].upper()}{what[1:]}, because there is {why}" if what else why for why, _, what in parts]
 
 
 def _draw(ax: Axes, title: str, table: pd.DataFrame, lines: dict[str, tuple[str, str, str, str]]) -> None:

@@ -1,5 +1,6 @@
 """The figures of one run, drawn from its tables: without the cells and their embeddings, one figure takes seconds."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -11,14 +12,16 @@ from aenmf_lib import figures
 from aenmf_lib.data.tables import read_table
 from aenmf_lib.figures.settings import Settings
 from aenmf_lib.figures.style import NO_RUN, Sheet
-from aenmf_lib.results import RunInfo, history, read_run
+from aenmf_lib.results import MODELS, RunInfo, history, read_run
+
+log = logging.getLogger(__name__)
 
 # figure -> the tables that its function takes, in the order of its arguments; with "?": None if there is no such file
 _TABLES = {
     "fig1_benchmark": ["clustering_long", "classification_long", "clustering_resolution"],
     "fig2_embeddings": ["umap", "color_by"],
     "fig3_programs": ["usage_by_type", "program_cards", "program_matches"],
-    "fig4_loadings": ["programs", "program_cards", "gene_set_enrichment"],
+    "fig4_loadings": ["programs", "program_cards", "gene_set_enrichment", "usage_by_type"],
     "fig5_matching": ["program_matches", "program_cards", "consensus?", "rank?"],
     "fig6_donors": ["donor_genes", "donor_share", "program_cards"],
     "figS1_training": ["history"],
@@ -34,6 +37,7 @@ _OTHER_NOTEBOOKS = ("figS2_rank", "conditioning", "differential")
 FIGURES = tuple(name for name in _TABLES if name not in _OTHER_NOTEBOOKS)  # of notebook 07
 _OF_DATA_SET = ("cohort", "rank")  # tables in the folder above that of the run
 _OF_MODEL = ("programs", "program_cards")  # tables with one file per model
+_NOT_OF_RESULTS = ("cohort", "rank", "consensus", "conditioning")  # tables that are made without the results files
 
 
 class RunTables:
@@ -44,13 +48,17 @@ class RunTables:
     tables_dir
         The folder of the run, ``results/<data set>/k<K>``. The tables of the data set are in the folder above.
     model_paths
-        The results files of the run, of which only the facts about the models are read.
+        The results files of the run, of which only the facts about the models are read. If None, the files
+        ``<model>_k<K>.h5ad`` in the folder.
     color_by
         Further columns of obs by which `fig2_embeddings` colors the cells.
     """
 
-    def __init__(self, tables_dir: str | Path, model_paths: Sequence[str | Path], color_by: Sequence[str] = ()) -> None:
-        self.folder, self.model_paths, self.color_by = Path(tables_dir), list(model_paths), list(color_by)
+    def __init__(
+        self, tables_dir: str | Path, model_paths: Sequence[str | Path] | None = None, color_by: Sequence[str] = ()
+    ) -> None:
+        self.folder, self.color_by = Path(tables_dir), list(color_by)
+        self.model_paths = _find_models(self.folder) if model_paths is None else list(model_paths)
         self._read: dict[str, object] = {}
 
     @cached_property
@@ -77,27 +85,37 @@ class RunTables:
         if name == "umap":
             return self._load_umap()
         if name in _OF_MODEL:
-            parts = {
-                model: read_table(self.folder / f"{name}_{model.lower()}.csv") for model in self.run.used_cell_type
-            }
-            table = pd.concat([part.assign(Model=model) for model, part in parts.items()], ignore_index=True)
+            parts = [
+                read_table(path).assign(Model=model)
+                for model, path in zip(self.run.used_cell_type, self.paths(name), strict=True)
+            ]
+            table = pd.concat(parts, ignore_index=True)
             table.attrs["source"] = str(self.folder / f"{name}_<model>.csv")
             return table[["Model", *table.columns.drop("Model")]]
-        return read_table((self.folder.parent if name in _OF_DATA_SET else self.folder) / f"{name}.csv")
+        return read_table(*self.paths(name))
+
+    def paths(self, name: str) -> list[Path]:
+        """Return the files of a table, of which some may not exist; none for ``color_by`` and ``history``."""
+        if name in ("color_by", "history"):
+            return []
+        if name in _OF_MODEL:
+            return [self.folder / f"{name}_{model.lower()}.csv" for model in self.run.used_cell_type]
+        folder = self.folder.parent if name in _OF_DATA_SET else self.folder
+        return [folder / f"{name}.{'h5ad' if name == 'umap' else 'csv'}"]
 
     def _load_umap(self) -> object:
         """Read the coordinates, and the columns of obs by which they are colored."""
         from aenmf_lib.data.files import read_h5ad
         from aenmf_lib.figures.embeddings import add_columns
 
-        path = self.folder / "umap.h5ad"
+        (path,) = self.paths("umap")
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist. Run 06_benchmarks, or pass another folder.")
         return add_columns(read_h5ad(path), self.model_paths[0], self.color_by)
 
 
 def draw(name: str, tables: RunTables, settings: Settings | None = None) -> Sheet:
-    """Draw one figure of a run.
+    """Draw one figure of a run. Warn if a table is older than the results file of a model.
 
     Parameters
     ----------
@@ -114,7 +132,30 @@ def draw(name: str, tables: RunTables, settings: Settings | None = None) -> Shee
     """
     name = _find(name)
     arguments = [_take(tables, table) for table in _TABLES[name]]
+    _warn_if_old(name, tables)
     return getattr(figures, name)(*arguments, run=_facts(name, tables), settings=settings)
+
+
+def _find_models(folder: Path) -> list[Path]:
+    """Return the results files in the folder of a run. Raise FileNotFoundError if there is none."""
+    # [0-9]: not the programs of a consensus
+    found = [path for model in MODELS for path in sorted(folder.glob(f"{model.lower()}_k[0-9]*.h5ad"))]
+    if not found:
+        expected = "Expected results/<data set>/k<K> after 'make train', or model_paths"
+        raise FileNotFoundError(f"{folder} contains no results file such as ae_nmf_k12.h5ad. {expected}.")
+    return found
+
+
+def _warn_if_old(name: str, tables: RunTables) -> None:
+    """Warn if a table was made before the results file that it should describe."""
+    models = [path for path in map(Path, tables.model_paths) if path.is_file()]
+    newest = max(models, key=lambda path: path.stat().st_mtime_ns, default=None)
+    read = [table.rstrip("?") for table in _TABLES[name]]
+    for path in [path for table in read if table not in _NOT_OF_RESULTS for path in tables.paths(table)]:
+        if newest and path.is_file() and path.stat().st_mtime_ns < newest.stat().st_mtime_ns:
+            goal = name if name in _OTHER_NOTEBOOKS else "figures"
+            log.warning("warning: %s is older than %s: 'make %s' computes it again", path, newest, goal)
+            return
 
 
 def _facts(name: str, tables: RunTables) -> RunInfo:

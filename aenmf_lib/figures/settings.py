@@ -27,6 +27,19 @@ _DEFAULTS = Path(__file__).with_name("settings.yaml")
 _FORMATS = ("pdf", "png", "svg", "tiff")
 
 
+class _Entries(dict):
+    """Entries by name. It notes the names for which a figure asks, to find entries of the user without effect."""
+
+    def __init__(self, entries: Mapping[str, Any]) -> None:
+        super().__init__(entries)
+        self.asked: dict[str, None] = {}
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return the entry of a name, and note the name."""
+        self.asked[name] = None
+        return super().get(name, default)
+
+
 @dataclass(frozen=True)
 class Settings:
     """The look of the figures, from `read_settings`. Lengths are in mm, the font size is in points."""
@@ -44,6 +57,11 @@ class Settings:
     sequential: str
     diverging: str
     markers: Mapping[str, Sequence[str]]  # cell type -> genes
+
+    def __post_init__(self) -> None:
+        colors = {label: _Entries(values) for label, values in self.label_colors.items()}
+        for name, entries in {"models": self.models, "palettes": self.palettes, "label_colors": colors}.items():
+            object.__setattr__(self, name, _Entries(entries))
 
     def palette(self, kind: str) -> list[str]:
         """Return the colors of a kind of label: ``cell_type``, ``donor_id`` or ``other``."""
@@ -70,9 +88,12 @@ def read_settings(path: str | Path | None = None, *, width: float = 0, formats: 
     values = _defaults()
     if path:
         values = _replace(values, _read(Path(path)), str(path))
-    options = {"formats": list(formats)} if formats else {}
-    options |= {"single": width, "double": width} if width else {}
-    values = _replace(values, options, "WIDTH and FORMAT")
+    if formats:
+        _check("formats", list(formats), "FORMAT")
+        values = values | {"formats": list(dict.fromkeys(formats))}
+    if width:
+        _check("single", width, "WIDTH")
+        values = values | {"single": width, "double": width}
     return Settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
@@ -158,8 +179,8 @@ def _colormap(value: Any) -> bool:
 _CHECKS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "fonts": (_texts, "a list of fonts, such as [Arial]"),
     "font_size": (lambda value: _number(value, 3, 40), "a number of points from 3 to 40"),
-    "single": (lambda value: _number(value, 30, 1000), "a width from 30 to 1000 mm"),
-    "double": (lambda value: _number(value, 30, 1000), "a width from 30 to 1000 mm"),
+    "single": (lambda value: _number(value, 60, 1000), "a width from 60 to 1000 mm"),
+    "double": (lambda value: _number(value, 60, 1000), "a width from 60 to 1000 mm"),
     "dpi": (lambda value: _number(value, 30, 2400), "a number from 30 to 2400"),
     "formats": (lambda value: _texts(value, _FORMATS.__contains__), f"a list of formats, of {', '.join(_FORMATS)}"),
     "other_embeddings": (lambda value: _texts(value, _color), 'a list of colors, such as ["#7F8C99"]'),
@@ -230,8 +251,40 @@ def use(settings: Settings | None = None) -> Iterator[None]:
             # the resolution of the files is also that of the layout
             with rc_context(text | {"figure.dpi": current().dpi, "savefig.dpi": current().dpi}):
                 yield
+                _warn_without_effect(current())
     finally:
         _active.reset(token)
+
+
+def _warn_without_effect(settings: Settings) -> None:
+    """Warn of entries of the user that look like a name for which the figure asked, and of colors of no label."""
+    models, palettes, colors = settings.models, settings.palettes, settings.label_colors
+    shown = {str(models[model].get("name", model)): model for model in models.asked if model in models}
+    drawn = shown | {model: model for model in models.asked}
+    for model in sorted({*models} - {*_defaults()["models"]} - {*models.asked}):
+        _warn_once(f"models: {model} is not a model of the settings or the tables", _closest(model, drawn), True)
+    for name, entries in {"palettes": palettes, "label_colors": colors}.items():
+        labels = {label: label for label in [*_defaults()["palettes"], *entries.asked]}
+        for label in sorted({*entries} - {*labels}):
+            _warn_once(f"{name}: {label} is not a label of the figure", _closest(label, labels), True)
+    for label in filter(colors.__contains__, colors.asked):
+        values = {value: value for value in colors[label].asked}
+        for value in sorted({*colors[label]} - {*values}):
+            _warn_once(f"label_colors: {label}: {value} is not in the figure", _closest(value, values), False)
+
+
+def _closest(name: str, names: Mapping[str, str]) -> str:
+    """Return the value of the most similar name; empty if none is similar."""
+    folded = {key.casefold(): value for key, value in names.items()}
+    close = difflib.get_close_matches(name.casefold(), folded, 1, 0.7)
+    return folded[close[0]] if close else ""
+
+
+@functools.cache
+def _warn_once(text: str, closest: str, only_close: bool) -> None:
+    """Warn that an entry of the settings has no effect; with `only_close`, only if there is a similar name."""
+    if closest or not only_close:
+        log.warning("%s%s", text, f"; did you mean {closest}?" if closest else "")
 
 
 @functools.cache

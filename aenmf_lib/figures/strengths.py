@@ -1,6 +1,7 @@
 """Figure of the conditioning study: what each model keeps and removes over the strength of its penalty."""
 
 import itertools
+import string
 from dataclasses import replace
 
 import numpy as np
@@ -65,7 +66,7 @@ def _draw(points: pd.DataFrame, run: RunInfo, *, legend: bool = False) -> tuple[
     n_lines = len(keys) + len(names) * legend
     height = n_rows * (min(width / n_columns * 0.8, 18 * style.line()) + 3 * style.line())
     height += (n_lines + 1) * style.line()
-    fig = style.new_figure(points, "double", height, _notes(points, run, legend=legend), names, run)
+    fig = style.new_figure(points, "double", height, _notes(points, run, len(panels), legend=legend), names, run)
     colors = {name: Line2D([], [], color=style.color_of(model), marker="o") for model, name in names.items()}
     for handles in (colors if legend else {}, keys):
         if handles:
@@ -87,7 +88,7 @@ def _draw(points: pd.DataFrame, run: RunInfo, *, legend: bool = False) -> tuple[
         ax.set(label=f"{on} {score}", xlabel=xlabel, ylabel=ylabel)
         ax.set_title(title, loc="left")
     thin_ticks(axes)
-    style.letters(axes)
+    style.letters(axes if len(axes) > 1 else ())
     for ax in axes:
         style.mark_cut_axis(ax, "x")
         style.mark_cut_axis(ax, "y")
@@ -166,11 +167,12 @@ def _name_points(ax: Axes, points: pd.DataFrame, names: dict[str, str]) -> set[s
     return {model for i, model in enumerate(models) if i not in missing}
 
 
-def _notes(points: pd.DataFrame, run: RunInfo, *, legend: bool) -> list[str]:
+def _notes(points: pd.DataFrame, run: RunInfo, n_panels: int, *, legend: bool) -> list[str]:
     """Return the sentences of the caption."""
     several = points["type_std"].notna().any()
+    letters = {1: "", 2: "a, b, "}.get(n_panels, f"a to {string.ascii_lowercase[n_panels - 1]}, ")
     return [
-        "Score against the cell type, and against the column conditioned on, of each model"
+        f"{letters}Score against the cell type, and against the column conditioned on, of each model"
         f" (mean{' ± s.d.' * bool(several)} of {style.value_range(points['n_starts'])} starts)",
         *style.run_note("", replace(run, used_cell_type={})),
         "Lines connect the strengths of the penalty of a model, from the published weights; a larger marker is a "

@@ -21,7 +21,7 @@ from aenmf_lib.data.tables import write_table
 
 # The figures use these names as style.line() and so on.
 from aenmf_lib.figures.labels import fix_layout
-from aenmf_lib.figures.settings import MM, POINTS, Settings, current, line, page_width, use
+from aenmf_lib.figures.settings import _FORMATS, MM, POINTS, Settings, current, line, page_width, use
 from aenmf_lib.figures.text import printable, shorten_labels, text_width, wrap  # noqa: F401
 from aenmf_lib.results import GROUPS, MODELS, RunInfo
 
@@ -269,7 +269,8 @@ def value_range(values: pd.Series) -> str:
 def save(fig: Sheet, out_dir: str | Path) -> None:
     """Write the figure in all formats of its settings, its data as csv, and its caption as txt, each atomically.
 
-    The files are ``<out_dir>/<fig.name>.<format>``. The same figure gives the same bytes.
+    The files are ``<out_dir>/<fig.name>.<format>``. The same figure gives the same bytes. Pictures of this figure in
+    other formats, from an earlier call, no longer match the csv and are removed.
     """
     stem = Path(out_dir) / fig.name
     write_table(fig.table, f"{stem}.csv")
@@ -279,4 +280,6 @@ def save(fig: Sheet, out_dir: str | Path) -> None:
         for ending in fig.settings.formats:
             with atomic(f"{stem}.{ending}") as path:  # a date would change the bytes
                 fig.savefig(path, format=ending, metadata=_NO_DATE.get(ending))
+    for ending in {*_FORMATS}.difference(fig.settings.formats):
+        Path(f"{stem}.{ending}").unlink(missing_ok=True)
     log.info("wrote %s as csv, txt, %s (%d rows)", stem, ", ".join(fig.settings.formats), len(fig.table))

@@ -17,6 +17,7 @@ from aenmf_lib.figures.points import (
     CLASSIFIERS,
     CLUSTERING,
     METRICS,
+    describe_others,
     list_unscored,
     mark_used,
     read_points,
@@ -208,7 +209,7 @@ def _describe(
         else "",
         f"{ABBREVIATIONS}; {AUROC}",
         "Bold marks the best score of its column against each label, as printed",
-        *(f"{_OTHER} are not among the four models of the benchmark" for _ in names.keys() - {*MODELS}),
+        describe_others(names, run),
         *dict.fromkeys(text for long in tables.values() for text in list_unscored(long, run)),
         style.dagger_note(run) if "†" in str(names) else "",
     ]

@@ -5,7 +5,7 @@ from collections.abc import Collection
 import numpy as np
 import pandas as pd
 
-from aenmf_lib.data import LABELS
+from aenmf_lib.data import DONOR, LABELS
 from aenmf_lib.results import MODELS, RunInfo
 
 _KNOWN = {"label": LABELS, "cell_type_in_training": ("True", "False")}  # column -> possible values
@@ -48,6 +48,15 @@ def check_run(table: pd.DataFrame, name: str, run: RunInfo) -> None:
     if trained and "Model" in table and (other := {*table["Model"]} & {*MODELS} - trained):
         raise ValueError(f"{source} contains {min(other)}, which is not among the models of this run "
                          f"({', '.join(sorted(trained))}). {again}")  # fmt: skip
-    for column, largest, limit, unit in (("n_cells", 0, run.n_cells, "cells"), ("program", 1, run.k, "programs")):
-        if limit and column in table and len(table) and (found := int(table[column].max()) + largest) > limit:
-            raise ValueError(f"{source} contains {found:,} {unit}, but this run has {limit:,}. {again}")
+    n_cells = table.get("n_cells", pd.Series(dtype=int))
+    programs = table.get("program", pd.Series(dtype=int)).dropna() + 1
+    # tables that must contain all cells or all programs; others may contain fewer
+    whole = "label" in table and not {"max_cells", "class"} & {*table}
+    all_cells = n_cells[table["label"] == DONOR] if whole else n_cells[:0]
+    all_programs = programs if {"share_of_norm", "mean_usage", "matched"} & {*table} else programs[:0]
+    for found, complete, expected, unit in (
+        (n_cells, all_cells, run.n_cells, "cells"),
+        (programs, all_programs, run.k, "programs"),
+    ):
+        if expected and len(found) and (found.max() > expected or (len(complete) and complete.max() < expected)):
+            raise ValueError(f"{source} contains {int(found.max()):,} {unit}, but this run has {expected:,}. {again}")

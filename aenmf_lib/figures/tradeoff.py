@@ -10,11 +10,21 @@ from matplotlib.figure import FigureBase
 from aenmf_lib.data import CELL_TYPE, DONOR
 from aenmf_lib.figures import style
 from aenmf_lib.figures.labels import place_labels
-from aenmf_lib.figures.points import BETTER, CLASSIFIERS, CLUSTERING, METRICS, RESOLUTION, label_name, limits
+from aenmf_lib.figures.points import (
+    BETTER,
+    CLASSIFIERS,
+    CLUSTERING,
+    METRICS,
+    RESOLUTION,
+    break_names,
+    label_name,
+    limits,
+)
 from aenmf_lib.figures.settings import MM
 from aenmf_lib.results import RunInfo
 
 _GRAY = "0.6"
+_NEAR = 1.4  # mm between two points, of which one would hide much of the other
 _TITLES = {CLUSTERING: "Trade-off of the clusters", "classification": "Trade-off of the predictions"}
 
 
@@ -33,13 +43,13 @@ def draw_pairs(
         middle, other = _find_points(points[points["metric"] == metric], benchmark, names)
         for model, (donor, cell_type) in middle.iterrows():
             color = style.color_of(model)
-            ax.scatter(donor, cell_type, s=24, c=color, lw=0.5, edgecolor="white", clip_on=False, zorder=4)
             part = other.loc[[model]].droplevel("Model") if model in other.index else other[:0].droplevel("Model")
             if benchmark == CLUSTERING:
                 _draw_line(ax, part, color)
             else:
                 _draw_spokes(ax, part, (donor, cell_type), color)
         _mark_best(ax, pd.concat([middle, other.droplevel("Model")]), height)
+        _draw_models(ax, middle, width, height)
         for label, write, space in ((DONOR, ax.set_xlabel, width), (CELL_TYPE, ax.set_ylabel, height)):
             text = f"{METRICS[metric]}, {label_name(label, run)} ({BETTER[label]})"
             write("\n".join(style.wrap(text, space)))
@@ -59,6 +69,20 @@ def _find_points(points: pd.DataFrame, benchmark: str, names: Sequence[str]) -> 
     if other.index.nlevels == 1:
         other = other.set_index(kind, append=True)
     return middle.loc[[name for name in names if name in middle.index]], other.reindex(columns=labels).dropna()
+
+
+def _draw_models(ax: Axes, points: pd.DataFrame, width: float, height: float) -> None:
+    """Draw the point of each model; one that would cover others is a ring around them."""
+    spans = np.ptp([ax.get_xlim(), ax.get_ylim()], axis=1)
+    at = points[[DONOR, CELL_TYPE]].to_numpy() / spans * (width, height)  # mm
+    for i, (model, (x, y)) in enumerate(points[[DONOR, CELL_TYPE]].iterrows()):
+        color = style.color_of(model)
+        covered = int((np.hypot(*(at[:i] - at[i]).T) < _NEAR).sum())
+        if covered:
+            ax.scatter(x, y, s=24 * (1 + covered) ** 1.5, facecolor="none", lw=1.1, edgecolor=color, clip_on=False,
+                       zorder=4, label="ring")  # fmt: skip
+        else:
+            ax.scatter(x, y, s=24, c=color, lw=0.5, edgecolor="white", clip_on=False, zorder=4)
 
 
 def _draw_line(ax: Axes, points: pd.DataFrame, color: str) -> None:
@@ -91,6 +115,8 @@ def name_points(corners: Mapping[Axes, pd.DataFrame], names: Mapping[str, str]) 
     for ax, points in corners.items():
         widest = 0.8 * ax.bbox.width / ax.figure.figure.dpi * MM
         shown = dict(zip(names, style.shorten_labels(names.values(), widest), strict=True))
+        if any(style.text_width(name) > widest / 2 for name in names.values()):
+            shown = break_names(names, widest / 2)
         colors = [style.color_of(model) for model in points.index]
         texts = [shown[model] for model in points.index]
         left_out = place_labels(ax, points[DONOR], points[CELL_TYPE], texts, colors)

@@ -12,9 +12,10 @@ from scipy.cluster.hierarchy import dendrogram, leaves_list, linkage
 
 from aenmf_lib.data import CELL_TYPE
 from aenmf_lib.figures import style
-from aenmf_lib.figures.heatmaps import COSINES, color_bar, fit_genes, heatmap, longest, panel, write_rows
+from aenmf_lib.figures.heatmaps import COSINES, SPECIFIC, color_bar, fit_genes, heatmap, longest, panel, write_rows
 
 GENES = 3  # of each program
+NONE = "–"  # of a type without a program of its own
 _TOP = 3  # programs of each cell type in the second panel
 _NAMED, _WIDE = 0.9, 1.5  # smallest and largest width of a column with a name, in lines of text
 _NARROW = 0.8  # mm, smallest width of a column without a name
@@ -22,7 +23,8 @@ _ORDERED = 100  # more types are in the order of an ordinary dendrogram
 _TREE, _STRIP, _BAR = 2.2, 0.35, 2  # dendrogram, colors of types, and the longest bar, in lines of text
 _BAR_HEIGHT = 2.2  # of a color bar with its ticks, in lines of text
 _LABEL = 0.36  # largest share of the width for the genes of a row
-_FOLD = 2  # log2 of the largest fold with a color of its own
+_NAME = 14  # longest name of a type below the heat maps, in lines of text
+FOLD = 2  # log2 of the largest fold with a color of its own
 
 
 @dataclass
@@ -67,7 +69,7 @@ class Columns:
     @property
     def bars(self) -> list[tuple[str | Colormap, list[str], dict[float, str]]]:
         """The colormap, the lines of the label and the ticks of each color bar."""
-        folds = {value: f"1/{2**-value}" if value < 0 else f"{2**value}" for value in range(-_FOLD, _FOLD + 1)}
+        folds = {value: f"1/{2**-value}" if value < 0 else f"{2**value}" for value in range(-FOLD, FOLD + 1)}
         bars = [(style.current().diverging, "mean usage, fold of the mean over types", folds)]
         bars += [(COSINES, "cosine of the match", {0: "0", 0.5: "0.5", 1: "1"})] * (len(self.titles) > 1)
         return [(cmap, style.wrap(label, self.genes - 1.5 * style.line()), ticks) for cmap, label, ticks in bars]
@@ -96,7 +98,7 @@ def fit_columns(points: pd.DataFrame, cards: pd.DataFrame, names: dict[str, str]
     scores = grid.sub(grid.mean(axis=1), axis=0).div(spread.where(spread > 1e-12, 1), axis=0)  # (k, n_types)
     tree = linkage(scores.to_numpy().T, "average", optimal_ordering=n_types <= _ORDERED)
     types = [*types[leaves_list(tree)]]
-    labels = style.shorten_labels(types, min(0.25 * width, 10 * line))
+    labels = style.shorten_labels(types, _NAME * line)
     found = Columns(types, labels, [*map(colors.get, types)], tree, dict(zip(names, widths, strict=False)), genes,
                      number, {})  # fmt: skip
     for model, name in names.items():
@@ -135,7 +137,7 @@ def draw_usages(fig: Figure, points: pd.DataFrame, columns: Columns, names: dict
             own = points[(points["Model"] == model)].dropna(subset=["row", "column"])
             grid = own.pivot_table(index="row", columns="column", values="fold", observed=True)
             with np.errstate(divide="ignore"):
-                heatmap(ax, np.log2(grid.reindex(range(n_rows)).to_numpy(float)), cmap, (-_FOLD, _FOLD))
+                heatmap(ax, np.log2(grid.reindex(range(n_rows)).to_numpy(float)), cmap, (-FOLD, FOLD))
             ax.set_label(model)
             _draw_names(panel(fig, x, top + height, width, columns.foot - line), columns, model)
         if model == first:
@@ -174,18 +176,24 @@ def _draw_tree(ax: Axes, tree: np.ndarray) -> None:
     ax.set(label="dendrogram", xlim=(0, 10 * (len(tree) + 1)), ylim=(0, 1.02 * max(tree[:, 2].max(), 1e-9)))
 
 
+def specific_programs(points: pd.DataFrame, types: list[str]) -> pd.DataFrame:
+    """Return the rows of the programs with the largest fold in each type, if it is at least SPECIFIC."""
+    best = points[points[CELL_TYPE].isin(types) & (points["fold"] >= SPECIFIC)]
+    return best.sort_values(["fold", "program"], ascending=[False, True]).groupby(CELL_TYPE).head(_TOP)
+
+
 def draw_types(fig: Figure, points: pd.DataFrame, columns: Columns, top: float, blocks: int) -> None:
     """Draw the programs that define each type: a bar with their fold in this type, their number and genes."""
     line, width = style.line(), style.page_width("double") / blocks
     down = -(-len(columns.types) // blocks)
     names = min(longest(columns.labels), 0.3 * width)
     labels = style.shorten_labels(columns.types, names)
-    best = points.dropna(subset="fold").sort_values(["fold", "program"], ascending=[False, True])
-    best = best[best[CELL_TYPE].isin(columns.types)].groupby(CELL_TYPE).head(_TOP)
+    best = specific_programs(points, columns.types)
     fold, number = longest([f"{value:.1f}×" for value in best["fold"]]), longest([*map(str, points["program"])])
     numbers = (_BAR + 1.2) * line + fold + number  # width of an entry without genes
     room = width - names - 1.5 * line
-    genes = np.quantile([style.text_width(fit_genes(text, _LABEL * room, GENES)) for text in best["genes"]], 0.8)
+    widths = [style.text_width(fit_genes(text, _LABEL * room, GENES)) for text in best["genes"]]
+    genes = np.quantile(widths or [0], 0.8)
     entries = int(np.clip(room / (numbers + genes), 1, _TOP))
     each = room / entries
     by_type = {name: part.head(entries) for name, part in best.groupby(CELL_TYPE)}
@@ -196,6 +204,8 @@ def draw_types(fig: Figure, points: pd.DataFrame, columns: Columns, top: float, 
         x, y = i // down * width + 0.3 * line, i % down * line
         ax.text(x + names, y + line / 2, label, ha="right", **middle)
         x += names + 0.6 * line
+        if name not in by_type:
+            ax.text(x, y + line / 2, NONE, ha="left", color="0.35", **middle)
         for row in by_type.get(name, points.head(0)).itertuples():
             length = _BAR * line * row.fold / best["fold"].max()
             ax.add_patch(Rectangle((x, y + 0.2 * line), length, 0.6 * line, color=color, lw=0))

@@ -134,12 +134,16 @@ def write_program_tables(
 def _make_cards(fits: Mapping[str, Contents], enriched: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Return the cards of all models."""
     cards = [_describe(fit, fits, enriched.get(name)).assign(Model=name) for name, fit in fits.items()]
-    return pd.concat(cards, ignore_index=True)[["Model", *CARD_COLUMNS]]
+    table = pd.concat(cards, ignore_index=True)[["Model", *CARD_COLUMNS]]
+    return table.astype({f"nearest_{model}": "Int64" for model in MODELS})  # whole numbers, also beside empty ones
 
 
 def _enrich(fits: Mapping[str, Contents], sets: Mapping[str, Sequence[str]]) -> dict[str, pd.DataFrame]:
     """Return the enrichment of the sets in the most specific genes of the programs of each model; {} without sets."""
     enriched = {}
+    if sets:  # once for all models, because they have the same genes
+        first = next(iter(fits.values()))
+        sets = enrichment.large_sets(sets, first.genes, first.symbols)
     for name, fit in fits.items() if sets else ():
         lists = _largest(fit.W * fit.specificity, _TESTED)
         enriched[name] = enrichment.enrich_programs(lists, fit.genes, fit.symbols, sets)
@@ -216,7 +220,7 @@ def _find_nearest(fit: Contents, other: Contents | None, model: str) -> dict[str
             np.fill_diagonal(cosines, 0)
         found = cosines.max(1) > 0
         program[found], cosine[found] = cosines.argmax(1)[found], cosines.max(1)[found]
-    return {f"nearest_{model}": pd.array(program, dtype="Int64"), f"cosine_{model}": cosine}
+    return {f"nearest_{model}": program, f"cosine_{model}": cosine}
 
 
 def _best_set(enriched: pd.DataFrame | None, k: int) -> dict[str, Sequence[str]]:

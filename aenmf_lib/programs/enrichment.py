@@ -51,6 +51,20 @@ def read_gene_sets(path: str | Path) -> dict[str, list[str]]:
     return sets
 
 
+def large_sets(
+    gene_sets: Mapping[str, Sequence[str]], genes: pd.Index, symbols: np.ndarray
+) -> Mapping[str, Sequence[str]]:
+    """Return the sets with at least `MIN_SIZE` genes of the fit, and report the others; all sets if none is large."""
+    background = set(_gene_names(genes, symbols, gene_sets))
+    large = {name: members for name, members in gene_sets.items() if len(background.intersection(members)) >= MIN_SIZE}
+    if not large:
+        return gene_sets  # `enrich` raises the error
+    if small := [name for name in gene_sets if name not in large]:
+        log.info("%d of %d gene sets not tested, because fewer than %d of their genes are genes of the fit: %s",
+                 len(small), len(gene_sets), MIN_SIZE, ", ".join(small[:3]) + ", …" * (len(small) > 3))  # fmt: skip
+    return large
+
+
 def enrich(
     lists: Sequence[Sequence[str]], background: Sequence[str], gene_sets: Mapping[str, Sequence[str]]
 ) -> pd.DataFrame:
@@ -86,9 +100,6 @@ def enrich(
     if not len(tested):
         raise ValueError(f"The largest of {len(names):,} gene sets has {sizes.max()} genes of the fit. Expected at "
                          f"least {MIN_SIZE}. Use larger sets.")  # fmt: skip
-    if len(tested) < len(names):
-        log.info("%d of %d gene sets are not tested, because they have fewer than %d genes of the fit",
-                 len(names) - len(tested), len(names), MIN_SIZE)  # fmt: skip
     chosen = _membership(lists, universe)
     overlap = (chosen @ members[tested].T).toarray().astype(int)  # (n_lists, n_tested)
     cases = np.stack(np.broadcast_arrays(overlap, sizes[tested], np.diff(chosen.indptr)[:, None])).reshape(3, -1)

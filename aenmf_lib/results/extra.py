@@ -54,11 +54,16 @@ def _simple(name: str) -> str:
     return re.sub("[._-]", "", name).casefold()
 
 
-def check(entries: Sequence[str], taken: Collection[str] = ()) -> None:
-    """Raise OSError or ValueError if an entry, its file or its array is not valid. The values are not read."""
+def check(entries: Sequence[str], taken: Collection[str] = (), names: pd.Index | None = None) -> None:
+    """Raise OSError or ValueError if an entry, its file or its array is not valid. The values are not read.
+
+    If the `names` of the cells are given, the file must contain all of them.
+    """
     for name, (path, key) in parse(entries, taken).items():
         with open_cells(path) as file:
-            _check_array(file, name, path, key)
+            there = _read_cells(file, name, path, key)
+        if names is not None and not there.equals(names):
+            _find_rows(name, path, there, names)
 
 
 def read(entries: Sequence[str], names: pd.Index, taken: Collection[str] = ()) -> dict[str, np.ndarray]:
@@ -88,13 +93,7 @@ def read(entries: Sequence[str], names: pd.Index, taken: Collection[str] = ()) -
 def _read(name: str, path: str, key: str, names: pd.Index) -> np.ndarray:
     """Read one embedding, (n_cells, columns) float32, in the order of the cells `names`."""
     with open_cells(path) as file:
-        n_rows = _check_array(file, name, path, key)
-        there = read_names(file, "obs", path)
-        if len(there) != n_rows:
-            raise ValueError(
-                f"{path}: obsm[{key!r}] has {n_rows} rows, but the file has {len(there)} cells. Expected one row per "
-                "cell. Write the file again with anndata."
-            )
+        there = _read_cells(file, name, path, key)
         rows = None if there.equals(names) else _find_rows(name, path, there, names)
         values = read_element(file, f"obsm/{key}", path)
     with np.errstate(over="ignore"):  # a value that is too large becomes infinite
@@ -108,6 +107,18 @@ def _read(name: str, path: str, key: str, names: pd.Index) -> np.ndarray:
         )
     log.info("%s: %d columns of %s (obsm[%r])", name, H.shape[1], path, key)
     return H
+
+
+def _read_cells(file: h5py.File | zarr.Group, name: str, path: str, key: str) -> pd.Index:
+    """Return the names of the cells in a file. Raise ValueError unless obsm has a valid array with a row for each."""
+    n_rows = _check_array(file, name, path, key)
+    there = read_names(file, "obs", path)
+    if len(there) != n_rows:
+        raise ValueError(
+            f"{path}: obsm[{key!r}] has {n_rows} rows, but the file has {len(there)} cells. Expected one row per "
+            "cell. Write the file again with anndata."
+        )
+    return there
 
 
 def _check_array(file: h5py.File | zarr.Group, name: str, path: str, key: str) -> int:

@@ -12,10 +12,12 @@ from aenmf_lib.data.labels import CELL_TYPE, DONOR, is_missing
 from aenmf_lib.data.preprocessing import find_gene_names
 from aenmf_lib.metrics.splits import Splits, smallest_max_cells
 from aenmf_lib.models.base import check_rank
+from aenmf_lib.programs.enrichment import enrich_programs, read_gene_sets
 from aenmf_lib.workflow import metadata, report
 from aenmf_lib.workflow.costs import BENCHMARKS, FIGURES, FILTER, STAGES, Size
 from aenmf_lib.workflow.report import FAULTS, Findings
 
+_PROGRAMS = "10_programs"
 _NEIGHBORS = 25  # notebook 06 needs more cells than this
 _LABEL_OPTIONS = (
     "min_cells",
@@ -43,7 +45,7 @@ def check_cells(settings: Mapping[str, dict], found: Findings, *, may_raise: boo
             _check_names("obs", obs.index, values, found)
             if matrix is not None:
                 contents = found.attempt(metadata.measure, file, matrix, k)
-                _check_genes(file, matrix["where"], values, found)
+                _check_genes(file, matrix["where"], values, settings[_PROGRAMS]["gene_sets"], found)
             names = metadata.bytes_per_cell(file)
     except FAULTS as error:
         found.error(str(error))
@@ -104,8 +106,8 @@ def _check_colors(obs: pd.DataFrame, columns: Sequence[str], values: Mapping[str
                         "commas. Correct color_by (COLOR_BY=condition).", "COLOR_BY")  # fmt: skip
 
 
-def _check_genes(file: metadata.File, where: str, values: Mapping[str, Any], found: Findings) -> None:
-    """Find the column with the gene symbols."""
+def _check_genes(file: metadata.File, where: str, values: Mapping[str, Any], gene_sets: str, found: Findings) -> None:
+    """Find the column with the gene symbols, and compare symbols and ids with the genes of a file of gene sets."""
     var = found.attempt(metadata.read_var, file, where)
     if var is None:
         return
@@ -113,6 +115,10 @@ def _check_genes(file: metadata.File, where: str, values: Mapping[str, Any], fou
     symbols = found.attempt(find_gene_names, var, values["gene_name_key"])
     if symbols:
         found.lines.append(("gene symbols", f"var[{symbols[0]!r}]" if symbols[0] else "none found: var names are used"))
+    sets = found.attempt(read_gene_sets, gene_sets, dropped="GENE_SETS") if gene_sets else None
+    if sets and symbols:
+        names = var.index.to_numpy(dtype=object) if symbols[1] is None else symbols[1].to_numpy(dtype=object)
+        found.attempt(enrich_programs, [np.arange(1)], var.index, names, sets, dropped="GENE_SETS")
 
 
 def _check_names(part: str, names: pd.Index, values: Mapping[str, Any], found: Findings) -> None:

@@ -79,6 +79,9 @@ def examine(
     _check_folder(folder, found)
     if size:
         settings[BENCHMARKS] |= found.raised
+        if baselines.HARMONY in settings[BENCHMARKS]["baselines"] and size.n_donors < 2:
+            text = f"{baselines.HARMONY} corrects for differences between donors, and there is only one donor."
+            found.error(f"{text} Remove it from BASELINES.", "BASELINES")
         table = _predict(size, settings, models, found)
     if table is not None:
         _check_resources(table, slurm, folder, found)

@@ -49,15 +49,18 @@ def _preflight(options: argparse.Namespace) -> None:
 
 def _draw(options: argparse.Namespace) -> None:
     """Draw one figure of a run again, with the values that notebook 07 would get."""
-    values = _plan(options).values["07_figures"]
+    prepared = _plan(options)
+    values = prepared.values["07_figures"]
     from aenmf_lib import figures
 
     look = {option: values[option] for option in ("width", "formats") if option in values}
     settings = figures.read_settings(values.get("settings"), **look)
     tables = figures.RunTables(options.run, values["model_paths"], values.get("color_by", ()))
-    fig = figures.draw(dict(word.split("=", 1) for word in options.variables)["FIGURE"], tables, settings)
+    fig = figures.draw(prepared.variables["FIGURE"], tables, settings)
     figures.save(fig, (options.folder if fig.name == "figS2_rank" else options.run) / "figures")
     crate.update(options.folder)
+    if fig.name in figures.FIGURES:
+        prepared.compare_look(fig.name, parameters.resolve(options.notebooks, options.params)["07_figures"])
 
 
 def _plan(options: argparse.Namespace) -> plan.Plan:

@@ -6,11 +6,12 @@ again at any time: https://www.researchobject.org/workflow-run-crate/profiles/pr
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,29 +19,29 @@ from urllib.parse import quote
 
 from aenmf_lib.workflow import executed, inputs, parameters
 from aenmf_lib.workflow.executed import Executed, Parameter
+from aenmf_lib.workflow.jsonld import (
+    COMPLETED,
+    CRATE,
+    FORMATS,
+    MAKE,
+    OF_CODE,
+    OF_RESULTS,
+    PROFILES,
+    TERMS,
+    TYPES,
+    URLS,
+    WORKFLOW_CRATE,
+    compact,
+    listed,
+    refs,
+)
 from aenmf_lib.workflow.lock import Locked, only_one
 
 log = logging.getLogger(__name__)
 NAME = "ro-crate-metadata.json"
 _WORKFLOW = "workflow/Makefile"  # the copy in the results, because a crate contains its workflow
 _WAIT = 30  # seconds until other processes have written the file
-_TERMS = "https://w3id.org/ro/terms/workflow-run#"
-_CRATE = "https://w3id.org/ro/crate/1.1"
-_WORKFLOW_CRATE = "https://w3id.org/workflowhub/workflow-ro-crate/1.0"
-_PROFILES = {
-    **{f"https://w3id.org/ro/wfrun/{kind.lower()}/0.5": f"{kind} Run Crate" for kind in ("Process", "Workflow")},
-    "https://w3id.org/ro/wfrun/provenance/0.5": "Provenance Run Crate",
-    _WORKFLOW_CRATE: "Workflow RO-Crate",
-}
-_FORMATS = {
-    ".csv": "text/csv", ".h5ad": "application/x-hdf5", ".ipynb": "application/x-ipynb+json", ".pdf": "application/pdf",
-    ".png": "image/png", ".svg": "image/svg+xml", ".txt": "text/plain", ".md": "text/markdown", ".tex": "text/x-tex",
-    ".json": "application/json", ".npz": "application/x-npz",
-}  # fmt: skip
-_URLS = {"Python": "https://docs.python.org/release/{0}"}  # of the other packages: their page on PyPI
-_MAKE = "https://www.gnu.org/software/make"
-_COMPLETED = "http://schema.org/CompletedActionStatus"
-_TYPES = {"int": "Integer", "float": "Float", "bool": "Boolean", "str": "Text"}
+_HASHED = 5_000_000  # bytes of the largest file that is read for its sha256
 _OUTPUTS = ("out", "out_dir")  # parameters that name what a notebook writes; those below name what it reads
 _INPUTS = ("data", "cells_path", "model_paths", "tables_dir", "sums_path", "gene_sets", "settings")
 
@@ -117,7 +118,7 @@ def describe(folder: Path) -> dict[str, Any]:
     runs = [run for place in (folder, *sorted(folder.glob("k[0-9]*"))) for run in executed.find(place)]
     if not runs:
         raise ValueError(f"{folder} has no executed notebook. Run: make all DATASET={folder.name}")
-    return {"@context": [f"{_CRATE}/context", {"sha256": f"{_TERMS}sha256", "resourceUsage": f"{_TERMS}resourceUsage"}],
+    return {"@context": [f"{CRATE}/context", {"sha256": f"{TERMS}sha256", "resourceUsage": f"{TERMS}resourceUsage"}],
             "@graph": _Graph(folder, runs).entities()}  # fmt: skip
 
 
@@ -133,24 +134,26 @@ class _Graph:
         actions = [self._action(run) for run in self.runs]
         tools = list(dict.fromkeys(action["instrument"]["@id"] for action in actions))
         whole = self._workflow(tools, actions)
-        files = [name for name, of in self.found.items() if {"File", "Dataset"} & set(_listed(of["@type"]))]
+        files = [name for name, of in self.found.items() if {"File", "Dataset"} & set(listed(of["@type"]))]
         root = {
             "@id": "./",
             "@type": "Dataset",
             "name": f"Results of {self.folder.resolve().name}",
-            "description": "Non-negative autoencoding of single cells: gene programs, usages, scores and figures.",
+            "description": "Non-negative autoencoding of single cells: gene programs, usages, scores and figures. "
+            f"Files up to {_HASHED / 1e6:g} MB have a sha256. Larger files have only a contentSize, unless a notebook "
+            "recorded their sha256 when it read them.",
             "datePublished": max(run.end for run in self.runs),
-            "license": "Code: BSD-3-Clause. The license of the cells also applies to what was computed from them.",
-            "conformsTo": _refs(_PROFILES),
+            **self._linked(OF_RESULTS),
+            "conformsTo": refs(PROFILES),
             "mainEntity": {"@id": _WORKFLOW},
-            "hasPart": _refs(files),
-            "mentions": _refs([whole, *(action["@id"] for action in actions)]),
+            "hasPart": refs(files),
+            "mentions": refs([whole, *(action["@id"] for action in actions)]),
         }
         descriptor = {"@id": NAME, "@type": "CreativeWork", "about": {"@id": "./"}}
-        descriptor["conformsTo"] = _refs([_CRATE, _WORKFLOW_CRATE])
-        for profile, name in _PROFILES.items():
+        descriptor["conformsTo"] = refs([CRATE, WORKFLOW_CRATE])
+        for profile, name in PROFILES.items():
             self._add({"@id": profile, "@type": "CreativeWork", "name": name, "version": profile.rpartition("/")[2]})
-        return [_compact(entity) for entity in (descriptor, root, *self.found.values())]
+        return [compact(entity) for entity in (descriptor, root, *self.found.values())]
 
     def _workflow(self, tools: list[str], actions: list[dict[str, Any]]) -> str:
         """Add the Makefile, whose steps are the notebooks, and its run. Return the name of the run."""
@@ -162,12 +165,13 @@ class _Graph:
             "encodingFormat": "text/x-makefile",
             "programmingLanguage": {"@id": "#makefile"},
             "conformsTo": {"@id": "https://bioschemas.org/profiles/ComputationalWorkflow/1.0-RELEASE"},
-            "hasPart": _refs(tools),
-            "step": _refs(steps.values()),
+            "hasPart": refs(tools),
+            "step": refs(steps.values()),
+            **self._linked(OF_CODE),
             "version": " ".join(sorted({run.info.get("git_commit", "unknown") for run in self.runs})),
         }
-        self._add({"@id": "#makefile", "@type": "ComputerLanguage", "name": "Makefile", "url": {"@id": _MAKE}})
-        self._add({"@id": _MAKE, "@type": "SoftwareApplication", "name": "GNU make", "url": {"@id": _MAKE}})
+        self._add({"@id": "#makefile", "@type": "ComputerLanguage", "name": "Makefile", "url": {"@id": MAKE}})
+        self._add({"@id": MAKE, "@type": "SoftwareApplication", "name": "GNU make", "url": {"@id": MAKE}})
         made = dict.fromkeys(ref["@id"] for action in actions for ref in action["result"])
         read = dict.fromkeys(ref["@id"] for action in actions for ref in action["object"])
         run = {
@@ -176,20 +180,24 @@ class _Graph:
             "name": f"Run of the pipeline on {self.folder.resolve().name}",
             "description": "All notebooks, from the start of the first to the end of the last.",
             "instrument": {"@id": _WORKFLOW},
-            "object": _refs(name for name in read if name not in made and self.found[name]["@type"] == "File"),
-            "result": _refs(made),
+            "object": refs(name for name in read if name not in made and self.found[name]["@type"] == "File"),
+            "result": refs(made),
             "startTime": min(run.start for run in self.runs),
             "endTime": max(run.end for run in self.runs),
-            "actionStatus": _COMPLETED,
+            "actionStatus": COMPLETED,
         }
         controls = []
         for action in actions:
             step = {"@id": steps[action["instrument"]["@id"]]}
             control = {"@id": f"{action['@id']}/control", "@type": "ControlAction", "instrument": step}
             controls.append(self._add(control | {"object": {"@id": action["@id"]}})["@id"])
-        engine = {"@id": "#make", "@type": "OrganizeAction", "name": "Run of GNU make", "instrument": {"@id": _MAKE}}
-        self._add(engine | {"object": _refs(controls), "result": {"@id": run["@id"]}})
+        engine = {"@id": "#make", "@type": "OrganizeAction", "name": "Run of GNU make", "instrument": {"@id": MAKE}}
+        self._add(engine | {"object": refs(controls), "result": {"@id": run["@id"]}})
         return self._add(run)["@id"]
+
+    def _linked(self, entities: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
+        """Add entities, and return a reference to each."""
+        return {key: {"@id": self._add(dict(of))["@id"]} for key, of in entities.items()}
 
     def _step(self, tool: str) -> dict[str, Any]:
         """Add the step of the pipeline that a notebook is. Its position is the number of the notebook."""
@@ -208,7 +216,7 @@ class _Graph:
                 continue
             formal = self._formal(tool, parameter)
             if parameter.name in _INPUTS:
-                read += [self._example(self._file(path), formal) for path in _listed(parameter.value)]
+                read += [self._example(self._file(path), formal) for path in listed(parameter.value)]
             elif parameter.name == "out_dir":
                 wrote += [self._example(self._file(path), formal) for path in run.files if path != out]
             elif parameter.name == "out":
@@ -231,19 +239,19 @@ class _Graph:
                 "name": f"{run.title} ({report})",
                 "description": ". ".join(filter(None, [run.question, skipped, machine])),
                 "instrument": {"@id": tool},
-                "object": _refs([*read, *settings]),
-                "result": _refs([*wrote, self._file(run.path)]),
+                "object": refs([*read, *settings]),
+                "result": refs([*wrote, self._file(run.path)]),
                 "startTime": run.start,
                 "endTime": run.end,
-                "actionStatus": _COMPLETED,
-                "resourceUsage": _refs(usage),
+                "actionStatus": COMPLETED,
+                "resourceUsage": refs(usage),
             }
         )
 
     def _usage(self, action: str, name: str, value: str, unit: str) -> str:
         """Add how much of a resource an action used."""
         entity = {"@id": f"{action}/{name.replace(' ', '-')}", "@type": "PropertyValue", "name": name}
-        entity |= {"propertyID": _TERMS + name.replace(" ", "_"), "unitCode": unit, "value": value}
+        entity |= {"propertyID": TERMS + name.replace(" ", "_"), "unitCode": unit, "value": value}
         return self._add(entity)["@id"]
 
     def _tool(self, run: Executed) -> str:
@@ -253,15 +261,15 @@ class _Graph:
         parts = []
         for name, version in versions.items():
             if version:
-                url = _URLS.get(name, f"https://pypi.org/project/{name}/{{0}}").format(version.partition("+")[0])
+                url = URLS.get(name, f"https://pypi.org/project/{name}/{{0}}").format(version.partition("+")[0])
                 entity = {"@id": f"{url}#{version}", "@type": "SoftwareApplication", "name": name, "url": {"@id": url}}
                 parts.append(self._add(entity | {"softwareVersion": version})["@id"])
-        source = {"version": run.info.get("git_commit", "unknown"), "softwareRequirements": _refs(parts)}
+        source = {"version": run.info.get("git_commit", "unknown"), "softwareRequirements": refs(parts)}
         variants = [name for name in self.found if re.fullmatch(re.escape(f"#{run.name}.py") + r"(-\d+)?", name)]
         same = [name for name in variants if source.items() <= self.found[name].items()]
         name = same[0] if same else f"#{run.name}.py" + (f"-{len(variants) + 1}" if variants else "")
         tool = {"@id": name, "@type": "SoftwareSourceCode", "name": run.title, "description": run.question}
-        return self._add(tool | source | {"input": [], "output": []})["@id"]
+        return self._add(tool | source | self._linked(OF_CODE) | {"input": [], "output": []})["@id"]
 
     def _formal(self, tool: str, parameter: Parameter) -> str:
         """Add a parameter to a notebook."""
@@ -271,21 +279,21 @@ class _Graph:
             "@id": f"{tool}/{parameter.name}",
             "@type": "FormalParameter",
             "name": parameter.name,
-            "additionalType": ("Dataset" if parameter.name == "tables_dir" else "File") if is_file else _TYPES[kind],
+            "additionalType": ("Dataset" if parameter.name == "tables_dir" else "File") if is_file else TYPES[kind],
             "conformsTo": {"@id": "https://bioschemas.org/profiles/FormalParameter/1.0-RELEASE"},
         }
         entity |= {"description": parameter.meaning} if parameter.meaning else {}
         entity |= {"multipleValues": True} if many or parameter.name == "out_dir" else {}
         entity |= {} if is_file or parameter.default == [] else {"defaultValue": parameter.default}
         name, side = self._add(entity)["@id"], "output" if parameter.name in _OUTPUTS else "input"
-        self.found[tool][side] += [ref for ref in _refs([name]) if ref not in self.found[tool][side]]
+        self.found[tool][side] += [ref for ref in refs([name]) if ref not in self.found[tool][side]]
         return name
 
     def _example(self, name: str, formal: str) -> str:
         """Record that an entity is the value of a parameter, in both directions. Return its name."""
         for entity, key, other in ((name, "exampleOfWork", formal), (formal, "workExample", name)):
-            refs = self.found[entity].setdefault(key, [])
-            refs += [ref for ref in _refs([other]) if ref not in refs]
+            known = self.found[entity].setdefault(key, [])
+            known += [ref for ref in refs([other]) if ref not in known]
         return name
 
     def _file(self, path: str | Path) -> str:
@@ -295,12 +303,17 @@ class _Graph:
         inside = inside if place.exists() else ""  # a crate contains all its files, except those with a local name
         is_folder = bool(inside) and place.is_dir()
         name = quote(inside) + "/" * is_folder if inside else f"#{quote(inputs.canonical(str(path)))}"
+        if name in self.found:
+            return name
         entity: dict[str, Any] = {"@id": name, "@type": "Dataset" if is_folder else "File", "name": place.name}
+        sha256 = self.hashes.get(inside or inputs.canonical(str(path)))
         if inside and place.is_file():
-            entity["contentSize"] = str(place.stat().st_size)
+            size = place.stat().st_size
+            entity["contentSize"] = str(size)
+            sha256 = hashlib.sha256(place.read_bytes()).hexdigest() if size <= _HASHED else sha256
         if not is_folder:
-            entity["encodingFormat"] = _FORMATS.get(place.suffix, "application/octet-stream")
-        if sha256 := self.hashes.get(inside or inputs.canonical(str(path))):
+            entity["encodingFormat"] = FORMATS.get(place.suffix, "application/octet-stream")
+        if sha256:
             entity["sha256"] = sha256
         return self._add(entity)["@id"]
 
@@ -335,19 +348,3 @@ class _Graph:
     def _add(self, entity: dict[str, Any]) -> dict[str, Any]:
         """Add an entity, unless there is one with this name, and return it."""
         return self.found.setdefault(entity["@id"], entity)
-
-
-def _compact(entity: dict[str, Any]) -> dict[str, Any]:
-    """Return an entity without empty lists, and without lists around single values, as RO-Crate recommends."""
-    lists = {name: of for name, of in entity.items() if isinstance(of, list)}
-    return {name: of[0] if name in lists and len(of) == 1 else of for name, of in entity.items() if of != []}
-
-
-def _listed(value: Any) -> list[Any]:
-    """Return a value as a list."""
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _refs(names: Iterable[str]) -> list[dict[str, str]]:
-    """Return references to entities."""
-    return [{"@id": name} for name in names]

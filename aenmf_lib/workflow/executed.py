@@ -21,6 +21,8 @@ from aenmf_lib.workflow import parameters
 log = logging.getLogger(__name__)
 _RECORD = "aenmf_lib"  # key of the record in the metadata of an executed notebook
 _NAME = re.compile(r"\d\d_\w+\.ipynb")
+_FOR_TOOLS = re.compile(r"[ \t]*# (?:noqa(?:: [A-Z0-9, ]*[A-Z0-9])?|fmt: \w+)(?=\s*(?:#|$))", re.M)
+PLACE = "@parameters@"  # text of the cell that replaces those of the parameters
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,24 @@ def read(path: Path) -> Executed:
         record.get("packages", {}),
         next((error["evalue"] for error in errors if error["ename"] == "Skipped"), ""),
     )
+
+
+def for_readers(path: Path) -> str:
+    """Return the text of an executed notebook without comments for tools such as ``# noqa``.
+
+    The cells of the parameters, which are the defaults and what replaced them, become one cell with the text `PLACE`.
+    """
+    notebook, cells = json.loads(path.read_text(encoding="utf-8")), []
+    tags = {"parameters", "injected-parameters"}
+    place = {"cell_type": "markdown", "id": "parameters", "metadata": {}, "source": PLACE}
+    for cell in notebook["cells"]:
+        if tags & {*cell["metadata"].get("tags", [])}:
+            cells += [place] if place not in cells else []
+            continue
+        if cell["cell_type"] == "code":
+            cell["source"] = _FOR_TOOLS.sub("", "".join(cell["source"]))
+        cells.append(cell)
+    return json.dumps(notebook | {"cells": cells})
 
 
 def _parameters(source: str, given: dict[str, Any]) -> dict[str, Parameter]:

@@ -39,7 +39,7 @@ def require(data: str, folder: Path, goals: Sequence[str] = ()) -> None:
             )
         return
     if (folder / "filtered.h5ad").is_file():
-        needing = {"all", "filter", "check", "report"} & {*goals}
+        needing = {"all", "filter", "check"} & {*goals}
         needing |= {f"{folder}/{name}" for name in ("filtered.h5ad", "cohort.csv", "01_filter.ipynb")} & {*goals}
         if needing:
             raise ParameterError(

@@ -13,15 +13,12 @@ from aenmf_lib.workflow import inputs, parameters
 from aenmf_lib.workflow.digests import Digest
 
 log = logging.getLogger(__name__)
-_CHECKED = {
-    "all",
-    "filter",
-    "train",
-    "scores",
-    "benchmarks",
-    "figures",
-    "report",
-}  # goals of make that are checked before
+_CHECKED = {"all", "filter", "train", "scores", "benchmarks", "programs", "figures"}  # goals that are checked before
+# goals that do not run all stages, and the beginnings of the names of those that they run
+_TRAINED = ("01", "02", "03", "04", "05")
+_RUN_BY = {"filter": ("01",), "train": _TRAINED, "scores": _TRAINED, "benchmarks": (*_TRAINED, "06")}
+_RUN_BY |= {"programs": (*_TRAINED, "10"), "conditioning": ("01", "08"), "projection": ("01", "11")}
+_RUN_BY |= {"rank": ("01", "12"), "consensus": ("01", "13"), "differential": (*_TRAINED, "14")}
 
 
 class CheckError(ValueError):
@@ -68,7 +65,7 @@ class Plan:
             found.require_own_results()
         elif "01_filter" in self.values:
             self._use_filtered(data, goals)
-        self._announce()
+        self._announce(goals)
         changed = self.changed or any(digest.of_user and digest.changed for digest in digests)
         if found and {*goals} & _CHECKED and (changed or found.touched or not check.is_file()):
             self._check(check)
@@ -92,6 +89,33 @@ class Plan:
             notebooks=self.notebooks[0].parent,
             folder=self.folder,
         )
+
+    def compare_look(self, figure: str, usual: dict[str, Any]) -> None:
+        """Print how a figure that was drawn alone differs from those of notebook 07, and how to undo this.
+
+        `usual` are the values of notebook 07 without variables.
+        """
+        from aenmf_lib.workflow import executed
+
+        try:
+            last = executed.read(self.run / "07_figures.ipynb").parameters
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # has not run: nothing to differ from
+            return
+        here, differences = self.values["07_figures"], []
+        undo = {name: text for name, text in self.variables.items() if name not in map(parameters.variable, _LOOK)}
+        for name in _LOOK:
+            if name not in last or (name == "color_by" and figure != "fig2_embeddings"):
+                continue
+            of_run, default = last[name].value, last[name].default
+            if here.get(name, default) != of_run:
+                now, was = (_show(name, values, default) for values in (here, {name: of_run}))
+                differences.append(f"{parameters.variable(name)}: {now} instead of {was}")
+            if usual.get(name, default) != of_run:
+                undo[parameters.variable(name)] = _text(of_run)
+        if differences:
+            words = shlex.join(f"{name}={text}" for name, text in undo.items())
+            text = "%s now differs from the other figures of the run (%s). To undo: make figures %s"
+            log.info(text, figure, "; ".join(differences), words)
 
     def _check(self, file: Path) -> None:
         """Check before the first stage. Raise CheckError if there are errors, otherwise write the report."""
@@ -125,13 +149,16 @@ class Plan:
             )
         log.warning("warning: %s no longer exists. %s.", data, inputs.describe(self.folder))
 
-    def _announce(self) -> None:
-        """Print the values that differ from those of existing results, and which stages run again."""
+    def _announce(self, goals: Sequence[str]) -> None:
+        """Print the values that differ from those of existing results, and which stages run again, now or later."""
         changes = [(stem, line) for stem, line in self._changes() if self._has_results(stem)]
         for line in dict.fromkeys(line for _, line in changes):
             log.info("%s", line)
-        if stages := sorted({stem for stem, _ in changes}):
-            log.info("These values differ from the last call. Computed again: %s, and stages that need it", stages[0])
+        stages = sorted({stem for stem, _ in changes})
+        now = [stem for stem in stages if any(stem[:2] in _RUN_BY.get(goal, stem[:2]) for goal in goals)]
+        if stages:
+            text = f"Computed again: {now[0]}" if now else f"Not by this call, but later computed again: {stages[0]}"
+            log.info("These values differ from the last call. %s, and stages that need it", text)
 
     def _has_results(self, stem: str) -> bool:
         """Return whether a notebook has run with the earlier values."""
@@ -154,6 +181,7 @@ class Plan:
         return changes
 
 
+_LOOK = ("settings", "formats", "width", "color_by")  # parameters of notebook 07
 _NAMES = {"model_paths": "MODELS", "sums_path": "SHARDS"}
 
 
@@ -162,8 +190,11 @@ def _show(name: str, values: dict[str, Any], default: Any) -> str:
     value = values.get(name, default)
     if name == "model_paths":
         return " ".join(Path(path).stem.rpartition("_k")[0] for path in value)
+    return f"{_text(value) or 'empty'}{' (default)' if value == default else ''}"
+
+
+def _text(value: Any) -> str:
+    """Return a value as text for the command line of make."""
     if isinstance(value, list):
-        text = ",".join(map(str, value))
-    else:
-        text = str(value).lower() if isinstance(value, bool) else str(value)
-    return f"{text or 'empty'}{' (default)' if value == default else ''}"
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value).removesuffix(".0")

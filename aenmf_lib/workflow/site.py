@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import math
 import os
@@ -22,7 +23,9 @@ from aenmf_lib.workflow.parameters import ParameterError
 _LARGEST = 1_500_000  # bytes of a file that the report contains; the page names larger ones
 _ROWS = 500  # of a table that a page shows
 _PER_MM = 5.5  # pixels of a page for a mm of a figure: text of 7 pt is as large as that of the page
-_IMAGES, _LINKED = (".png", ".svg"), (".pdf", ".svg", ".csv", ".tex", ".md")
+_LARGEST_IMAGE = 8_000_000  # bytes of a picture that a page shows
+_IMAGES, _DRAWN, _DATA = (".png", ".svg"), (".png", ".pdf", ".svg"), (".csv", ".tex", ".md")
+_TOGETHER = 60  # seconds in which all formats of a figure are written; one that is older is from an earlier drawing
 _TABLE = "table1"  # the figure that is a table: the scores of the benchmark
 _CACHE = "_scores"  # end of the names of tables that only save computed scores
 _MARK = "aenmf_lib report"
@@ -111,7 +114,7 @@ class _Site:
         for table in tables:
             self._page("table.html", f"tables/{table.name}.html", "../", title=table.name, table=table)
         for run in self.runs:
-            self._page("notebook.html", f"notebooks/{run.name}.html", "../", title=run.title, body=self._html(run.path))
+            self._page("notebook.html", f"notebooks/{run.name}.html", "../", title=run.title, body=self._html(run))
         if cards:
             self._page("programs.html", "programs.html", "", title="Programs", models=cards)
         metadata = self._copy(self.run.parent / crate.NAME, "")
@@ -138,13 +141,18 @@ class _Site:
         text = self.pages.get_template(template).render(**self.common, root=root, **values)
         (self.out / name).write_text(text, encoding="utf-8")
 
-    def _html(self, notebook: Path) -> str:
-        """Return the cells of an executed notebook as HTML, without scripts. Figures of the run are links."""
+    def _html(self, run: Executed) -> str:
+        """Return the cells of an executed notebook as HTML, without scripts. Figures of the run are links.
+
+        One table of the parameters replaces the cell of the defaults and the cell that overrides them.
+        """
         from nbconvert import HTMLExporter
 
         logging.getLogger("traitlets").setLevel(logging.ERROR)  # no warning about images without a text
         exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
-        body, _ = exporter.from_filename(str(notebook))
+        body, _ = exporter.from_file(io.StringIO(executed.for_readers(run.path)))
+        values = self.pages.get_template("parts.html").module.parameters(run)
+        body = body.replace(f"<p>{executed.PLACE}</p>", f"<h2>Parameters</h2>\n{values}", 1)
 
         def link(image: re.Match) -> str:
             found = (self.out / f"figures/{image[2]}.png").is_file()
@@ -153,9 +161,9 @@ class _Site:
         body = re.sub(r'(alt="(\w+)" )src="data:image/png;base64,[^"]+"', link, body)
         return re.sub(r"(?s)<script\b.*?</script>", "", body)
 
-    def _copy(self, file: Path, folder: str) -> str:
+    def _copy(self, file: Path, folder: str, largest: int = 0) -> str:
         """Copy a file into a folder of the report, and return its link. Empty if there is none or it is too large."""
-        if not file.is_file() or file.stat().st_size > _LARGEST:
+        if not file.is_file() or file.stat().st_size > (largest or _LARGEST):
             return ""
         shutil.copyfile(file, self.out / folder / file.name)
         return f"{folder}/{file.name}".lstrip("/")
@@ -169,15 +177,22 @@ class _Site:
     def _figure(self, caption: Path) -> dict[str, Any]:
         """Copy a figure; return what the page shows of it."""
         number = re.match(r"(fig|table)(S?\d+)", caption.stem)
-        files = {end: path for end in (*_IMAGES, *_LINKED) if (path := caption.with_suffix(end)).is_file()}
-        links = {end: self._copy(path, "figures") for end, path in files.items() if end in _LINKED}
-        image = next((link for end in _IMAGES if end in files and (link := self._copy(files[end], "figures"))), "")
+        files = {end: path for end in (*_DRAWN, *_DATA) if (path := caption.with_suffix(end)).is_file()}
+        changed = {end: path.stat().st_mtime for end, path in files.items() if end in _DRAWN}
+        older = [end for end, time in changed.items() if time < max(changed.values()) - _TOGETHER]
+        shown = next((end for end in _IMAGES if end in files and end not in older), "")
+        image = self._copy(files[shown], "figures", _LARGEST_IMAGE) if shown else ""
+        linked = [end for end in files if end not in (*older, ".png")]
+        if {".png", ".pdf"} <= {*files} - {*older}:
+            linked = [end for end in linked if end != ".svg"]  # the pdf has the same lines, and is half as large
+        links = {end: image if end == shown and image else self._copy(files[end], "figures") for end in linked}
         return {
             "name": caption.stem,
             "title": f"{'Figure' if number[1] == 'fig' else 'Table'} {number[2]}" if number else caption.stem,
-            "caption": caption.read_text(encoding="utf-8").strip(),
+            "caption": caption.read_text(encoding="utf-8", errors="replace").strip(),
             "image": image,
-            "width": _width(caption.with_suffix(".png")) if image.endswith(".png") else "",
+            "width": _width(files[shown]) if image else "",
+            "older": [end.removeprefix(".") for end in older],
             "links": {end.removeprefix("."): link for end, link in links.items() if link},
             "large": [(files[end], files[end].stat().st_size) for end, link in links.items() if not link],
         }
@@ -189,7 +204,7 @@ class _Site:
 
     def _table(self, path: Path, n_rows: int = 0) -> Table:
         """Read a table as text, of which a page shows the first rows. Copy its file."""
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8", errors="replace", newline="") as file:
             columns, *rows = csv.reader(file) if path.stat().st_size else [[]]
         shown = rows[:n_rows] if n_rows else rows
         numeric = [
@@ -203,7 +218,9 @@ class _Site:
         from nbconvert.filters import markdown2html
 
         path = self.run / f"figures/{_TABLE}.md"
-        return markdown2html(path.read_text(encoding="utf-8").partition("\n\n")[0]) if path.is_file() else ""
+        if not path.is_file():
+            return ""
+        return markdown2html(path.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0])
 
     def _scores(self) -> list[tuple[str, Table]]:
         """Return the published tables."""
@@ -220,7 +237,7 @@ class _Site:
         """Return the cards of the programs of a model."""
         path = self.run / f"program_cards_{name}.csv"
         model = next((model for model in MODELS if model.lower() == name), name)
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8", errors="replace", newline="") as file:
             cards = list(csv.DictReader(file))
         for card in cards:
             others = [key.removeprefix("nearest_") for key in card if key.startswith("nearest_") and card[key]]
@@ -285,9 +302,12 @@ def _number(text: str | float, digits: int = 4) -> str:
     return f"{value:.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:.{digits}g}"
 
 
-def _width(png: Path) -> str:
+def _width(image: Path) -> str:
     """Return the width of an image on the page, in pixels, from its width in mm."""
-    head = png.read_bytes()[:1000]
+    head = image.read_bytes()[:1000]
+    if image.suffix == ".svg":
+        points = re.search(rb'<svg[^>]* width="([\d.]+)pt"', head)
+        return str(round(_PER_MM * float(points[1]) * 25.4 / 72)) if points else ""
     pixels, found = int.from_bytes(head[16:20]), head.find(b"pHYs") + 4
     return str(round(_PER_MM * pixels / int.from_bytes(head[found : found + 4]) * 1000)) if found > 4 else ""
 

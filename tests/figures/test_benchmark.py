@@ -51,6 +51,12 @@ def offsets(ax, *, filled: bool) -> np.ndarray:
     return np.sort(np.concatenate([mark.get_offsets()[:, 0] for mark in chosen] or [np.empty(0)]))
 
 
+def place(mark) -> tuple:
+    """Return the color and the coordinates of a point or ring."""
+    color = mark.get_edgecolor() if mark.get_label() == "ring" else mark.get_facecolor()
+    return to_hex(color[0]).upper(), mark.get_offsets()[0]
+
+
 def verticals(ax) -> set:
     """Return the x of the vertical lines of a panel, rounded."""
     segments = [np.asarray(s) for mark in marks(ax, LineCollection) for s in mark.get_segments()]
@@ -104,7 +110,7 @@ def test_the_trade_off_shows_the_mean_scores_the_best_corner_and_other_resolutio
     for benchmark, metric in PAIRS.items():
         ax = axes(fig1)[f"trade-off {benchmark}"]
         means = small[benchmark].groupby(["Model", "label"])[metric].mean()
-        points = {to_hex(m.get_facecolor()[0]).upper(): m.get_offsets()[0] for m in marks(ax, PathCollection)}
+        points = dict(map(place, marks(ax, PathCollection)))
         assert len(points) == len(results.MODELS)
         for model in results.MODELS:
             expected = [means[model, "donor_id"], means[model, "cell_type"]]
@@ -126,6 +132,58 @@ def test_the_trade_off_shows_the_mean_scores_the_best_corner_and_other_resolutio
         lines = [line for line in ax.lines if to_hex(line.get_color()).upper() == style.color_of(model)]
         drawn = [line.get_xydata() for line in lines if len(line.get_xydata()) == len(own)]
         np.testing.assert_allclose(drawn, [own.to_numpy()])
+
+
+def test_a_point_that_would_cover_another_one_is_a_ring_around_it(small, fig1):
+    same = {**small, "clustering": small["clustering"].copy()}
+    table = same["clustering"].set_index("Model")
+    for column in ("ARI", "NMI"):
+        table.loc["CAE_NMF2", column] = table.loc["CAE_NMF1", column].to_numpy()
+    fig = draw("fig1_benchmark", {**same, "clustering": table.reset_index()})
+    found = {place(mark)[0]: mark for mark in marks(axes(fig)["trade-off clustering"], PathCollection)}
+    first, second = (found[style.color_of(model)] for model in ("CAE_NMF1", "CAE_NMF2"))
+    np.testing.assert_allclose(first.get_offsets(), second.get_offsets())
+    assert len(first.get_facecolor()) == 1 and len(second.get_facecolor()) == 0
+    hole = np.sqrt(second.get_sizes()[0]) - second.get_linewidth()[0]
+    assert hole > np.sqrt(first.get_sizes()[0])  # points
+    assert "A ring is a large point that would cover another one." in fig.caption
+
+
+def test_captions_say_what_other_embeddings_are():
+    for name in ("fig1_benchmark", "table1"):
+        text = draw(name, simulate("small", ("PCA", "Harmony", *EXTRA[1:]))).caption
+        assert (
+            "Other embeddings: PCA of the matrix of the models, with 12 components; Harmony, PCA corrected for the "
+            "donor; my embedding, read from a file." in text
+        )
+        assert "Other embeddings" not in draw(name, simulate("small")).caption
+
+
+@pytest.mark.parametrize("name", ["fig1_benchmark", "figS5_resolution"])
+def test_a_figure_of_six_embeddings_at_120_mm_and_9_points_fits_on_a_page(name):
+    tables = simulate("small", ("PCA", "Harmony"))
+    fig = draw(name, tables, {"width": 120 / 183, "font": 9 / 7})
+    assert fig.get_figheight() * 25.4 <= 247 and check_layout(fig) == []
+    if name == "fig1_benchmark":
+        names = [text.get_text() for text in panel(fig, "clustering", "cell_type", "NMI").get_yticklabels()]
+        assert names[:2] == ["Conditional\nAE-NMF 1†", "Conditional\nAE-NMF 2"]  # 1 stays with its word
+
+
+def test_the_key_and_the_caption_have_the_same_words_for_the_lines(fig1):
+    words = {word for word, *_ in texts(fig1)}
+    assert {"mean over seeds (thick line)", "mean of all fits (thin line)"} <= words
+    assert "bar" not in fig1.caption
+
+
+def test_figs5_explains_its_panels_and_the_number_of_seeds(small):
+    text = draw("figS5_resolution", small).caption
+    assert "a, b, Agreement with cell type. c, Number of clusters; dotted" in text and "d, e, Agreement with" in text
+    assert "Lines show one Leiden seed (n = 1 here), with 25 neighbors." in text
+    more = pd.concat([small["resolution"], small["resolution"].assign(seed=1)])
+    assert (
+        "Lines show the mean over the Leiden seeds (n = 2)"
+        in draw("figS5_resolution", {**small, "resolution": more}).caption
+    )
 
 
 def test_table_contains_each_point(small, fig1):
@@ -206,7 +264,7 @@ def test_names_and_columns_of_the_user_are_shown_and_fit(small):
     names = {"Base_NMF": {"name": "a$b$ <&> " + "very " * 30 + "long", "color": "#123456"}}
     fig = draw("fig1_benchmark", small, {"models": {**figures.read_settings().models, **names}})
     assert check_layout(fig) == [] and any(word.startswith("a$b$ <&>") for word, *_ in texts(fig))
-    assert "#123456" in {to_hex(m.get_facecolor()[0]) for m in marks(axes(fig)["trade-off clustering"], PathCollection)}
+    assert "#123456" in {place(mark)[0] for mark in marks(axes(fig)["trade-off clustering"], PathCollection)}
 
 
 def unscored(table: pd.DataFrame, label: str) -> pd.DataFrame:
@@ -265,7 +323,8 @@ def test_captions_report_the_data_and_the_run(small, fig1):
         "logistic regression, k nearest neighbors and random forest",
         "classes of at least 10 cells",
         "folds (5 per seed, of the same cells); filled points show seeds (n = 2)",
-        "Thin lines show one seed at resolutions 0.2 to 1.6",
+        "small points that are joined by a line show one seed at resolutions 0.2 to 1.6, of which the open point is",
+        "thick lines show the mean over the seeds of a classifier; thin lines show the mean of all fits",
         "† marks models that were trained with cell types.",
     ):
         assert words in text, words

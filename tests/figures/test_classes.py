@@ -75,6 +75,28 @@ def test_rows_and_columns_have_the_names_of_the_types_in_the_same_order(drawn):
     assert list(drawn.table["number"].unique()) == list(range(1, len(order) + 1))
 
 
+def test_long_names_are_whole_and_their_columns_have_numbers(small):
+    names = {"type 0": "CD8-positive, alpha-beta T cell", "type 1": "CD4-positive, alpha-beta T cell"}
+    renamed = {key: small[key].replace({"class": names, "predicted": names}) for key in ("by_class", "confusion")}
+    fig = draw({**small, **renamed})
+    rows = [text.get_text() for text in axes(fig)["F1"].get_yticklabels()]
+    assert {*names.values()} <= {row.split(" (")[0] for row in rows} and check_layout(fig) == []
+    assert rows[0].endswith("  1") and axes(fig)["AE_NMF"].get_xticklabels()[0].get_text() == "1"
+    assert "The numbers of the columns are those of the rows." in fig.caption
+    assert "The numbers of the columns" not in draw(small).caption
+
+
+def test_a_figure_of_six_embeddings_at_120_mm_and_9_points_fits_on_a_page():
+    fig = draw(simulate("middle", ("PCA", "Harmony")), {"width": 120 / 183, "font": 9 / 7})
+    assert fig.get_figheight() * 25.4 <= 247 and check_layout(fig) == []
+    assert axes(fig)["CAE_NMF1"].get_title(loc="left") == "Conditional\nAE-NMF 1†"
+
+
+def test_the_caption_mentions_the_range_only_if_it_is_drawn(small, drawn):
+    assert "lines show the range" in drawn.caption and "400" not in drawn.caption.replace("n = 400", "")
+    assert "range" not in draw(simulate("many")).caption
+
+
 def test_types_that_are_mistaken_for_each_other_are_neighbors():
     names = list("abcdefgh")
     counts = np.diag(np.full(8, 100))

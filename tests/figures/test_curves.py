@@ -48,6 +48,16 @@ def test_training_draws_the_csv_and_names_each_line_with_its_last_value(layout):
     assert "n = 400 cells, rank k = 12" in fig.caption
 
 
+@pytest.mark.parametrize(("font", "width"), [(2, 0.5), (1, 0.34), (12 / 7, 0.5)])
+def test_training_in_a_narrow_figure_names_the_lines_above_the_panel(font, width):
+    tables = simulate("small")
+    fig = figures.figS1_training(tables["training"], tables["run"], settings=settings(font=font, width=width))
+    assert check_layout(fig) == []
+    (ax,) = fig.axes
+    assert len(fig.legends[0].get_texts()) == 4 and ax.bbox.width > 0.4 * fig.bbox.width
+    assert check_layout(figures.loss_curve([3, 2, 1.5], settings=settings(font=font, width=width))) == []
+
+
 def test_training_of_fewer_models_or_of_another_run():
     tables = simulate("small")
     history = tables["training"].query("Model == 'AE_NMF'")
@@ -91,15 +101,15 @@ def test_rank_draws_the_columns_that_exist(layout, tmp_path):
     panels = {ax.get_label(): [line for line in ax.lines if len(line.get_xdata()) > 1] for ax in fig.axes}
     assert [len(lines) for lines in panels.values()] == [4, 4, 1, 2]
     np.testing.assert_array_equal(panels["relative error"][3].get_ydata(), table["error_genes"])
-    np.testing.assert_array_equal(panels["seconds per fit"][1].get_ydata(), table["seconds_more"])
+    np.testing.assert_array_equal(panels["seconds"][1].get_ydata(), table["seconds_more"])
     one = {"error_donors": np.nan, "halves_mean": np.nan, "halves_median": np.nan, "note": "one donor: no halves"}
     alone = table.assign(**one)
     alone.to_csv(tmp_path / "rank.csv", index=False)
     fig = figures.figS2_rank(figures.read_table(tmp_path / "rank.csv"), settings=settings(**LAYOUTS[layout]))
     assert [sum(len(line.get_xdata()) > 1 for line in ax.lines) for ax in fig.axes] == [3, 2, 1, 2]
-    assert "one donor: no halves" in fig.caption
+    assert "No halves, because there is one donor." in fig.caption
     fig = figures.figS2_rank(alone.assign(starts_mean=np.nan, starts_median=np.nan))  # a panel without lines: left out
-    assert [ax.get_label() for ax in fig.axes] == ["relative error", "empty programs", "seconds per fit"]
+    assert [ax.get_label() for ax in fig.axes] == ["relative error", "empty programs", "seconds"]
     assert check_layout(fig) == []
 
 
@@ -110,6 +120,23 @@ def test_rank_marks_axes_that_do_not_start_at_0_and_ticks_whole_programs():
     low, high = panels["empty programs"].get_ylim()
     ticks = [tick for tick in panels["empty programs"].get_yticks() if low < tick < high]
     assert ticks == [0, 1]
+
+
+def test_rank_caption_explains_each_panel_in_sentences():
+    text = figures.figS2_rank(ranks()).caption
+    for words in (
+        "a, Relative errors ‖X − X Wᵀ W‖ / ‖X‖ of the training cells, 792 held-out cells of the same donors and 1 "
+        "held-out donor. For",
+        "b, Cosines of programs that were matched between 2 random starts and between fits to halves of the donors.",
+        "c, Number of empty programs: those with ",
+        "d, Time of the first start, and of the other starts",
+    ):
+        assert words in text, words
+    none = dict.fromkeys(["starts_mean", "starts_median", "halves_mean", "halves_median", "error_donors"], np.nan)
+    note = "one donor: no held-out donors and no halves of the donors; one start: no comparison of starts"
+    text = figures.figS2_rank(ranks().assign(**none, note=note, starts=1, donors=1, donors_out=0)).caption
+    assert "Cosines" not in text and "b, Number of empty programs" in text and "of 1 donor. " in text
+    assert "No held-out donors and no halves of the donors, because there is one donor. No comparison of" in text
 
 
 def test_table_of_ranks_without_a_column_is_refused():

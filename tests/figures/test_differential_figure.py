@@ -67,6 +67,9 @@ def test_captions_report_design_and_donors():
     numbers = "unpaired t-tests of donors, not cells (2 to 4 control, 3 stimulated)"
     for part in ("n = 5,000 cells", "rank k = 12", numbers, "that were not tested", "trained with cell types"):
         assert part in text
+    assert "a, b, c, d, Rows are programs" in text
+    alone = figures.differential(simulate(models=["AE_NMF"]))
+    assert " Rows are programs" in alone.caption and ", Rows" not in alone.caption
     text = figures.differential(simulate(design="paired", n_pairs=8), run=RunInfo(donor_column="patient")).caption
     assert "paired t-tests of values of patient, not cells (8 pairs)" in text
 

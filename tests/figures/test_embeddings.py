@@ -66,7 +66,8 @@ def test_panels_are_the_models_and_then_other_embeddings(fig):
     titles = [ax.get_title().replace("\n", " ") for ax in fig.axes if ax.get_title()]
     assert titles == ["Conditional AE-NMF 1†", "Conditional AE-NMF 2", "AE-NMF", "NMF", *EXTRA]
     assert "† marks models that were trained with cell types." in fig.caption
-    assert "cell type (a) and donor (b)." in fig.caption and "n = 400 cells, rank k = 12" in fig.caption
+    assert "a, Cells colored by cell type. b, Cells colored by donor." in fig.caption
+    assert "n = 400 cells, rank k = 12" in fig.caption
 
 
 def test_each_name_is_near_the_cells_of_its_type():
@@ -98,10 +99,45 @@ def test_types_whose_names_do_not_fit_have_numbers_that_the_key_explains():
     key = [text.get_text() for text in fig.subfigs[0].legends[0].get_texts()]
     on_map = {text.get_text() for text in axes(fig)["cell_type AE_NMF"].texts} - {"a"}
     assert on_map == {word.split()[0] for word in key} == {str(i + 1) for i in range(12)}
-    assert "The numbers on the maps are those of the legend." in fig.caption
+    assert "Each number (of the legend) is on or next to the densest part of its type, or joined to" in fig.caption
     handles = [to_hex(handle.get_color()) for handle in fig.subfigs[0].legends[0].legend_handles]
     colors = dict(zip(fig.table["cell_type"], colors_of(fig, "cell_type").values(), strict=True))
     assert handles == [colors[name] for name in sorted(long.values())]
+
+
+def test_texts_on_maps_have_no_boxes_and_lines_to_their_cells():
+    for layout in LAYOUTS.values():
+        fig = draw(cells(), settings=settings(**layout))
+        ax = axes(fig)["cell_type AE_NMF"]
+        for text in set(ax.texts) - {text for text in ax.texts if text.get_text() == "a"}:
+            assert text.get_bbox_patch() is None
+            x, y = ax.transData.transform(text.xy)
+            box = next(box for word, box, of in texts(fig) if of is ax and word == text.get_text())
+            assert (text.arrow_patch is None) == (box.x0 <= x <= box.x1 and box.y0 <= y <= box.y1)
+
+
+def test_a_number_is_on_a_large_cluster_and_beside_a_small_one():
+    coords = cells(n_types=2)
+    long = {f"type {i}": f"a very long name of the type number {i}, " * 3 for i in range(2)}
+    coords.obs["cell_type"] = coords.obs["cell_type"].cat.rename_categories(long)
+    coords.obsm["X_umap_AE_NMF"][1::2] = [-9, 9] + coords.obsm["X_umap_AE_NMF"][1::2] * 0.05
+    coords.obsm["X_umap_AE_NMF"][::2] = [9, 0] + (coords.obsm["X_umap_AE_NMF"][::2] - [9, 0]) * 2
+    fig = draw(coords)
+    ax = axes(fig)["cell_type AE_NMF"]
+    joined = {text.get_text(): text.arrow_patch is not None for text in ax.texts if text.get_text() != "a"}
+    assert joined == {"1": False, "2": True}
+    box = next(box for word, box, of in texts(fig) if of is ax and word == "2")
+    xy = ax.transData.transform(coords.obsm["X_umap_AE_NMF"][1::2])
+    assert not any(box.contains(*point) for point in xy)
+
+
+def test_titles_break_before_a_word_with_its_number():
+    tables = simulate("small")
+    for width in np.linspace(100, 150, 11):
+        fig = draw(tables["umap"], run=tables["run"], settings=settings(width=width / 183, font=9 / 7))
+        lines = [line for ax in fig.axes for line in ax.get_title().split("\n")]
+        assert not {"1†", "2"} & {*lines} and "AE-NMF" in lines
+        assert fig.get_figheight() * 25.4 < 247
 
 
 def test_numbers_have_a_scale_and_missing_values_are_gray():
@@ -209,7 +245,8 @@ def test_the_columns_of_the_user_are_named(small):
     run = RunInfo(12, 400, small["run"].used_cell_type, donor_column="batch", cell_type_column="annotation")
     fig = draw(small["umap"], run=run)
     words = " ".join([word for word, *_ in texts(fig)] + [fig.caption])
-    assert "annotation (8)" in words and "batch (5)" in words and "annotation (a) and batch (b)" in words
+    assert "annotation (8)" in words and "batch (5)" in words
+    assert "a, Cells colored by annotation. b, Cells colored by batch." in words
     assert not any(word in words.lower() for word in ("donor", "cell type", "cell_type"))
 
 

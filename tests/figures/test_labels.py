@@ -9,8 +9,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 
-from aenmf_lib.figures.labels import fix_layout, place_labels, thin_ticks
+from aenmf_lib.figures.labels import fix_layout, place_labels, thin_ticks, wrap_name
 from aenmf_lib.figures.settings import use
+from aenmf_lib.figures.text import text_width
 
 NAMES = [f"name of point {i}" for i in range(8)]
 
@@ -99,6 +100,46 @@ def test_a_distant_text_is_joined_to_its_point():
         steps = ends[0] + np.linspace(0, 1, 50)[:, None] * (ends[-1] - ends[0])
         for box in map(Text.get_window_extent, others):
             assert not any(box.contains(*step) for step in steps)
+
+
+def test_on_a_map_each_text_that_is_not_on_its_point_is_joined_to_it():
+    xy = np.random.default_rng(1).random((8, 2))
+    with use():
+        _, ax = panel(xy)
+        left_out = place_labels(ax, *xy.T, NAMES, centered=[True] * 3 + [False] * 5, on_map=True)
+    joined = {text.get_text(): text.arrow_patch is not None for text in ax.texts}
+    for i, (name, point) in enumerate(zip(NAMES, ax.transData.transform(xy), strict=True)):
+        if i not in left_out:
+            box = boxes(ax)[name]
+            assert joined[name] is not box.contains(*point)
+    assert {*joined.values()} == {True, False}
+
+
+def test_the_outline_of_a_text_on_a_map_is_narrow_and_white():
+    pictures = {}
+    for on_map in (False, True):
+        with use():
+            fig, ax = panel([[2, 2]], facecolor="red")  # outside
+            place_labels(ax, [0.5], [0.5], ["mm"], centered=True, on_map=on_map)
+            canvas = FigureCanvasAgg(fig)
+            canvas.draw()
+            x0, y0, x1, y1 = boxes(ax)["mm"].extents.round().astype(int)
+            canvas.draw()
+            picture = np.asarray(canvas.buffer_rgba())[::-1, :, :3].astype(int)
+        white = (picture == 255).all(axis=-1)
+        near = white[y0 - 5 : y1 + 5, x0 - 5 : x1 + 5].sum()  # at 300 pixels per inch
+        pictures[on_map] = near, white[y0 - 20 : y1 + 20, x0 - 20 : x1 + 20].sum() - near
+    assert pictures[False] == (0, 0)
+    assert pictures[True][0] > 100 and pictures[True][1] == 0
+
+
+def test_a_number_at_the_end_of_a_name_stays_with_its_word():
+    with use():
+        name = "Conditional AE-NMF 1†"
+        width = text_width("Conditional AE-NMF") + 0.1
+        assert wrap_name(name, width) == ["Conditional", "AE-NMF 1†"]
+        assert wrap_name(name, text_width(name) + 0.1) == [name]
+        assert wrap_name("Conditional 2", text_width("Conditional") + 0.1) == ["Conditional", "2"]  # no space
 
 
 def test_texts_without_space_are_returned_and_not_drawn():

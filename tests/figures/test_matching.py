@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from checks import LAYOUTS, axes, check_files, check_layout, marks, settings
 from matplotlib.collections import PathCollection, QuadMesh
+from matplotlib.patches import Rectangle
 from program_tables import of_models, simulate_programs
 
 from aenmf_lib import figures
@@ -67,8 +68,26 @@ def test_planted_matches_are_on_the_diagonal_in_the_order_of_their_cosine(fig, s
         cosines = matches.set_index(["program", "other_program"])["cosine"]
         for r, program in enumerate(rows):
             for c, other in enumerate(columns):
-                expected = cosines.get((program, other), np.nan)
-                assert grid[r, c] == expected or (np.ma.is_masked(grid[r, c]) and np.isnan(expected))
+                expected = cosines.get((program, other), 0)
+                assert grid[r, c] == expected or (np.ma.is_masked(grid[r, c]) and expected < 0.1)
+
+
+def test_matches_below_a_tenth_are_white_with_a_frame_as_the_caption_says(small, fig):
+    assert "framed" not in fig.caption
+    weak = small["matches"].copy()
+    of_map = weak["matched"] & (weak["Model"] == "CAE_NMF1") & (weak["other"] == "AE_NMF")
+    weak.loc[weak.index[of_map][:3], "cosine"] = [0.0, 0.0999, 0.1]
+    fig = draw(small | {"matches": weak})
+    assert "white, below 0.1; framed, a match below it." in fig.caption
+    ax = axes(fig)["map AE_NMF"]
+    (mesh,) = marks(ax, QuadMesh)
+    grid = mesh.get_array().reshape(12, 12)
+    assert grid.diagonal().mask.tolist() == [False] * 10 + [True] * 2
+    assert grid[9, 9] == 0.1
+    frames = [patch for patch in ax.patches if isinstance(patch, Rectangle)]
+    assert sorted(int(frame.get_x()) for frame in frames) == sorted(int(frame.get_y()) for frame in frames) == [10, 11]
+    assert not any(frame.get_fill() for frame in frames)
+    assert not axes(fig)["map Base_NMF"].patches
 
 
 def test_dots_are_the_matched_cosines_of_each_two_models(fig, small):

@@ -52,7 +52,7 @@ def test_many_types_and_programs_stay_readable(case, layout):
     assert columns >= 8
     assert (f"The {columns} cell types with most cells, of {n_types}, are shown" in fig.caption) == (columns < n_types)
     assert len(fig.table) == len(tables["usage"])  # the csv contains all
-    assert "For lack of space, the values of " in fig.caption
+    assert "For lack of space, the heat maps of " in fig.caption
 
 
 def test_large_text_on_a_narrow_page_is_not_cut(small):
@@ -119,6 +119,45 @@ def test_second_panel_lists_the_programs_with_the_largest_fold_in_each_type(fig)
         best = part.sort_values("fold", ascending=False).iloc[0]
         i = texts.index(name)
         assert texts[i + 1 : i + 3] == [f"{best['fold']:.1f}×", str(best["program"])]
+
+
+def test_only_programs_far_above_the_mean_of_types_are_called_specific(small):
+    usage = small["usage"].copy()
+    rows = (usage["Model"] == "CAE_NMF1") & (usage["cell_type"] == "type 0")
+    others = usage[(usage["Model"] == "CAE_NMF1") & ~rows].groupby("program")["mean_usage"].mean()
+    usage.loc[rows, "mean_usage"] = (usage.loc[rows, "program"].map(others) * 0.9).to_numpy()
+    fig = draw(small | {"usage": usage})
+    texts = [text.get_text() for text in axes(fig)["types"].texts]
+    folds = [float(text[:-1]) for text in texts if text.endswith("×")]
+    assert min(folds) >= 1.5
+    assert texts[texts.index("type 0") + 1] == "–"
+    assert "at least 1.5); –, no such program." in fig.caption
+    flat = draw(small | {"usage": usage.assign(mean_usage=1.0)})
+    assert [text.get_text() for text in axes(flat)["types"].texts].count("–") == 8
+    assert check_layout(flat) == []
+
+
+@pytest.mark.parametrize("width", [1, 120 / 183])
+def test_names_of_usual_length_are_not_shortened(small, width):
+    long = {"type 0": "CD4-positive, alpha-beta T cell", "type 1": "CD8-positive, alpha-beta T cell"}
+    usage = small["usage"].replace({"cell_type": long})
+    fig = draw(small | {"usage": usage}, settings=settings(width=width))
+    for label in ("types CAE_NMF1", "types"):
+        assert set(long.values()) <= {text.get_text() for text in axes(fig)[label].texts}
+    assert check_layout(fig) == []
+
+
+def test_caption_says_where_the_color_stops_and_which_heat_maps_are_left_out(fig):
+    expected = (
+        "a, Mean usage of the programs by cell types, divided by the mean over the types; the color stops at 1/4 "
+    )
+    assert f"{expected}and 4." in fig.caption
+    (mesh,) = marks(axes(fig)["CAE_NMF1"], QuadMesh)
+    assert [2.0**end for end in mesh.get_clim()] == [1 / 4, 4]
+    narrow = draw(simulate_programs("middle"), settings=settings(width=0.5))
+    missing = [model for model in MODELS if model not in axes(narrow)]
+    assert missing
+    assert "For lack of space, the heat maps of Conditional AE-NMF 2, AE-NMF and NMF are not drawn" in narrow.caption
 
 
 def test_similar_types_are_next_to_each_other(small):

@@ -1,6 +1,7 @@
 """The figures of a run, drawn from its tables by name."""
 
 import inspect
+import os
 import subprocess
 import sys
 
@@ -13,6 +14,8 @@ from checks import RUN, simulate
 from aenmf_lib import figures, results
 from aenmf_lib.figures import run_figures
 from aenmf_lib.figures.run_figures import RunTables, draw
+
+_CARDS = [f"program_cards_{model.lower()}.csv" for model in RUN.used_cell_type]
 
 
 @pytest.fixture
@@ -96,6 +99,59 @@ def test_cells_are_colored_by_a_column_of_the_results_file(tmp_path):
     tables = RunTables(tmp_path / "k12", [tmp_path / "model.h5ad"], ["condition"])
     assert [*tables["umap"].obs["condition"]] == ["x", "y"]
     assert tables["color_by"] == ["condition"]
+
+
+def test_a_table_older_than_a_model_is_named(tables, caplog):
+    path, model = tables.folder / "clustering_resolution.csv", tables.folder / "ae_nmf_k12.h5ad"
+    results.write_table(simulate("small")["resolution"], path)
+    model.touch()
+    tables.model_paths = ["missing.h5ad", model]
+    for table_time, model_time, warned in ((5, 9, True), (9, 5, False), (5, 5, False)):
+        os.utime(path, (table_time, table_time))
+        os.utime(model, (model_time, model_time))
+        caplog.clear()
+        draw("figS5", tables)
+        assert (f"{path} is older than {model}: 'make figures' computes it again" in caplog.text) == warned
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("figS5", {"clustering_resolution.csv"}),
+        ("fig2", {"umap.h5ad"}),
+        (
+            "fig6",
+            {"donor_genes.csv", "donor_share.csv", *_CARDS},
+        ),
+        ("figS3", set()),  # made before the models
+        ("figS1", set()),  # drawn from the results files themselves
+        ("figS2", set()),  # fits its own models
+        ("conditioning", set()),
+    ],
+)
+def test_tables_of_the_results_files_are_compared_with_them(tables, name, expected, monkeypatch):
+    named = set()
+    monkeypatch.setattr(RunTables, "paths", lambda self, table, paths=RunTables.paths: named.update(
+        path.name for path in paths(self, table)) or [])  # fmt: skip
+    run_figures._warn_if_old(run_figures._find(name), tables)
+    assert named == expected
+
+
+def test_the_results_files_of_a_folder_are_found(tmp_path):
+    folder = tmp_path / "k12"
+    folder.mkdir()
+    with pytest.raises(FileNotFoundError, match=r"k12 contains no results file such as .* after 'make train'"):
+        RunTables(folder)
+    own = [folder / f"{model.lower()}_k12.h5ad" for model in results.MODELS]
+    for path in own:
+        path.touch()
+    for name in ("ae_nmf_consensus_k12.h5ad", "ae_nmf_k12.checkpoint.npz", "umap.h5ad", "baselines.h5ad"):
+        (folder / name).touch()
+    assert RunTables(folder).model_paths == RunTables(str(folder)).model_paths == own
+    assert RunTables(folder, color_by=["condition"]).color_by == ["condition"]
+    own[1].unlink()
+    assert RunTables(folder).model_paths == [own[0], *own[2:]]
+    assert RunTables(folder, []).model_paths == []
 
 
 def test_drawing_needs_none_of_the_slow_packages():

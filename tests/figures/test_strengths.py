@@ -72,10 +72,11 @@ def test_every_model_is_named_and_no_number_is_on_an_error_bar(fig):
         assert word in words
     sizes = {text.get_fontsize() for ax in fig.axes for text in ax.texts}
     assert sizes == {fig.settings.font_size}
+    letters = f"a to {max(word for word in words if len(word) == 1)}, "
     assert fig.caption == (
-        "Score against the cell type, and against the column conditioned on, of each model (mean ± s.d. of 3 starts). "
-        "Rank k = 12. Lines connect the strengths of the penalty of a model, from the published weights; a larger "
-        "marker is a larger strength. Names are at the largest strength; a name that has no space in one panel "
+        f"{letters}Score against the cell type, and against the column conditioned on, of each model (mean ± s.d. of "
+        "3 starts). Rank k = 12. Lines connect the strengths of the penalty of a model, from the published weights; a "
+        "larger marker is a larger strength. Names are at the largest strength; a name that has no space in one panel "
         "is in another. The dotted line is the score of an embedding that contains only the cell types. † marks models "
         "that were trained with cell types."
     )

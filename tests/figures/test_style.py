@@ -57,6 +57,15 @@ def test_each_setting_of_an_author_changes_the_figure(tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"example.csv", "example.txt", "example.svg"}
 
 
+def test_pictures_in_other_formats_of_an_earlier_call_are_removed(tmp_path):
+    figures.save(example(TABLE, run=RUN, settings=settings(formats=("pdf", "png"))), tmp_path)
+    others = ["example_2.pdf", "example.h5ad", "other.png"]
+    for name in others:
+        (tmp_path / name).touch()
+    figures.save(example(TABLE, run=RUN, settings=settings(formats=("svg",))), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"example.csv", "example.txt", "example.svg", *others}
+
+
 def test_an_entry_that_is_not_set_keeps_its_default(tmp_path):
     changed = mine(tmp_path, "models: {PCA: {color: red}, mine: {name: My embedding}}\nmarkers: {B cell: [MS4A1]}\n")
     default = figures.read_settings()
@@ -77,7 +86,7 @@ def test_an_entry_that_is_not_set_keeps_its_default(tmp_path):
     [
         ("font_sice: 8", "mine.yaml has an unknown entry 'font_sice'. Did you mean 'font_size'?"),
         ("font_size: large", "mine.yaml: font_size is 'large'. Expected a number of points from 3 to 40."),
-        ("single: true", "mine.yaml: single is True. Expected a width from 30 to 1000 mm."),
+        ("single: true", "mine.yaml: single is True. Expected a width from 60 to 1000 mm."),
         ("fonts: Arial", "mine.yaml: fonts is 'Arial'. Expected a list of fonts, such as [Arial]."),
         ("formats: [pdf, jpg]", "formats is ['pdf', 'jpg']. Expected a list of formats, of pdf, png, svg, tiff."),
         ("models: {AE_NMF: {nme: x}}", "models: AE_NMF has an unknown entry 'nme'. Did you mean 'name'?"),
@@ -98,9 +107,9 @@ def test_a_setting_that_is_not_valid_is_named(tmp_path, text, error):
 
 
 def test_options_and_files_that_are_not_valid_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"single is 5. Expected a width from 30 to 1000 mm"):
+    with pytest.raises(ValueError, match=r"WIDTH is 5. Expected a width from 60 to 1000 mm"):
         figures.read_settings(width=5)
-    with pytest.raises(ValueError, match=r"formats is \['doc'\]"):
+    with pytest.raises(ValueError, match=r"FORMAT is \['doc'\]"):
         figures.read_settings(formats=["doc"])
     with pytest.raises(FileNotFoundError, match=r"none.yaml. Pass an existing file: SETTINGS=mine.yaml"):
         figures.read_settings(tmp_path / "none.yaml")
@@ -190,6 +199,12 @@ def test_a_notebook_shows_the_picture_and_the_escaped_caption():
 
 def test_a_table_of_another_run_is_refused():
     check_run(pd.DataFrame({"Model": ["AE_NMF", "PCA"], "n_cells": [1234, 9], "program": [11, 0]}), "a.csv", RUN)
+    check_run(pd.DataFrame({"label": ["cell_type", "donor_id"], "n_cells": [900, 1234]}), "a.csv", RUN)
+    with pytest.raises(ValueError, match=r"a.csv contains 900 cells, but this run has 1,234"):
+        check_run(pd.DataFrame({"label": ["donor_id"], "n_cells": [900]}), "a.csv", RUN)
+    check_run(pd.DataFrame({"label": ["donor_id"], "n_cells": [900], "max_cells": [900]}), "a.csv", RUN)
+    with pytest.raises(ValueError, match=r"a.csv contains 6 programs, but this run has 12"):
+        check_run(pd.DataFrame({"program": range(6), "share_of_norm": 0.1}), "a.csv", RUN)
     with pytest.raises(ValueError, match=r"a.csv contains 2,000 cells, but this run has 1,234. Run its notebook again"):
         check_run(pd.DataFrame({"n_cells": [2000]}), "a.csv", RUN)
     with pytest.raises(ValueError, match=r"a.csv contains 80 programs, but this run has 12"):

@@ -203,6 +203,10 @@ def test_one_donor_no_types_and_an_empty_program_are_described(cells, tmp_path):
     assert card["top_type"].tolist() == [""] * K
     assert card.loc[2, ["top_genes", "specific_genes", "share_of_norm"]].tolist() == ["", "", 0]
     assert card.loc[2, ["nearest_AE_NMF", "cosine_AE_NMF"]].isna().all()
+    results.write_table(card, tmp_path / "card.csv")
+    written = pd.read_csv(tmp_path / "card.csv", dtype=str, keep_default_na=False).filter(like="nearest_")
+    assert written["nearest_AE_NMF"].str.isdigit().sum() == K - 1  # "0", not "0.0"
+    assert set(written["nearest_AE_NMF"][2] + written["nearest_CAE_NMF1"]) == {""}
     bare.obs["cell_type"] = "T"
     bare.obs["donor_id"] = cells.obs["donor_id"].to_numpy()
     card = programs.program_cards(model, bare)
@@ -366,15 +370,28 @@ def test_files_that_are_no_gmt_raise(tmp_path):
         enrichment.read_gene_sets(tmp_path)
 
 
-def test_sets_of_other_names_or_too_few_genes_raise_with_examples(caplog):
-    caplog.set_level("INFO")
+def test_sets_of_other_names_or_too_few_genes_raise_with_examples():
     genes = [f"G{i}" for i in range(30)]
     with pytest.raises(ValueError, match=r"None of the genes of 1 gene sets .* 'g1', 'g2'; .* are 'G0', 'G1', 'G2' …"):
         enrichment.enrich([["G1"]], genes, {"mouse": ["g1", "g2"]})
     with pytest.raises(ValueError, match=r"The largest of 1 gene sets has 2 genes of the fit\. Expected at least 5"):
         enrichment.enrich([["G1"]], genes, {"A": ["G1", "G2", "x", "y", "z"]})
-    enrichment.enrich([["G1"]], genes, {"A": ["G1", "G2"], "B": genes[:5]})
-    assert "1 of 2 gene sets are not tested, because they have fewer than 5 genes of the fit" in caplog.text
+    table = enrichment.enrich([["G1"]], genes, {"A": ["G1", "G2"], "B": genes[:5]})
+    assert table["gene_set"].tolist() == ["B"]
+
+
+@pytest.mark.parametrize("n_small", [1, 5])
+def test_small_gene_sets_are_reported_once_with_their_names(paths, tmp_path, caplog, n_small):
+    caplog.set_level("INFO")
+    lines = [f"SMALL{i}\tna\tG10\tG11\tNOTHING{i}\tNOTHING{i}B\tNOTHING{i}C\n" for i in range(n_small)]
+    lines.append("\t".join(["LARGE", "na", *(f"G{i}" for i in range(10, 16))]) + "\n")
+    gmt = write_gmt(tmp_path / "sets.gmt", "".join(lines))
+    table = programs.write_program_tables(list(paths.values()), tmp_path, gene_sets=gmt)["gene_set_enrichment"]
+    (message,) = [message for message in caplog.messages if "not tested" in message]
+    names = {1: "SMALL0", 5: "SMALL0, SMALL1, SMALL2, …"}[n_small]
+    reason = "because fewer than 5 of their genes are genes of the fit"
+    assert message == f"{n_small} of {n_small + 1} gene sets not tested, {reason}: {names}"
+    assert set(table["gene_set"]) <= {"LARGE"}
 
 
 def test_gene_sets_with_other_names_stop_before_any_table_is_written(paths, tmp_path):

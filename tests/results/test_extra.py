@@ -180,8 +180,9 @@ def test_array_with_another_number_of_rows_or_dimensions_is_refused(embeddings, 
         file["obsm/X_pca"] = np.zeros(shape, np.float32)
         file["obsm/X_pca"].attrs.update(attributes)
     message = r"has shape \(60,\)" if len(shape) == 1 else rf"has {shape[0]} rows, but the file has 60 cells"
-    with pytest.raises(ValueError, match=message):
-        embeddings.with_extra([entry])
+    for call in (embeddings.with_extra, extra.check):
+        with pytest.raises(ValueError, match=message):
+            call([entry])
 
 
 @pytest.mark.parametrize(("wrong", "n"), [(np.nan, 1), (-np.inf, 2), (1e39, 1)])

@@ -48,7 +48,10 @@ def notebook(title: str, parameters: str, given: dict, minute: int, outputs: lis
     prose = f"# {title}\n**Question.** What is in the file?  **Reads** a file.  **Writes** another one."
     cells = [{"cell_type": "markdown", "id": "a", "metadata": {}, "source": prose}]
     cells.append(_code("b", parameters, ["parameters"]))
-    cells += [_code(f"c{i}", "print(text)", [], text) for i, text in enumerate(texts)]
+    cells.append(
+        _code("given", "".join(f"{name} = {value!r}\n" for name, value in given.items()), ["injected-parameters"])
+    )
+    cells += [_code(f"c{i}", "print(text)  # noqa: T201  # fmt: skip", [], text) for i, text in enumerate(texts)]
     papermill = {
         "parameters": given,
         "start_time": f"2026-01-02T03:{minute:02}:00.123456+00:00",
@@ -124,7 +127,12 @@ def write_run(root: Path, data: str = "data/demo.h5ad") -> Path:
     table.iloc[:1].to_csv(run / "clustering_cell_type.csv", index=False)
     cards = pd.DataFrame({"program": [0, 1], "top_genes": [ODD, "CD3D, CD3E"], "stability": ["", 0.98765]})
     cards = cards.assign(usage_by_type=[f"{ODD} (3.0×)", "T (1.0×)"], variance_by_donor=0.25)
-    cards = cards.assign(nearest_Base_NMF=[3, 4], cosine_Base_NMF=0.5)
+    cards = cards.assign(nearest_Base_NMF=[3.0, 0.0], cosine_Base_NMF=0.5)
+    cards = cards.assign(
+        nearest_CAE_NMF1=[1.0, np.nan], cosine_CAE_NMF1=[0.25, np.nan]
+    )  # of another number of programs
+    wide = {f"comment_{i}_on_the_program": "a_name_without_spaces" for i in range(12)}
+    cards = cards.assign(**wide)  # wider than a page
     cards.to_csv(run / "program_cards_ae_nmf.csv", index=False)
     (run / "figures/fig1_benchmark.png").write_bytes(png(1051, 400))
     for end in ("pdf", "svg", "csv"):

@@ -110,6 +110,23 @@ def test_faults_of_other_embeddings_and_of_the_figures_are_reported(examine, tmp
     assert not {*faults} & {*typed(found)}  # the suggested command leaves them out
 
 
+def test_gene_sets_with_other_names_of_genes_are_refused_before_anything_runs(examine, tmp_path):
+    def sets(*genes):
+        (tmp_path / "sets.gmt").write_text("\t".join(["set", "", *genes]) + "\n")
+        return {"GENE_SETS": f"{tmp_path}/sets.gmt"}
+
+    cells = counts()
+    cells.var["symbol"] = [f"S{i}" for i in range(60)]
+    assert examine(cells, **sets(*(f"S{i}" for i in range(8)))).errors == []  # symbols
+    assert examine(cells, **sets(*(f"g{i}" for i in range(8)))).errors == []  # ids
+    found = examine(cells, **sets("ENSG1", "ENSG2", "ENSG3")).errors
+    assert len(found) == 1 and "None of the genes of 1 gene sets" in found[0] and "'ENSG1'" in found[0]
+    assert "at least 5" in examine(cells, **sets("S1", "S2")).errors[0]
+    (tmp_path / "sets.gmt").write_text("set g1 g2\n")
+    refused = examine(counts(), GENE_SETS=f"{tmp_path}/sets.gmt")
+    assert "line 1 has no tab" in refused.errors[0] and "GENE_SETS" not in typed(refused)
+
+
 def test_missing_columns_are_replaced_by_the_obvious_candidates(examine):
     labels = {"patient": [f"p{i % 4}" for i in range(240)], "celltype": [f"t{i % 3}" for i in range(240)]}
     found = examine(counts(donor_id=None, cell_type=None, n_umi=np.arange(240.0), **labels))
@@ -210,6 +227,8 @@ def test_one_donor_is_a_warning_and_an_error_only_if_no_model_is_left(examine):
     assert found.errors == [] and any("skipped" in warning for warning in found.warnings)
     assert "02_train_base_nmf" in found.text and "04_train_cae_nmf1" not in found.text
     assert any("one donor" in error for error in examine(cells, models=["CAE_NMF1"]).errors)
+    (error,) = examine(cells, BASELINES="PCA,Harmony").errors
+    assert "Harmony corrects for differences between donors, and there is only one donor" in error
 
 
 def test_one_type_is_a_warning(examine):

@@ -1,5 +1,6 @@
 """The provenance of a data set as an RO-Crate, and the record of a run from which it is made."""
 
+import hashlib
 import json
 import logging
 import shutil
@@ -181,7 +182,38 @@ def test_files_are_connected_from_the_input_to_the_tables(folder):
     assert (whole["startTime"], whole["endTime"]) == ("2026-01-02T03:01:00+00:00", "2026-01-02T03:03:30+00:00")
 
 
-def test_hashes_are_those_that_were_recorded(folder):
+def test_small_files_have_their_hash_and_larger_ones_their_size(folder, monkeypatch):
+    found = Crate(folder)
+    files = [of for of in found.typed("File") if not of["@id"].startswith("#")]
+    assert len(files) == 9
+    for of in files:
+        content = (folder / unquote(of["@id"])).read_bytes()
+        assert (of["sha256"], of["contentSize"]) == (hashlib.sha256(content).hexdigest(), str(len(content))), of
+    assert "sha256" not in found.of["#other/scvi.h5ad"]
+    assert "Files up to 5 MB have a sha256." in found.of["./"]["description"]
+    monkeypatch.setattr(crate, "_HASHED", 1000)
+    crate.write(folder)
+    for of in Crate(folder).typed("File"):
+        if not of["@id"].startswith("#"):
+            assert ("sha256" in of) == (int(of["contentSize"]) <= 1000), of
+            assert of["contentSize"] == found.of[of["@id"]]["contentSize"]
+
+
+def test_code_has_its_license_and_the_author_of_the_citation(folder):
+    found = Crate(folder)
+    citation = (Path(__file__).parents[2] / "CITATION.cff").read_text()
+    for of in found.typed("SoftwareSourceCode"):
+        (license,), (author,) = found.refs(of, "license"), found.refs(of, "author")
+        assert license["@id"] == f"https://spdx.org/licenses/{license['identifier']}"
+        assert f"\nlicense: {license['identifier']}\n" in citation
+        assert author["@type"] == "Organization" and f"authors:\n  - name: {author['name']}\n" in citation
+    (license,) = found.refs(found.of["./"], "license")
+    assert license["@type"] == "CreativeWork" and "The license of the cells also applies" in license["description"]
+
+
+def test_recorded_hashes_of_large_files_are_kept(folder, monkeypatch):
+    monkeypatch.setattr(crate, "_HASHED", 4)
+    crate.write(folder)
     found = Crate(folder)
     assert found.of["#data/demo.h5ad"]["sha256"] == "ab" * 32  # of input.yaml
     assert found.of["filtered.h5ad"]["sha256"] == "cd" * 32  # of the provenance of the fit

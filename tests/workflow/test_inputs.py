@@ -248,6 +248,17 @@ def test_forgotten_values_are_listed_before_stages_run_again(make):
     assert "was" not in make("figures", CELLS, "SEED=3").stderr
 
 
+def test_only_stages_that_the_call_runs_are_announced_as_computed_again(make):
+    make.ran("all", CELLS)
+    (make.root / "sets.gmt").write_text("a")
+    programs = make("programs", CELLS, "MAX_CELLS=9", "GENE_SETS=sets.gmt").stderr
+    assert "MAX_CELLS: was 0 (default), now 9\n" in programs
+    assert "Computed again: 10_programs, and" in programs and "06_benchmarks" not in programs
+    later = make("programs", CELLS, "MAX_CELLS=8", "GENE_SETS=sets.gmt").stderr
+    assert "Not by this call, but later computed again: 06_benchmarks, and" in later
+    assert "Computed again: 06_benchmarks, and" in make("all", CELLS, "GENE_SETS=sets.gmt").stderr
+
+
 def _sorted(text: str) -> str:
     """Return the lines with values in alphabetical order."""
     return "".join(sorted(line + "\n" for line in text.splitlines() if ": was " in line))

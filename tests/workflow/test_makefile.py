@@ -218,11 +218,27 @@ def test_one_figure_is_drawn_at_once_without_any_stage(done):
     assert done.ran("all") == STAGES[1:2] + STAGES[5:]
 
 
-def test_a_report_is_made_after_all_stages(make):
-    assert make.ran("report") == STAGES
-    assert make.ran("report") == []
+def test_a_report_packs_what_exists_and_computes_nothing(done):
+    done.edit("notebooks/02_train_base_nmf.py")
+    for words in ([], ["SEED=7", "MIN_CELLS=9"], ["SETTINGS=none.yaml"]):
+        before = {name: (done.root / "results" / name).stat().st_mtime_ns for name in done.files("results")}
+        assert done.ran("report", *words) == []
+        assert {name: (done.root / "results" / name).stat().st_mtime_ns for name in done.files("results")} == before
     call = "report results/demo/k20 --out results/demo/k20/report\n"
-    assert (make.root / "called").read_text() == 2 * call
+    assert (done.root / "called").read_text() == 3 * call
+
+
+@pytest.mark.parametrize("words", [["-j3", "report", "all"], ["all", "report"]])
+def test_a_report_waits_for_the_other_goals_of_the_call(make, words):
+    make.program("python.py", PYTHON + '\nif command == "report":\n    Path("ran").open("a").write("report\\n")\n')
+    assert make.ran(*words) == [*STAGES, "report"] if "-j3" not in words else make.ran(*words)[-1] == "report"
+
+
+def test_after_the_figures_make_names_their_folder_and_the_report(done):
+    for goal in ("all", "figures"):
+        last = done(goal, "DATASET=demo", "K=20").stdout.splitlines()[-1]
+        assert "results/demo/k20/figures/" in last and last.endswith("make report DATASET=demo K=20")
+    assert "make report" not in done("figures", "FIGURE=fig1").stdout + done("train").stdout
 
 
 def test_new_cells_are_projected_with_a_model(make):

@@ -1,5 +1,6 @@
 """The report of a run: a site that opens without a server and a network."""
 
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -112,10 +113,68 @@ def test_names_that_look_like_numbers_stay_and_numbers_are_rounded(report):
 
 def test_figure_has_its_caption_files_and_width(report):
     text = (report / "index.html").read_text()
-    links = [f"figures/fig1_benchmark.{end}" for end in ("png", "pdf", "svg", "csv")]
-    assert {*links} <= {link for _, link in Page(report / "index.html").links}
+    links = [link for _, link in Page(report / "index.html").links if link.startswith("figures/")]
+    assert links == [f"figures/fig1_benchmark.{end}" for end in ("png", "png", "pdf", "csv")]  # no svg beside a pdf
     assert 'width="489"' in text  # 89 mm
     assert "<b>Figure 1.</b> Scores of B &lt;cell&gt; &amp;" in text
+
+
+@pytest.mark.parametrize(
+    ("ages", "shown", "linked"),
+    [
+        ({"png": 0, "svg": 0, "pdf": 0}, "png", ["pdf", "csv"]),
+        ({"png": 50, "svg": 0, "pdf": 40}, "png", ["pdf", "csv"]),  # one drawing, which took a while
+        ({"png": 0, "svg": 0}, "png", ["svg", "csv"]),
+        ({"svg": 0, "pdf": 0}, "svg", ["pdf", "svg", "csv"]),
+        ({"svg": 0}, "svg", ["svg", "csv"]),
+        ({"png": 90, "svg": 0, "pdf": 90}, "svg", ["svg", "csv"]),  # drawn again with FORMAT=svg
+        ({"png": 90, "svg": 90, "pdf": 0}, "", ["pdf", "csv"]),
+        ({"pdf": 0}, "", ["pdf", "csv"]),
+        ({}, "", ["csv"]),
+    ],
+)
+def test_figure_is_shown_from_the_newest_drawing(run, tmp_path, monkeypatch, ages, shown, linked):
+    monkeypatch.setattr(site, "_LARGEST", 20)  # a picture may be larger than other files
+    part = tmp_path / "results/demo/k2"
+    shutil.copytree(run.parent, part.parent, ignore=shutil.ignore_patterns("report", "fig1_benchmark.p*", "*.svg"))
+    svg = '<svg xmlns="http://www.w3.org/2000/svg" width="252.283465pt" height="99pt" viewBox="0 0 252 99"></svg>'
+    content = {"png": fabricated.png(1051, 400), "svg": svg.encode(), "pdf": b"a pdf", "csv": b"a,b"}
+    if shown != "svg":
+        content["svg"] = b"<svg/>"
+    for end, age in ages.items():
+        (file := part / f"figures/fig1_benchmark.{end}").write_bytes(content[end])
+        os.utime(file, (1e9 - age, 1e9 - age))
+    index = site.build(part, tmp_path / "report")
+    page, name = Page(index), "figures/fig1_benchmark"
+    assert page.broken() == []
+    assert [link for tag, link in page.links if tag == "img"] == ([f"{name}.{shown}"] if shown else [])
+    files = index.read_text().partition('class="files"')[2].partition("</p>")[0]
+    assert re.findall(r'href="figures/fig1_benchmark\.(\w+)"', files) == linked
+    assert re.findall(r' width="(\d+)"', index.read_text()) == (
+        ["490" if shown == "svg" else "489"] if shown else []
+    )  # 89 mm
+    assert ("Figure 1 as pdf" in page.text) == ("pdf" in linked and not shown)
+    old = [end for end in ("png", "pdf", "svg") if ages.get(end, 0) == 90]
+    assert ("from an earlier drawing, and left out: " + ", ".join(old) in page.text) == bool(old)
+
+
+def test_cards_name_the_nearest_programs_with_whole_numbers(report):
+    text = " ".join(Page(report / "programs.html").text.split())
+    assert "Nearest NMF: program 3, cosine 0.5; Conditional AE-NMF 1: program 1, cosine 0.25" in text
+    assert text.endswith("Nearest NMF: program 0, cosine 0.5")
+    assert "Program 1 Top genes CD3D, CD3E" in text
+
+
+def test_notebook_has_one_table_of_its_parameters_and_no_comments_for_tools(report):
+    page = Page(report / "notebooks/06_benchmarks.html")
+    text = " ".join(page.text.split())
+    assert "model_paths ['results/demo/k2/ae_nmf_k2.h5ad'] results files to compare" in text
+    assert "seeds [0, 1, 2] one clustering per seed" in text
+    assert "<b>&#39;results/demo/k2&#39;</b>" in page.path.read_text()  # set, not the default
+    for absent in ("results/lab", "results/demo/k12", "noqa", "fmt: skip", "@parameters@", "list["):
+        assert absent not in text
+    assert text.count("out_dir") == 1
+    assert "print ( text )" in text
 
 
 def test_notebook_shows_the_figures_of_the_report(report):
@@ -166,10 +225,12 @@ def test_missing_parts_are_left_out_and_named(run, tmp_path):
 
 def test_large_files_are_named_but_not_copied(run, tmp_path, monkeypatch):
     monkeypatch.setattr(site, "_LARGEST", 100)
+    monkeypatch.setattr(site, "_LARGEST_IMAGE", 100)
     page = Page(site.build(run, tmp_path / "report"))
     assert page.broken() == []
-    assert {path.suffix for path in (tmp_path / "report/figures").iterdir()} == {".csv", ".pdf", ".svg"}
+    assert {path.suffix for path in (tmp_path / "report/figures").iterdir()} == {".csv", ".pdf"}
     monkeypatch.setattr(site, "_LARGEST", 3)
+    monkeypatch.setattr(site, "_LARGEST_IMAGE", 3)
     page = Page(site.build(run, tmp_path / "report"))
     assert page.broken() == []
     assert "not included (0.1 kB)" in page.text
@@ -183,6 +244,15 @@ def test_long_tables_are_cut_on_the_page_only(run, tmp_path, monkeypatch):
     assert "The first 2 of 3 rows." in page.read_text()
     assert page.read_text().count("<tr>") == 3
     assert len((page.with_suffix(".csv")).read_text().splitlines()) == 4
+
+
+def test_files_in_another_encoding_are_shown_as_far_as_they_can_be_read(run, tmp_path):
+    folder = tmp_path / "results/demo" / run.name
+    shutil.copytree(run.parent, folder.parent)
+    (folder / "integration.csv").write_bytes("Model,value\nNMF é,0.5\n".encode("utf-16"))
+    next(folder.glob("figures/*.txt")).write_bytes(b"A caption \xff.")
+    index = site.build(folder, tmp_path / "report")
+    assert "A caption \ufffd." in index.read_text()
 
 
 def test_folder_with_other_files_is_not_replaced(run, tmp_path):
@@ -225,6 +295,14 @@ def test_report_in_a_browser(report):
             page.goto(path.as_uri())
             assert page.evaluate("document.documentElement.scrollWidth") <= 390, path  # a phone
             assert page.evaluate("document.styleSheets.length && getComputedStyle(document.body).marginTop") == "0px"
+        page.emulate_media(media="print")
+        for path in sorted(report.rglob("*.html")):
+            width = 1030 if 'class="landscape"' in path.read_text() else 700  # A4 with margins of 12 mm
+            page.set_viewport_size({"width": width, "height": 900})
+            page.goto(path.as_uri())
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+        page.emulate_media(media="screen")
+        page.set_viewport_size({"width": 390, "height": 800})
         page.goto((report / "index.html").as_uri())
         assert page.evaluate("document.images[0].naturalWidth") == 1051
         page.goto((report / "tables/clustering_long.html").as_uri())
