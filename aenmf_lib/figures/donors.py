@@ -1,5 +1,6 @@
 """The figure of the donor part: its genes, its share of the reconstruction, and what conditioning removes."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,24 +9,21 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import NullLocator
 
 from aenmf_lib.data import DONOR
 from aenmf_lib.figures import style
+from aenmf_lib.figures.donor_variance import SHARES, VariancePlan, draw_variance
 from aenmf_lib.figures.heatmaps import color_bar, heatmap, longest, panel, write_rows
-from aenmf_lib.figures.settings import MM, POINTS
 from aenmf_lib.figures.style import NO_RUN
 from aenmf_lib.figures.tables import check_columns, check_run, check_table
 from aenmf_lib.results import RunInfo
 
 _CONDITIONAL = ("CAE_NMF1", "CAE_NMF2")
 _DONORS = 24  # rows of a heat map; of more donors, those whose own share is largest
-_SHARES = {
-    "variance_by_donor": "donors, within types",
-    "variance_by_type": "types",
-}  # column of the cards -> between what
-_LEAST = 1e-4  # left end of the axis of the variance between donors; smaller shares are drawn there
+_LEAST_WIDTH = 12  # of the figure, in lines of text
+_LEAST_HEAT = 10  # lines of text; a narrower heat map has the bars below it
 _SCALE = "difference from the mean of the other donors (log1p)"
+_OWN, _OF = "own + in all donors", "% of reconstruction"  # title of the bars
 _COLUMNS = ["panel", "Model", DONOR, "gene", "symbol", "program", "quantity", "value"]
 
 
@@ -49,16 +47,22 @@ def fig6_donors(
     One panel per conditional model: its top genes in each donor (columns), as the difference of the donor part from the
     mean of the other donors, and the share of the reconstruction that comes from the donor part. Below, the share of
     the variance of each program's usage between donors and between types, before conditioning (AE-NMF) and after. Of
-    more than 24 donors, those are drawn whose own share is largest. Table: one row per value that is drawn.
+    more than 24 donors, those are drawn whose own share is largest. In a narrow figure, the bars are below the heat
+    map. Table: one row per value that is drawn.
 
     Parameters
     ----------
     donor_genes, donor_share : from ``programs.write_donor_tables``
     cards : from ``programs.write_program_tables``, of AE-NMF and the conditional models
+
+    Raises
+    ------
+    ValueError
+        A table has faults or is of another run, or the figure is narrower than 12 lines of text are high.
     """
     check_columns(donor_genes, "donor_genes.csv", ["Model", DONOR, "rank", "gene", "symbol", "difference"])
     check_columns(donor_share, "donor_share.csv", ["Model", DONOR, "share", "share_common"])
-    check_columns(cards, "table of program cards", ["Model", "program", *_SHARES])
+    check_columns(cards, "table of program cards", ["Model", "program", *SHARES])
     if donor_share.empty or donor_genes.empty:
         reason = next(filter(None, map(run.skipped.get, _CONDITIONAL)), "")
         reason = reason or "no results file of this run contains the donor part of a conditional model"
@@ -68,58 +72,105 @@ def fig6_donors(
     for table, name in ((donor_share, "donor_share.csv"), (cards, "table of program cards")):
         check_run(table, name, run)
 
+    _check_donors(donor_genes, donor_share)
+    least = math.ceil(_LEAST_WIDTH * style.line())
+    if style.page_width("double") < least:
+        raise ValueError(
+            f"fig6_donors is {style.page_width('double'):g} mm wide, but needs a width of at least {least} mm at a "
+            f"font size of {style.current().font_size:g} points. Set WIDTH={least} or a smaller font_size."
+        )
+
     names = style.model_names([*donor_share["Model"], *cards["Model"]], run)
-    size = _Sizes.fit(donor_share[DONOR].unique())
-    models = filter({*donor_share["Model"]}.__contains__, _CONDITIONAL)
+    size = _Sizes.fit(donor_share[DONOR].unique(), [*names.values()])
+    models = filter({*donor_genes["Model"]}.__contains__, _CONDITIONAL)
     panels = [_choose(donor_genes, donor_share, model, int(size.heat / (1.2 * style.line()))) for model in models]
     variance = cards[cards["Model"].isin(["AE_NMF", *_CONDITIONAL])].melt(
-        ["Model", "program"], list(_SHARES), "quantity"
+        ["Model", "program"], list(SHARES), "quantity"
     )
     variance = variance.dropna(subset="value")
     order = [model for model in ("AE_NMF", *_CONDITIONAL) if model in set(variance["Model"])]
 
-    heights = [_height(part, size) for part in panels]
-    below = (2.2 * len(order) + (5.5, 7)[size.narrow]) * style.line() if order else 0
-    fig = style.new_figure(
-        _list_values(panels, variance), "double", sum(heights) + below, _notes(panels, donor_share, run), names, run
-    )
+    places = [_Places.of(part, names[part.model], size) for part in panels]
+    rows = VariancePlan.fit({model: names[model] for model in order}, stacked=size.stacked) if order else None
+    height = sum(place.height for place in places) + (rows.height if rows else 0)
+    caption = _notes(panels, donor_share, run, has_variance=bool(order))
+    fig = style.new_figure(_list_values(panels, variance), "double", height, caption, names, run)
     fig.set_layout_engine("none")  # all panels are placed in mm
     top, axes = 0.0, []
-    for part, height in zip(panels, heights, strict=True):
-        axes.append(_draw_genes(fig, part, names[part.model], top, size))
-        top += height
-    if order:
-        axes += _draw_variance(fig, variance, {model: names[model] for model in order}, top, below)
+    for part, place in zip(panels, places, strict=True):
+        axes.append(_draw_genes(fig, part, place, top, size))
+        top += place.height
+    if rows:
+        axes += draw_variance(fig, variance, rows, top)
     style.letters(axes)
     return fig
 
 
+def _check_donors(genes: pd.DataFrame, share: pd.DataFrame) -> None:
+    """Raise ValueError unless both tables have the same donors in each model with genes, as tables of one run do."""
+    for model in style.in_order(genes["Model"]):
+        first, second = (
+            dict.fromkeys(table.loc[table["Model"] == model, DONOR].astype(str)) for table in (genes, share)
+        )
+        if {*first} != {*second}:
+            one, other = (style.join([*map(repr, donors)][:3]) if donors else "none" for donors in (first, second))
+            raise ValueError(
+                f"The donors of {model} in donor_genes.csv ({len(first)}, such as {one}) and in donor_share.csv "
+                f"({len(second)}, such as {other}) differ; {len({*first} & {*second})} are in both. Expected the same "
+                "donors, from one run. Run 10_programs again."
+            )
+
+
 @dataclass
 class _Sizes:
-    """Widths in mm, from left to right: names of the donors, heat map, bars, and numbers."""
+    """Widths in mm: names of the donors, heat map, bars, and numbers; stacked, if the bars are below the heat map."""
 
     names: float
     heat: float
     bars: float
     numbers: float
+    stacked: bool
 
     @classmethod
-    def fit(cls, donors: Sequence[str]) -> "_Sizes":
+    def fit(cls, donors: Sequence[str], titles: Sequence[str]) -> "_Sizes":
         """Divide the width of the page."""
         line, width = style.line(), style.page_width("double")
         names = longest(style.shorten_labels(donors, 0.2 * width)) + 0.1
         bars, numbers = max(0.12 * width, 3 * line), style.text_width("00.0 + 00.0")
-        return cls(names, width - names - bars - numbers - 4 * line, bars, numbers)
+        heat = width - names - bars - numbers - 4 * line
+        if heat >= max(_LEAST_HEAT * line, *(style.text_width(title, "bold") for title in titles)):
+            return cls(names, heat, bars, numbers, stacked=False)
+        heat = width - names - 2.5 * line
+        return cls(names, heat, heat - numbers - 0.5 * line, numbers, stacked=True)
 
-    @property
-    def narrow(self) -> bool:
-        """Whether titles need two lines."""
-        return style.page_width("double") < 40 * style.line()
 
-    @property
-    def scale(self) -> list[str]:
-        """The lines of the label of the color bar."""
-        return style.wrap(_SCALE, self.bars + self.numbers)
+@dataclass
+class _Places:
+    """Where the parts of the panel of one model are, in mm from its top, and the lines of its texts."""
+
+    title: list[str]
+    genes: list[str]  # shown names
+    shares: list[str]  # title of the bars
+    scale: list[str]  # label of the color bar
+    top_of_heat: float
+    top_of_shares: float
+    height: float
+
+    @classmethod
+    def of(cls, part: _Panel, name: str, size: _Sizes) -> "_Places":
+        """Place the parts beside each other, or below each other."""
+        line, rows = style.line(), 1.2 * style.line() * len(part.donors)
+        genes = style.shorten_labels(part.genes["symbol"], 9 * line)
+        room = style.page_width("double") - 2.5 * line
+        scale = style.wrap(_SCALE, room if size.stacked else size.bars + size.numbers)
+        below = (2 + 1.3 * len(scale)) * line  # color bar with its ticks and label
+        if not size.stacked:
+            height = 2.6 * line + rows + max(longest(genes), below) + 1.9 * line
+            return cls([name], genes, [f"{_OWN},", _OF], scale, 2.6 * line, 2.6 * line, height)
+        title = style.wrap(name, 0.8 * room)  # bold
+        top, shares = (1.4 + 1.25 * len(title)) * line, style.wrap(f"{_OWN}, {_OF}", room)
+        second = top + rows + longest(genes) + (1.2 + 1.25 * len(shares)) * line
+        return cls(title, genes, shares, scale, top, second, second + rows + below + 1.9 * line)
 
 
 def _choose(genes: pd.DataFrame, share: pd.DataFrame, model: str, most: int) -> _Panel:
@@ -138,39 +189,27 @@ def _choose(genes: pd.DataFrame, share: pd.DataFrame, model: str, most: int) -> 
     return _Panel(model, donors, top[["gene", "symbol", "row"]], grid[top["gene"]].to_numpy(), share)
 
 
-def _gene_names(part: _Panel) -> list[str]:
-    """Return the shown names of the genes."""
-    return style.shorten_labels(part.genes["symbol"], 9 * style.line())
-
-
-def _height(part: _Panel, size: _Sizes) -> float:
-    """Return the height of the panel of one model in mm, with its title, names and color bar."""
-    below = max(longest(_gene_names(part)), (2 + 1.3 * len(size.scale)) * style.line())
-    return below + (1.2 * len(part.donors) + 4.5) * style.line()
-
-
-def _draw_genes(fig: style.Sheet, part: _Panel, name: str, top: float, size: _Sizes) -> Axes:
+def _draw_genes(fig: style.Sheet, part: _Panel, place: _Places, top: float, size: _Sizes) -> Axes:
     """Draw the heat map, the shares and the color bar of one model."""
     line = style.line()
     left = size.names + 1.5 * line
     n_rows, n_columns = part.grid.shape
-    upper, height = top + 2.6 * line, 1.2 * line * n_rows
-    width = min(size.heat, n_columns * 3 * line)
-    ax = panel(fig, left, upper, width, height)
+    height, width = 1.2 * line * n_rows, min(size.heat, n_columns * 3 * line)
+    ax = panel(fig, left, top + place.top_of_heat, width, height)
     largest = np.abs(part.grid).max(initial=0) or 1
     end = float(f"{min(largest, np.quantile(part.grid[part.genes['row'], np.arange(n_columns)], 0.8)):.1g}") or largest
     heatmap(ax, part.grid, style.current().diverging, (-end, end))
     ax.set_label(part.model)
     for row, columns in part.genes.reset_index().groupby("row").groups.items():
         ax.add_patch(Rectangle((columns[0], row), len(columns), 1, fill=False, lw=0.6, clip_on=False))
-    for column, gene in enumerate(_gene_names(part)):
+    for column, gene in enumerate(place.genes):
         ax.text(column + 0.5, n_rows + 0.2, gene, rotation=90, ha="center", va="top", clip_on=False)
-    for row, donor in enumerate(style.shorten_labels(part.donors, size.names)):
-        ax.text(-0.4 * line * n_columns / width, row + 0.5, donor, ha="right", va="center_baseline", clip_on=False)
-    ax.set_title(name, loc="left", weight="bold")
+    donors = style.shorten_labels(part.donors, size.names)
+    write_rows(ax, -0.4 * line * n_columns / width, donors, ha="right")
+    ax.set_title("\n".join(place.title), loc="left", weight="bold")
 
-    right = left + size.heat + line
-    shares = panel(fig, right, upper, size.bars, height)
+    right = left if size.stacked else left + size.heat + line
+    shares = panel(fig, right, top + place.top_of_shares, size.bars, height)
     color = style.color_of(part.model)
     light = tuple(1 - 0.35 * (1 - np.array(to_rgb(color))))
     own, common = part.share["share"] - part.share["share_common"], part.share["share_common"]
@@ -181,55 +220,21 @@ def _draw_genes(fig: style.Sheet, part: _Panel, name: str, top: float, size: _Si
     shares.set(xlim=(0, limit), ylim=(n_rows, 0), label=f"{part.model} share")
     texts = [f"{100 * a:.1f} + {100 * b:.1f}" for a, b in zip(own, common, strict=True)]
     write_rows(shares, 1.04 * limit, texts)
-    title = ["own + in all donors,", "% of reconstruction"]
-    shares.text(0, -0.35, "\n".join(title), va="bottom", linespacing=1.25, clip_on=False)
+    if size.stacked:
+        write_rows(shares, -0.4 * line * limit / size.bars, donors, ha="right")
+    edge = (1.5 * line - right) * limit / size.bars if size.stacked else 0
+    shares.text(edge, -0.35, "\n".join(place.shares), va="bottom", linespacing=1.25, clip_on=False)
 
-    bar = panel(fig, right, upper + height + 1.2 * line, size.bars, 0.5 * line)
+    bar = panel(
+        fig,
+        1.5 * line if size.stacked else right,
+        top + place.top_of_shares + height + 1.2 * line,
+        size.bars,
+        0.5 * line,
+    )
     ticks = {-end: f"−{end:g}", 0: "0", end: f"{end:g}"}
-    color_bar(bar, style.current().diverging, "\n".join(size.scale), ticks)
+    color_bar(bar, style.current().diverging, "\n".join(place.scale), ticks)
     return ax
-
-
-def _draw_variance(
-    fig: style.Sheet, variance: pd.DataFrame, names: dict[str, str], top: float, height: float
-) -> list[Axes]:
-    """Draw the variance of the usages between donors and between types: one point per program, and the mean."""
-    line, width = style.line(), style.page_width("double")
-    points = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "annotation_clip": False}
-    labels = [f"{'before' if model == 'AE_NMF' else 'after'}: {name}" for model, name in names.items()]
-    labels = [style.wrap(label, 0.27 * width)[:2] for label in labels]
-    left, number = max(map(longest, labels)) + 1.5 * line, style.text_width("0.00 %") + line
-    size = (width - left - 2 * number - 2.5 * line) / 2
-    axes = []
-    for i, (quantity, between) in enumerate(_SHARES.items()):
-        bottom = 2.5 * line
-        ax = panel(fig, left + i * (size + number + 2 * line), top + height - bottom - 2.2 * line * len(names), size,
-                   2.2 * line * len(names))  # fmt: skip
-        logarithmic = quantity == "variance_by_donor"
-        for row, model in enumerate(names):
-            values = variance.loc[(variance["Model"] == model) & (variance["quantity"] == quantity), "value"]
-            drawn, mean = (np.maximum(x, _LEAST * logarithmic) for x in (values, values.mean()))
-            spread = row + 0.5 + 0.6 * (np.arange(len(values)) * 0.618034 % 1 - 0.5)
-            ax.scatter(drawn, spread, s=5, color=style.color_of(model), alpha=0.6, lw=0, clip_on=False)
-            ax.plot([mean, mean], [row + 0.12, row + 0.88], color="0", lw=1.2, clip_on=False)
-            if len(values):
-                text = f"{100 * values.mean():.2g} %"
-                ax.annotate(text, (1, row + 0.5), (0.6 * line / MM * POINTS, 0), va="center_baseline", **points)
-            if not i:
-                ax.annotate("\n".join(labels[row]), (0, row + 0.5), (-0.5 * line / MM * POINTS, 0), va="center",
-                            ha="right", linespacing=1, **points)  # fmt: skip
-        ax.annotate("mean", (1, 0), (0.6 * line / MM * POINTS, 5), **points)
-        if logarithmic:
-            ax.set(xscale="log", xlim=(_LEAST, 1))
-            ax.set_xticks([1e-4, 1e-3, 1e-2, 1e-1, 1], ["≤ 0.01", "", "1", "", "100"])
-            ax.xaxis.set_minor_locator(NullLocator())
-        else:
-            ax.set_xticks([0, 0.5, 1], ["0", "50", "100"])
-        ax.set(xlim=(_LEAST * logarithmic, 1), ylim=(len(names), 0), label=quantity, xlabel="% of the variance")
-        ax.spines["bottom"].set_visible(True)
-        ax.set_title("\n".join(style.wrap(f"usage variance between {between}", size)), loc="left")
-        axes.append(ax)
-    return axes
 
 
 def _list_values(panels: Sequence[_Panel], variance: pd.DataFrame) -> pd.DataFrame:
@@ -245,29 +250,42 @@ def _list_values(panels: Sequence[_Panel], variance: pd.DataFrame) -> pd.DataFra
     return pd.concat(tables, ignore_index=True).reindex(columns=_COLUMNS)
 
 
-def _notes(panels: Sequence[_Panel], share: pd.DataFrame, run: RunInfo) -> list[str]:
+def _notes(panels: Sequence[_Panel], share: pd.DataFrame, run: RunInfo, *, has_variance: bool) -> list[str]:
     """Return the sentences of the caption."""
     donors = "donors" if run.donor_column == DONOR else f"values of {style.printable(run.donor_column)}"
     n = share.groupby("Model")[DONOR].nunique().max()
     shown = max(len(part.donors) for part in panels)
     absent = [style.name_of(model) for model in _CONDITIONAL
               if model in run.used_cell_type and model not in set(share["Model"])]  # fmt: skip
-    first, last = "abcd"[: len(panels)], "abcd"[len(panels) :][:2]  # letters of the panels
+    same = [style.name_of(model) for model in style.in_order(share["Model"])
+            if model not in [part.model for part in panels]]  # fmt: skip
+    first, last = "abcd"[: len(panels)], "abcd"[len(panels) :][: 2 * has_variance]  # letters of the panels
     return [
         f"Content of the donor part of the conditional models, for {n:,} {donors}",
-        *style.run_note(f"{run.n_cells:,} cells" if run.n_cells else "", run),
         f"Only the {shown} {donors} with the largest own share are shown" if shown < n else "",
         f"{', '.join(first)}, Heat maps show genes that the donor part adds in one donor (framed) more than in the "
         "others, as the difference from the mean of the other donors in log1p of counts per 10,000, at the mean usages "
         "of all cells; differences beyond the scale have its last color",
         "Bars and numbers show the share of the reconstruction that comes from the donor part, divided into the part "
-        "that all donors have and the rest (own)",
-        "The decoder and the encoder of Conditional AE-NMF 2 differ, so the part that all donors have is not a donor "
-        "effect"
+        f"that differs from other {donors} (own, dark) and the part that all {donors} have (light)",
+        f"{style.name_of('CAE_NMF2')} computes the usages with W but reconstructs with W plus the donor part; what "
+        f"this adds to W in all {donors} is the light part, which is no difference between them"
         if any(part.model == "CAE_NMF2" for part in panels)
         else "",
-        f"{', '.join(last)}, Points show the share of the variance of each program's usage that lies between donors "
-        "within cell types, and between cell types, before conditioning (AE-NMF) and after; lines and numbers show "
-        "means over the programs",
+        *_variance_notes(last, donors),
+        *(f"The donor part of {name} adds no gene in one donor more than in the others" for name in same),
         *(f"The results file of {name} contains no donor part; train this model again" for name in absent),
+        *style.run_note(f"{run.n_cells:,} cells" if run.n_cells else "", run),
+    ]
+
+
+def _variance_notes(letters: str, donors: str) -> list[str]:
+    """Return the sentences about the variance of the usages; none if it is not drawn."""
+    if not letters:
+        return []
+    return [
+        f"{letters[0]}, Share of the variance of each program's usage that lies between {donors} within cell types, "
+        f"before conditioning ({style.name_of('AE_NMF')}) and after, one point per program, on a logarithmic axis; "
+        "lines and numbers, means over the programs",
+        f"{letters[1]}, The same for the variance between cell types, on a linear axis",
     ]

@@ -15,6 +15,7 @@ from aenmf_lib.figures.settings import MM
 
 COSINES = LinearSegmentedColormap.from_list("cosines", ["#FFFFFF", "#7FA6C9"])  # black text is readable on all of them
 PAGE = 235  # mm, height of a page: figures of many programs show as many of them as fit
+SPECIFIC = 1.5  # programs whose mean usage in each type is below this fold of the mean over types are of all types
 _RASTER = 4_000  # heat maps with more cells are drawn as pixels, also in pdf and svg
 _CELL = 1.5  # mm, width of a cell of a heat map above which there are lines between cells
 

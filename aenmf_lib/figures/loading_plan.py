@@ -5,17 +5,20 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from aenmf_lib.data import CELL_TYPE
 from aenmf_lib.figures import style
-from aenmf_lib.figures.heatmaps import PAGE, choose_programs, longest
+from aenmf_lib.figures.heatmaps import PAGE, SPECIFIC, choose_programs, longest
 
 SETS = 14  # gene sets that are drawn
 SIGNIFICANT = 0.05  # gene sets with a smaller false discovery rate are drawn
 LABELS = ("weight / largest weight of the program", "−log10 false discovery rate", "genes in common")  # of the keys
+ALL_TYPES = "all types"  # group of the programs that no type uses SPECIFIC times as much as the mean of types
 HEADS = ("program", "used most by")  # names of the rows above the heat map
 _KEYS = 3.2  # height of the color bars without their labels, in lines of text
 HIGH = 10  # programs with a marker among their first genes are shown before other programs
 _LEFT = 0.33  # largest share of the width for names of genes and gene sets
 _COLUMN = (0.95, 4)  # smallest and largest width of a column, in lines of text
+_LINES = 3  # of the name of a group above its columns
 _MOST = 8  # largest number of genes per program
 _MARKERS = 0.25  # largest share of the rows for markers that are not among the largest genes
 _ROWS = 20  # genes that are shown even if the page becomes higher than PAGE
@@ -82,22 +85,45 @@ class Plan:
     @property
     def head(self) -> float:
         """Height of the names of types and the numbers of programs."""
-        names, numbers = longest(self.group_labels), longest([*map(str, self.programs)])
-        names = style.line() if self.is_flat else names
+        numbers = longest([*map(str, self.programs)])
+        if self.is_flat:
+            names = max(map(len, self.group_labels)) * style.line()
+        else:
+            names = max(map(longest, self.group_labels))
+        if self.tested and self.left - longest(HEADS) < 2.7 * style.line():  # the letter of the panel is above them
+            names = max(names, 2.1 * style.line())
         return names + (style.line() if numbers < self.column else numbers) + 1.3 * style.line()
 
     @property
-    def group_labels(self) -> list[str]:
-        """Shown names of the top types, one per group."""
-        return style.shorten_labels(
-            [self.groups[i] or "no type" for i in self.starts[:-1]], (_HEAD - 3.5) * style.line()
-        )
+    def group_labels(self) -> list[list[str]]:
+        """Lines of the shown names of the top types, one list per group."""
+        names, line, length = self._group_names, style.line(), (_HEAD - 3.5) * style.line()
+        if self.is_flat:
+            return [style.wrap(name, room) for name, room in zip(names, self._group_widths, strict=True)]
+        labels = []
+        for name, short, room in zip(names, style.shorten_labels(names, length), self._group_widths, strict=True):
+            lines = style.wrap(name, length)
+            fits = len(lines) * 1.2 * line <= room + 0.5 * line and longest(name.split()) <= length
+            labels.append(lines if fits else [short])
+        return labels
 
     @property
     def is_flat(self) -> bool:
-        """Whether the names of the top types fit above their columns."""
-        widths = np.diff(self.starts) * self.column - 0.5 * style.line()
-        return all(style.text_width(name) < room for name, room in zip(self.group_labels, widths, strict=True))
+        """Whether the names of the top types fit above their columns, in at most three lines."""
+        return all(
+            longest(name.split()) < room and len(style.wrap(name, room)) <= _LINES
+            for name, room in zip(self._group_names, self._group_widths, strict=True)
+        )
+
+    @property
+    def _group_names(self) -> list[str]:
+        """Names of the top types, one per group."""
+        return [style.printable(self.groups[i] or "no type") for i in self.starts[:-1]]
+
+    @property
+    def _group_widths(self) -> list[float]:
+        """Width of the columns of each group, less the space between names."""
+        return [*np.diff(self.starts) * self.column - 0.5 * style.line()]
 
     @property
     def top_of_sets(self) -> float:
@@ -113,12 +139,26 @@ class Plan:
     @property
     def height(self) -> float:
         """Height of the figure."""
-        return self.top_of_keys + (_KEYS + max(map(len, self.key_labels))) * style.line()
+        return self.top_of_keys + self.tops_of_keys[-1]
+
+    @property
+    def tops_of_keys(self) -> list[float]:
+        """Position of each color bar below the first one, and the height of all."""
+        heights = [(_KEYS + len(lines)) * style.line() for lines in self.key_labels]
+        if self.keys_below:
+            return [0, *np.cumsum(heights)]
+        return [*[0] * len(heights), max(heights)]
+
+    @property
+    def keys_below(self) -> bool:
+        """Whether the color bars are below each other, because a word of a label is wider than a third of the page."""
+        words = " ".join(LABELS if self.sets else LABELS[:1]).split()
+        return longest(words) > (style.page_width("double") - 2 * style.line()) / 3 - 2 * style.line()
 
     @property
     def key_width(self) -> float:
         """Width of a color bar with the space beside it."""
-        return (style.page_width("double") - 2 * style.line()) / (3 if self.sets else 2)
+        return (style.page_width("double") - 2 * style.line()) / (1 if self.keys_below else 3 if self.sets else 2)
 
     @property
     def key_labels(self) -> list[list[str]]:
@@ -127,7 +167,9 @@ class Plan:
         return [style.wrap(label, self.key_width - 2 * style.line()) for label in labels]
 
 
-def make_plan(genes: pd.DataFrame, cards: pd.DataFrame, enrichment: pd.DataFrame) -> Plan:
+def make_plan(
+    genes: pd.DataFrame, cards: pd.DataFrame, enrichment: pd.DataFrame, usage: pd.DataFrame | None = None
+) -> Plan:
     """Choose the programs, genes and gene sets that fit on a page."""
     line, width = style.line(), style.page_width("double")
     tested, significant = len(enrichment) > 0, enrichment[enrichment["fdr"] < SIGNIFICANT]
@@ -138,15 +180,17 @@ def make_plan(genes: pd.DataFrame, cards: pd.DataFrame, enrichment: pd.DataFrame
     genes = genes.assign(relative_weight=genes["weight"] / largest, marker_of=marker_of)
     with_markers = genes[(genes["marker_of"] != "") & (genes["rank"] <= HIGH)]
     with_markers = with_markers.sort_values("relative_weight", ascending=False, kind="stable")["program"].tolist()
-    n_programs = int(((1 - _LEFT) * width - 1.3 * line) / (_COLUMN[0] * line))
+    left = max(_LEFT * width, longest(HEADS) + line)
+    n_programs = int((width - left - 1.3 * line) / (_COLUMN[0] * line))
     for n in range(min(n_programs, len(cards)), 0, -1):  # as many programs as fit with at least two genes
         programs = choose_programs(cards, n, with_markers)
         n_genes, rows = _choose_genes(genes[genes["program"].isin(programs)], n_rows)
         if n_genes > 1:
             break
     chosen = cards[cards["program"].isin(programs)].astype({"top_type": str})
-    chosen = chosen.assign(empty=chosen["top_type"] == "").sort_values(
-        ["empty", "top_type", "variance_by_type", "program"], ascending=[True, True, False, True], kind="stable"
+    chosen = chosen.assign(group=chosen["top_type"].mask(chosen["program"].isin(_of_all_types(usage)), ALL_TYPES))
+    chosen = chosen.assign(last=chosen["group"].map({ALL_TYPES: 1, "": 2}).fillna(0)).sort_values(
+        ["last", "group", "variance_by_type", "program"], ascending=[True, True, False, True], kind="stable"
     )
     columns = {program: column for column, program in enumerate(chosen["program"])}
     shown = genes[genes["program"].isin(programs) & genes["gene"].isin(rows)]
@@ -163,8 +207,15 @@ def make_plan(genes: pd.DataFrame, cards: pd.DataFrame, enrichment: pd.DataFrame
     dots = dots.assign(row=dots["gene_set"].map(sets)).sort_values(["row", "column"])
     parts = [shown.assign(part="gene", name=shown["symbol"]), dots.assign(part="gene set", name=dots["gene_set"])]
     table = pd.concat([part for part in parts if len(part)], ignore_index=True).reindex(columns=_TABLE)
-    types = chosen["top_type"].tolist()
-    return Plan([*columns], types, n_genes, best[["symbol", "marker_of"]], [*sets], tested, table)
+    return Plan([*columns], chosen["group"].tolist(), n_genes, best[["symbol", "marker_of"]], [*sets], tested, table)
+
+
+def _of_all_types(usage: pd.DataFrame | None) -> list[int]:
+    """Return the programs that no type uses SPECIFIC times as much as the mean of the types."""
+    if usage is None or not len(usage):
+        return []
+    means = usage.pivot_table(index="program", columns=CELL_TYPE, values="mean_usage", observed=True)
+    return [*means.index[(means.mean(axis=1) > 0) & (means.max(axis=1) < SPECIFIC * means.mean(axis=1))]]
 
 
 def _choose_genes(genes: pd.DataFrame, n_rows: int) -> tuple[int, set[str]]:

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+from aenmf_lib.data import CELL_TYPE
 from aenmf_lib.figures import style
-from aenmf_lib.figures.heatmaps import chosen_note, color_bar, heatmap, light_to_dark, longest, panel
-from aenmf_lib.figures.loading_plan import HEADS, HIGH, SETS, SIGNIFICANT, Plan, make_plan
+from aenmf_lib.figures.heatmaps import SPECIFIC, chosen_note, color_bar, heatmap, light_to_dark, longest, panel
+from aenmf_lib.figures.loading_plan import ALL_TYPES, HEADS, HIGH, SETS, SIGNIFICANT, Plan, make_plan
 from aenmf_lib.figures.settings import MM, POINTS
 from aenmf_lib.figures.tables import check_columns, check_run, check_table
 from aenmf_lib.results import RunInfo
@@ -23,6 +25,7 @@ def fig4_loadings(
     genes: pd.DataFrame,
     cards: pd.DataFrame,
     enrichment: pd.DataFrame,
+    usage: pd.DataFrame | None = None,
     run: RunInfo = style.NO_RUN,
     *,
     model: str = "",
@@ -42,20 +45,31 @@ def fig4_loadings(
     ----------
     genes, cards : ``programs_<model>.csv`` and ``program_cards_<model>.csv`` of all models, with ``Model``
     enrichment : ``gene_set_enrichment.csv``; without rows if no gene sets were given
+    usage : ``usage_by_type.csv``, for the programs that no type uses much more than the others
     run : facts about the run, for the caption
     model : the model to draw (default: the first one)
     """
-    check_table(genes, "programs.csv", ["Model", "program", "gene", "symbol", "rank"], ["weight"])
-    check_table(cards, "program_cards.csv", ["Model", "program", "top_type", "variance_by_type"], ["share_of_norm"])
-    names = ["Model", "program", "gene_set", "overlap", "size", "fdr", "shared_genes"]
-    check_columns(enrichment, "gene_set_enrichment.csv", names)
-    for table, name in ((genes, "programs.csv"), (cards, "program_cards.csv"), (enrichment, "gene_set_enrichment.csv")):
+    check_table(genes, "programs.csv", ["Model", "gene", "symbol"], ["program", "rank", "weight"])
+    check_table(cards, "program_cards.csv", ["Model", "top_type", "variance_by_type"], ["program", "share_of_norm"])
+    of_sets = ["Model", "gene_set", "shared_genes"], ["program", "overlap", "size", "fdr"]
+    if len(enrichment):
+        check_table(enrichment, "gene_set_enrichment.csv", *of_sets)
+    else:
+        check_columns(enrichment, "gene_set_enrichment.csv", [*of_sets[0], *of_sets[1]])
+    tables = {"programs.csv": genes, "program_cards.csv": cards, "gene_set_enrichment.csv": enrichment}
+    if usage is not None:
+        tables["usage_by_type.csv"] = usage
+        check_columns(usage, "usage_by_type.csv", ["Model", "program", CELL_TYPE, "mean_usage"])
+        if len(usage):
+            check_table(usage, "usage_by_type.csv", [CELL_TYPE], ["program", "mean_usage"])
+    for name, table in tables.items():
         check_run(table, name, run)
     model = model or style.in_order(cards["Model"])[0]
     if model not in set(cards["Model"]) & set(genes["Model"]):
         raise ValueError(f"model={model!r} is not in the tables. Choose one of: {', '.join({*cards['Model']})}.")
     genes, cards, enrichment = (table[table["Model"] == model] for table in (genes, cards, enrichment))
-    plan = make_plan(genes, cards, enrichment)
+    usage = None if usage is None else usage[usage["Model"] == model]
+    plan = make_plan(genes, cards, enrichment, usage)
     names = style.model_names([model], run)
     fig = style.new_figure(plan.table, "double", plan.height, _caption(plan, names[model], len(cards), run), names, run)
     fig.set_layout_engine("none")
@@ -64,7 +78,7 @@ def fig4_loadings(
         _draw_sets(fig, plan)
     _draw_keys(fig, plan)
     line = style.line()
-    tops = [1.2 * line, plan.top_of_sets + 0.1 * line][: 1 + plan.tested]
+    tops = [1.2 * line, plan.top_of_sets + 0.1 * line] if plan.tested else []
     style.letters(panel(fig, 2 * line, top, 0.1, 0.1) for top in tops)
     return fig
 
@@ -73,6 +87,8 @@ def _caption(plan: Plan, name: str, total: int, run: RunInfo) -> list[str]:
     """Return the sentences of the caption."""
     first = "The gene with the largest weight" if plan.n_genes == 1 else (
         f"The {plan.n_genes} genes with the largest weights")  # fmt: skip
+    markers = ", and markers of cell types (bold) among the 100 genes with the largest weights"
+    markers *= bool(plan.genes["marker_of"].any())
     is_type = style.label_titles(run)["cell_type"].lower()
     sets = [
         f"b, Gene sets that are enriched in the 100 most specific genes of a program (false discovery rate below "
@@ -84,10 +100,11 @@ def _caption(plan: Plan, name: str, total: int, run: RunInfo) -> list[str]:
         sets = [f"b, {_NO_SETS}"]
     return [
         f"Genes of the programs of {name}",
-        f"a, {first} in each program, and markers of cell types (bold) among the 100 genes with the largest weights",
+        "a, " * plan.tested + f"{first} in each program" + markers,
         "The color is the weight of a gene, divided by the largest weight of the program; white, a gene that is not "
-        "among these 100",
-        f"The programs are grouped by the {is_type} with the largest mean usage",
+        "among the 100 genes with the largest weights of this program",
+        f"The programs are grouped by the {is_type} with the largest mean usage"
+        + f"; {ALL_TYPES}, this usage is below {SPECIFIC:g} times the mean over the types" * (ALL_TYPES in plan.groups),
         chosen_note(plan.n_columns, total, f" of {name}", f"those with a marker among their {HIGH} largest genes, "),
         *(sets if plan.tested else ["No gene sets were tested (option GENE_SETS)"]),
         *style.run_note(f"{run.n_cells:,} cells" if run.n_cells else "", run),
@@ -135,10 +152,11 @@ def _draw_genes(fig: Figure, plan: Plan) -> None:
     for i, program in enumerate(plan.programs):
         top.text(i + 0.5, plan.head - 0.3 * line, program, ha="center", va="bottom", **rotated)
     numbers = line if not rotated else longest([*map(str, plan.programs)])
-    y, rotated = plan.head - numbers - 0.6 * line, {} if plan.is_flat else {"rotation": 90}
+    y, rotated = plan.head - numbers - 0.6 * line, {} if plan.is_flat else {"rotation": 90, "ma": "left"}
     for start, end, label in zip(plan.starts[:-1], plan.starts[1:], plan.group_labels, strict=True):
         top.plot([start + 0.15, end - 0.15], [y, y], color="0.3", lw=0.6)
-        top.text((start + end) / 2, y - 0.2 * line, label, ha="center", va="bottom", **rotated)
+        text = "\n".join(label)
+        top.text((start + end) / 2, y - 0.2 * line, text, ha="center", va="bottom", linespacing=1.15, **rotated)
         if start:
             ax.plot([start, start], [0, n_rows], color="0.6", lw=0.4)
     for text, height in zip(HEADS, (0.3 * line, plan.head - y + 0.2 * line), strict=True):
@@ -158,7 +176,7 @@ def _draw_sets(fig: Figure, plan: Plan) -> None:
         ax.plot([0, plan.n_columns], [i + 0.5, i + 0.5], color="0.9", lw=0.4, zorder=0)
     dots = plan.table[plan.table["part"] == "gene set"]
     ax.scatter(dots["column"].astype(int) + 0.5, dots["row"].astype(int) + 0.5, s=_areas(dots["overlap"], dots),
-               c=-np.log10(dots["fdr"].clip(lower=_LEAST)), cmap=light_to_dark(), vmin=0, vmax=_most(dots), lw=0.3,
+               c=-np.log10(dots["fdr"].clip(lower=_LEAST)), cmap=light_to_dark(), vmin=0, vmax=_rates(dots)[-1], lw=0.3,
                edgecolor="0.2", zorder=2)  # fmt: skip
 
 
@@ -168,9 +186,10 @@ def _areas(overlaps: Sequence[float], dots: pd.DataFrame) -> np.ndarray:
     return diameter**2 * np.asarray(overlaps, float) / dots["overlap"].max()
 
 
-def _most(dots: pd.DataFrame) -> int:
-    """Return the upper end of the color bar of -log10 of the false discovery rate."""
-    return max(int(np.ceil(-np.log10(max(dots["fdr"].min(), _LEAST)))), 2)
+def _rates(dots: pd.DataFrame) -> list[int]:
+    """Return the ticks of the color bar of -log10 of the false discovery rate, which cover its range."""
+    most = max(-np.log10(max(dots["fdr"].min(), _LEAST)), 2)
+    return [*map(int, MaxNLocator(3, steps=style.STEPS, integer=True).tick_values(0, most))]
 
 
 def _draw_keys(fig: Figure, plan: Plan) -> None:
@@ -179,15 +198,17 @@ def _draw_keys(fig: Figure, plan: Plan) -> None:
     width, labels = plan.key_width, ["\n".join(lines) for lines in plan.key_labels]
     keys = [{0: "0", 0.5: "0.5", 1: "1"}]
     if len(dots):
-        most = _most(dots)
-        keys.append({0: "0", most / 2: f"{most / 2:g}", most: f"{most}"})
+        keys.append({tick: f"{tick}" for tick in _rates(dots)})
     top = plan.top_of_keys + line
+    places = [
+        (1.5 * line + i * width * (not plan.keys_below), top + below) for i, below in enumerate(plan.tops_of_keys)
+    ]
     for i, ticks in enumerate(keys):
-        ax = panel(fig, 1.5 * line + i * width, top, width - 2 * line, 0.5 * line)
+        ax = panel(fig, *places[i], width - 2 * line, 0.5 * line)
         color_bar(ax, light_to_dark(), labels[i], ticks)
     if not len(dots):
         return
-    ax = panel(fig, 1.5 * line + 2 * width, top - 0.3 * line, width - 2 * line, 4 * line)
+    ax = panel(fig, places[2][0], places[2][1] - 0.3 * line, width - 2 * line, 4 * line)
     ax.set_label("sizes")
     low, high = int(dots["overlap"].min()), int(dots["overlap"].max())
     x = 0.5 * line

@@ -1,5 +1,8 @@
 """The figure of the donor part: its values are those of its tables, and what cannot be drawn is explained."""
 
+import itertools
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -78,8 +81,18 @@ def test_heat_map_bars_and_points_equal_the_tables(tmp_path):
 def test_caption_explains_what_the_colors_and_bars_are():
     caption = figures.fig6_donors(*simulate(), RUN).caption
     for part in ("5 donors", "n = 4,000 cells, rank k = 12", "difference from the mean of the other donors",
-                 "all donors have and the rest (own)", "not a donor effect", "trained with cell types"):  # fmt: skip
+                 "differs from other donors (own, dark) and the part that all donors have (light)",
+                 "Conditional AE-NMF 2 computes the usages with W but reconstructs with W plus the donor part",
+                 "a, b, Heat maps", "c, Share of the variance", "on a logarithmic axis", "trained with cell types",
+                 "d, The same for the variance between cell types, on a linear axis"):  # fmt: skip
         assert part in caption
+    genes, share, cards = simulate(models=["CAE_NMF1"])
+    caption = figures.fig6_donors(genes, share, cards).caption
+    assert "a, Heat maps" in caption and "b, Share of the variance" in caption and "c, The same" in caption
+    assert "reconstructs with W plus" not in caption
+
+
+LAYOUTS = {**LAYOUTS, "font doubled, width halved": {"font": 2, "width": 0.5}}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -102,6 +115,30 @@ def test_of_many_donors_those_with_the_largest_own_share_are_drawn():
     drawn = fig.table.loc[fig.table["panel"] == "share", "donor_id"].unique()
     assert list(drawn) == [f"D{i:02}" for i in range(24)]
     assert "Only the 24 donors with the largest own share are shown" in fig.caption
+
+
+def test_panels_of_a_very_narrow_figure_are_below_each_other():
+    fig = figures.fig6_donors(*simulate(), RUN, settings=settings(font=2, width=0.5))
+    boxes = {name: ax.get_position() for name, ax in axes(fig).items()}
+    order = ["CAE_NMF1", "CAE_NMF1 share", "CAE_NMF2", "CAE_NMF2 share", "variance_by_donor", "variance_by_type"]
+    for upper, lower in itertools.pairwise(order):
+        assert boxes[upper].y0 > boxes[lower].y1
+    assert all(boxes[name].width > 0.2 for name in order)
+    for name in order[:4]:  # each row has the name of its donor, and letters and titles are complete
+        assert {f"D{i:02}" for i in range(5)} <= {text.get_text() for text in axes(fig)[name].texts}
+    words = [word.replace("\n", " ") for word, *_ in texts(fig)]
+    assert [word for word in words if word in "abcd"] == [*"abcd"]
+    for word in ("Conditional AE-NMF 1†", "after: Conditional AE-NMF 1†", "own + in all donors, % of reconstruction"):
+        assert word in words
+
+
+@pytest.mark.parametrize(("font", "least"), [(1, 38), (2, 75)])
+def test_smallest_width_is_in_the_error_and_works(font, least):
+    look = settings(font=font)
+    with pytest.raises(ValueError, match=rf"needs a width of at least {least} mm .* Set WIDTH={least} or a smaller"):
+        figures.fig6_donors(*simulate(), RUN, settings=replace(look, double=least - 1))
+    for width in (least, 1.1 * least, 1.6 * least):
+        assert check_layout(figures.fig6_donors(*simulate(), RUN, settings=replace(look, double=width))) == []
 
 
 def test_a_narrow_figure_shows_fewer_genes_of_each_donor():
@@ -143,6 +180,7 @@ def test_without_variances_the_donor_part_is_still_drawn():
     assert check_layout(fig) == []
     fig = figures.fig6_donors(genes, share, cards.assign(variance_by_type=np.nan, variance_by_donor=np.nan), RUN)
     assert set(fig.table["panel"]) == {"genes", "share"}
+    assert "variance" not in fig.caption
     assert check_layout(fig) == []
 
 
@@ -156,6 +194,21 @@ def test_tables_with_faults_or_of_another_run_are_refused():
         figures.fig6_donors(genes, share, cards, RunInfo(5, 4_000, RUN.used_cell_type))
     with pytest.raises(ValueError, match=r"donor_share\.csv contains CAE_NMF1, which is not among the models"):
         figures.fig6_donors(genes, share, cards, RunInfo(12, 4_000, {"AE_NMF": False}))
+    other = simulate(donors=["patient 1", "patient 2"], n_donors=2)[1]
+    message = (r"donors of CAE_NMF1 in donor_genes\.csv \(5, such as 'D00', 'D01' and 'D02'\) and in "
+               r"donor_share\.csv \(2, such as 'patient 1' and 'patient 2'\) differ; 0 are in both")  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        figures.fig6_donors(genes, other, cards)
+    with pytest.raises(ValueError, match=r"and in donor_share\.csv \(0, such as none\) differ"):
+        figures.fig6_donors(genes, share[share["Model"] == "CAE_NMF1"], cards)
+
+
+def test_a_model_whose_donors_do_not_differ_is_left_out():
+    genes, share, cards = simulate()
+    fig = figures.fig6_donors(genes[genes["Model"] == "CAE_NMF1"], share, cards, RUN)
+    assert "CAE_NMF2" not in axes(fig)
+    assert "The donor part of Conditional AE-NMF 2 adds no gene in one donor more than in the others." in fig.caption
+    assert check_layout(fig) == []
 
 
 def test_files_are_the_same_twice(tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from checks import LAYOUTS, axes, check_files, check_layout, marks, settings
+from checks import texts as drawn_texts
 from matplotlib.collections import PathCollection, QuadMesh
 from matplotlib.colors import to_rgb
 from program_tables import of_models, simulate_programs
@@ -58,7 +59,19 @@ def test_no_text_is_cut_and_no_texts_overlap(case, layout):
 
 
 def test_large_text_on_a_narrow_page_is_not_cut(small):
-    assert check_layout(draw(small, settings=settings(font=2, width=0.5))) == []
+    for k in (1, 2, 12):
+        tables = {name: small[name][small[name]["program"] < k] for name in ("genes", "cards", "sets")}
+        fig = draw(small | tables, run=RunInfo(), settings=settings(font=2, width=0.5))
+        assert check_layout(fig) == []
+        words = [word.replace("\n", " ") for word, *_ in drawn_texts(fig)]
+        assert {"weight / largest weight of the program", "genes in common"} <= {*words}
+
+
+def test_rotated_names_of_single_columns_do_not_touch_on_a_narrow_page(small):
+    cards = small["cards"].assign(top_type="plasmacytoid dendritic " + small["cards"]["program"].astype(str))
+    fig = draw(small | {"cards": cards}, settings=settings(font=2, width=0.5, markers={}))
+    assert len(programs_of(fig)) > 5
+    assert check_layout(fig) == []
 
 
 def test_files_are_the_same_bytes(fig, tmp_path):
@@ -116,7 +129,61 @@ def test_programs_are_grouped_by_the_type_that_uses_them_most(fig, small):
     assert [text.get_text() for text in names] == list(dict.fromkeys(types))
 
 
+def test_programs_that_all_types_use_are_a_group_of_their_own(small):
+    usage = small["usage"].copy()
+    common = (usage["Model"] == "CAE_NMF1") & usage["program"].isin([3, 5])
+    usage.loc[common, "mean_usage"] = np.where(usage.loc[common, "cell_type"] == "type 0", 1.4, 1.0)
+    cards = small["cards"].copy()
+    cards.loc[(cards["Model"] == "CAE_NMF1") & cards["program"].isin([3, 5]), "top_type"] = "type 0"
+    fig = draw(small | {"cards": cards}, usage=usage)
+    assert set(programs_of(fig)[-2:]) == {3, 5}
+    names = [text.get_text() for text in axes(fig)["programs"].texts if not text.get_text().isdigit()]
+    assert names[-1] == "all types" and names.count("all types") == 1
+    assert "all types, this usage is below 1.5 times the mean over the types." in fig.caption
+    usage.loc[common & (usage["cell_type"] == "type 0"), "mean_usage"] = 2.0  # 2 / 1.125 is above
+    fig = draw(small | {"cards": cards}, usage=usage)
+    assert "all types" not in [text.get_text() for text in axes(fig)["programs"].texts]
+    assert "all types" not in fig.caption
+
+
+@pytest.mark.parametrize("other", ["B cell", "plasmacytoid-dendritic"])  # names are above their columns, or rotated
+def test_names_of_usual_length_are_not_shortened(small, other):
+    types = small["cards"].query("Model == 'CAE_NMF1'")["top_type"].unique()
+    names = {types[0]: "CD4-positive, alpha-beta T cell", types[1]: other}
+    cards = small["cards"].replace({"top_type": names})
+    fig = draw(small | {"cards": cards})
+    texts = [text.get_text() for text in axes(fig)["programs"].texts]
+    assert "CD4-positive,\nalpha-beta T cell" in texts
+    assert check_layout(fig) == []
+
+
+def test_letters_and_markers_are_in_the_caption_only_if_they_are_drawn(small, fig):
+    def letters(fig):
+        return [word for word, *_ in drawn_texts(fig) if word in ("a", "b")]
+
+    assert letters(fig) == ["a", "b"]
+    assert "markers of cell types (bold)" in fig.caption
+    fig = draw(small | {"sets": small["sets"].head(0)}, settings=replace(settings(), markers={"x": ["NOTHING"]}))
+    assert letters(fig) == []
+    assert "genes with the largest weights in each program. " in fig.caption
+    assert "bold" not in fig.caption
+    assert "a, The" not in fig.caption
+
+
 # -------------------------------------------------------------------- gene sets
+@pytest.mark.parametrize("least", [1e-55, 0.04, 1e-7, 1e-90])
+def test_color_key_of_the_rates_has_round_ticks_that_cover_them(small, least):
+    sets = small["sets"].assign(fdr=small["sets"]["fdr"].clip(lower=least))
+    sets.loc[sets.index[sets["Model"] == "CAE_NMF1"][0], "fdr"] = least
+    fig = draw(small | {"sets": sets})
+    bar = next(ax for ax in fig.axes if ax.get_xlabel().startswith("−log10"))
+    ticks = [int(text.get_text()) for text in bar.get_xticklabels()]
+    assert len(ticks) >= 3 and ticks[-1] >= -np.log10(least)
+    assert {f"{tick:.1g}" for tick in np.diff(ticks)} <= {f"{step * ten:.1g}" for step in (1, 2, 5) for ten in (1, 10)}
+    (dots,) = marks(axes(fig)["gene sets"], PathCollection)
+    assert dots.get_clim() == (0, ticks[-1])
+
+
 def test_dots_are_the_planted_sets(fig, small):
     (dots,) = marks(axes(fig)["gene sets"], PathCollection)
     names = [text.get_text() for text in axes(fig)["gene sets"].texts]
@@ -185,6 +252,15 @@ def test_colormap_starts_at_its_light_end(name):
 def test_tables_of_another_run_raise(small):
     with pytest.raises(ValueError, match="contains 12 programs, but this run has 10"):
         draw(small, run=RunInfo(10, 400, {}))
+    for table, name, column in [
+        ("sets", "gene_set_enrichment", "fdr"), ("sets", "gene_set_enrichment", "size"), ("genes", "programs", "rank")
+    ]:  # fmt: skip
+        wrong = small[table].astype({column: object})
+        wrong.iloc[1, list(wrong).index(column)] = "low"
+        with pytest.raises(ValueError, match=rf"{name}\.csv: '{column}' is not a finite number in 1 of .*low in row 2"):
+            draw(small | {table: wrong})
+    with pytest.raises(ValueError, match="has no column 'fdr'"):
+        draw(small | {"sets": small["sets"].head(0).drop(columns="fdr")})
     with pytest.raises(ValueError, match="has no column 'symbol'"):
         draw(small | {"genes": small["genes"].drop(columns="symbol")})
     with pytest.raises(ValueError, match="has no rows"):
