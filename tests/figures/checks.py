@@ -7,15 +7,19 @@ from unittest import mock
 
 import numpy as np
 import pandas as pd
+import pytest
 from anndata import AnnData
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from aenmf_lib import figures, results
-from aenmf_lib.figures.settings import use
+from aenmf_lib.figures.settings import find_font, use
 from aenmf_lib.metrics.classifiers import CLASSIFIERS
 from aenmf_lib.results import RunInfo
+
+if find_font(figures.read_settings().fonts) == "DejaVu Sans":  # a wider font, in which other names fit
+    pytest.skip("needs the font Arial, Helvetica or Liberation Sans", allow_module_level=True)
 
 LONG_NAMES = [
     "CD16-negative, CD56-bright natural killer cell, human",

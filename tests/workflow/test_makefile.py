@@ -707,6 +707,8 @@ def test_lab_prints_its_address_once_and_stops_without_a_question(tmp_path, goal
     words = ["make", goal, f"PYTHON={sys.executable}", "EXECUTOR=local"]
     env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "BROWSER": "true"}  # a browser that does nothing
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    # a shell starts processes in the background with Ctrl-C ignored, also this one
+    pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(words, cwd=tmp_path, env=env, start_new_session=True, **pipes) as server:
         try:
             first = server.stdout.readline()
