@@ -13,7 +13,7 @@ _EXACT = 2**24  # float32 represents all whole numbers up to this one
 _LOG_MAX = 20.0  # log1p of counts per 10,000 is below this value
 _MIN_CELLS = 20  # cells with counts that are needed to detect scaling by their totals and by the values of 1
 _MIN_GENES = 20  # with at least this many expressed genes, a cell of raw counts usually contains a value of 1
-_MANY = 20  # if at least this many values above 1 are expected and there is none, the counts were binarized
+_MANY = 20  # without a value above 1, counts are binarized if at least this many such values are expected
 
 
 def clean(X: csr_matrix, *, fractional: bool = False) -> tuple[csr_matrix, int, str | None]:

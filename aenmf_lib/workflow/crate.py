@@ -27,9 +27,9 @@ from aenmf_lib.workflow.jsonld import (
     OF_CODE,
     OF_RESULTS,
     PROFILES,
+    PYTHON,
     TERMS,
     TYPES,
-    URLS,
     WORKFLOW_CRATE,
     compact,
     listed,
@@ -259,11 +259,11 @@ class _Graph:
         versions = {"Python": run.info.get("python", "")} | run.packages
         versions |= {name.removeprefix("version_"): of for name, of in run.info.items() if name.startswith("version_")}
         parts = []
-        for name, version in versions.items():
-            if version:
-                url = URLS.get(name, f"https://pypi.org/project/{name}/{{0}}").format(version.partition("+")[0])
-                entity = {"@id": f"{url}#{version}", "@type": "SoftwareApplication", "name": name, "url": {"@id": url}}
-                parts.append(self._add(entity | {"softwareVersion": version})["@id"])
+        for name in filter(versions.get, versions):
+            entity = {"@id": f"pkg:pypi/{name}@{versions[name]}", "@type": "SoftwareApplication", "name": name}
+            if name == "Python":
+                entity |= {"@id": PYTHON + versions[name], "url": {"@id": PYTHON + versions[name]}}
+            parts.append(self._add(entity | {"softwareVersion": versions[name]})["@id"])
         source = {"version": run.info.get("git_commit", "unknown"), "softwareRequirements": refs(parts)}
         variants = [name for name in self.found if re.fullmatch(re.escape(f"#{run.name}.py") + r"(-\d+)?", name)]
         same = [name for name in variants if source.items() <= self.found[name].items()]

@@ -17,7 +17,7 @@ FORMATS = {
     ".json": "application/json", ".npz": "application/x-npz",
 }  # fmt: skip
 TYPES = {"int": "Integer", "float": "Float", "bool": "Boolean", "str": "Text"}
-URLS = {"Python": "https://docs.python.org/release/{0}"}  # of the other packages: their page on PyPI
+PYTHON = "https://docs.python.org/release/"  # packages have a package URL instead: pkg:pypi/name@version
 MAKE = "https://www.gnu.org/software/make"
 COMPLETED = "http://schema.org/CompletedActionStatus"
 
