@@ -66,7 +66,7 @@ class _Coloring:
     cells: pd.Categorical | np.ndarray  # of each drawn cell: a label, or a number
     colors: np.ndarray  # of each drawn cell
     names: dict[str, str]  # label -> color; empty for numbers
-    missing: str = ""  # the name for cells without a label, if there are any
+    missing: str = ""  # the name for cells without a value, if there are any
     scale: ScalarMappable | None = None  # of numbers
 
 
@@ -185,9 +185,11 @@ def _color(obs: pd.DataFrame, column: str, title: str, order: np.ndarray) -> _Co
         numbers = values.to_numpy(np.float64, na_value=np.nan)
         finite = np.isfinite(numbers)
         low, high = np.percentile(numbers[finite], _CLIPPED) if finite.any() else (0, 1)
-        scale = ScalarMappable(Normalize(low, max(high, low + 1e-9)), style.current().sequential)
+        around = 0.0 if low < high else 0.5  # of one value
+        scale = ScalarMappable(Normalize(low - around, high + around), style.current().sequential)
         colors = np.where(finite[order, None], scale.to_rgba(numbers[order]), to_rgba(_MISSING))
-        return _Coloring(column, title, numbers[order], colors, {}, scale=scale)
+        missing = "" if finite[order].all() else "no value"
+        return _Coloring(column, title, numbers[order], colors, {}, missing, scale)
     text = as_text(values)
     found = sorted(text.dropna().unique())
     if isinstance(values.dtype, pd.CategoricalDtype):  # in the order of the categories
@@ -314,7 +316,8 @@ def _describe_keys(
             repeat = f", in {colors:,} colors" if colors < n else ""
             sentences.append(f"{coloring.title} has {n:,} values{repeat}, too many for a legend.")
         if coloring.scale:
+            gray = "; gray cells have no value" * bool(coloring.missing)
             sentences.append(
-                f"The color scale of {coloring.title} ends at the percentiles {_CLIPPED[0]} and {_CLIPPED[1]}."
+                f"The color scale of {coloring.title} ends at the percentiles {_CLIPPED[0]} and {_CLIPPED[1]}{gray}."
             )
     return " ".join(["", *sentences])

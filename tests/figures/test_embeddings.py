@@ -150,8 +150,18 @@ def test_numbers_have_a_scale_and_missing_values_are_gray():
     assert light == sorted(light) and len(set(light)) == 3  # viridis
     (scale,) = [ax for ax in fig.axes if ax.get_label() == "<colorbar>"]
     assert scale.get_xlim() == pytest.approx(np.nanpercentile(age, (0.5, 99.5)))
-    assert "The color scale of age ends at the percentiles 0.5 and 99.5." in fig.caption
+    assert "The color scale of age ends at the percentiles 0.5 and 99.5; gray cells have no value." in fig.caption
     assert check_layout(fig, on_panels=True) == []
+
+
+def test_the_scale_of_one_number_has_different_ticks():
+    fig = draw(cells(age=np.full(300, 30.0)), ["age"])
+    (scale,) = [ax for ax in fig.axes if ax.get_label() == "<colorbar>"]
+    fig.draw_without_rendering()
+    texts = [tick.get_text() for tick in scale.get_xticklabels() if tick.get_text()]
+    assert len(set(texts)) == len(texts) > 1
+    assert scale.get_xlim() == (29.5, 30.5)
+    assert "gray" not in fig.caption
 
 
 def test_other_columns_keep_the_order_of_their_categories_and_have_a_legend():
