@@ -221,6 +221,7 @@ def main() -> None:
     os.environ |= {"HOME": str(scratch), "TMPDIR": str(scratch), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     for name in ("data", "results", "training.checkpoint", "metrics.score_cache", "workflow.parameters"):
         import_module(f"aenmf_lib.{name}")  # once, for all forked processes
+    import_module("aenmf_lib.data.one_pass").compile_kernels()  # numba writes its cache now, not during a read
     fuzzer, rows, unreadable = Fuzzer(scratch, args.seed, keep=bool(args.keep)), [], []
     try:
         for suite, chosen in numbers.items():

@@ -29,31 +29,27 @@ seed: int = 42  # random seed of the sample
 import logging
 
 from aenmf_lib import figures, results
-from aenmf_lib.data import file_info, filter_cells, read_counts
+from aenmf_lib.data import filter_cells
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 
 # %% [markdown]
-# ## Find the raw counts
+# ## Keep the donors with enough cells, and normalize
 # Files store raw counts in different places: a layer, `raw.X` or `X`. Raw counts are integers and not negative. Scaled
 # or log-normalized values are an error: to normalize them again would give wrong results without any warning.
-
-# %%
-counts, where = read_counts(data, layer=layer, fractional=fractional)
-print(f"{counts.n_obs:,} cells × {counts.n_vars:,} genes, raw counts from {where}")
-
-# %% [markdown]
-# ## Keep the donors with enough cells, and normalize
+#
 # Each cell is scaled to 10,000 counts, then log1p is applied. This is the only normalization in the whole pipeline.
 # Genes without a count in the remaining cells are dropped. All columns of `obs` and `var` are kept.
 #
-# Read the messages of this cell. They report labels such as `unknown` or `doublet`, labels that differ only in case or
-# spaces, and how many types have cells of several donors. Nothing is dropped or merged unless a parameter says so.
-# The table below has one row per donor. The column `kept` shows whether the cells of this donor stay.
+# The file is read in blocks, so it can be larger than memory. This code reads all counts once, checks them, and
+# chooses the cells and genes to keep. Read its messages. They report labels such as `unknown` or `doublet`, labels that
+# differ only in case or spaces, and how many types have cells of several donors. Nothing is dropped or merged unless a
+# parameter says so. The table below has one row per donor. Its column `kept` shows whether the donor is kept.
 
 # %%
 cells, cohort = filter_cells(
-    counts,
+    data,
+    layer=layer,
     min_cells=min_cells,
     donor_key=donor_key,
     cell_type_key=cell_type_key,
@@ -94,10 +90,11 @@ cells.obs.groupby(["cell_type", "donor_id"], observed=True).size().unstack(fill_
 # type say little about conditioning. In the demo, every type occurs in every donor.
 #
 # ## Write the filtered cells
-# The output file also records the source of its cells: the input file with its hash, the columns, the donors, and the
-# package versions. In Python, `data.prepare(path, min_cells=…)` reads, filters and normalizes the cells in one call.
+# The remaining cells are read again, normalized and written, block by block. The output file also records the source of
+# its cells: the input file with its hash, the columns, the donors, and the package versions. In Python,
+# `data.prepare(path, min_cells=…)` reads, filters and normalizes the cells in one call, and returns them in memory.
 
 # %%
-cells.uns["provenance"] |= {"input": file_info(data), "counts_from": where, **results.run_info()}
+cells.uns["provenance"] |= results.run_info()
 results.write_h5ad(cells, out)
 cells

@@ -5,19 +5,23 @@ import hashlib
 import io
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pandas as pd
 import psutil
+import yaml
 from anndata import AnnData
 from anndata.io import write_elem
-from scipy.sparse import issparse
+from scipy.sparse import csr_matrix, issparse
 
 from aenmf_lib.data.frames import plain_frame
+from aenmf_lib.data.progress import cell_bar
 from aenmf_lib.data.reading import IN_MEMORY, Fault, guard, open_cells, read_element, short
+
+_PARTS = ("uns", "obsm", "varm", "layers", "obsp", "varp")  # of an AnnData, apart from X, obs, var and raw
 
 
 def read_h5ad(path: str | Path) -> AnnData:
@@ -83,24 +87,67 @@ def _is_running(process: int) -> bool:
 def write_h5ad(cells: AnnData, path: str | Path) -> None:
     """Write an ``.h5ad`` file atomically. Columns that not all versions of anndata can write become text.
 
-    Raises OSError if the file cannot be written, and ValueError if its name does not end in ``.h5ad``.
+    The cells of a `CellStream` are written block by block. Raises OSError if the file cannot be written, and ValueError
+    if its name does not end in ``.h5ad``.
     """
     check_output(path, ".h5ad")
     obs, var = plain_frame(cells.obs, "obs", IN_MEMORY), plain_frame(cells.var, "var", IN_MEMORY)
-    parts = {part: dict(getattr(cells, part)) for part in ("uns", "obsm", "varm", "layers", "obsp", "varp")}
-    if cells.raw is not None:
+    in_memory = isinstance(cells, AnnData)
+    parts = {part: dict(getattr(cells, part)) for part in (_PARTS if in_memory else ("uns",))}
+    if in_memory and cells.raw is not None:
         raw_var = plain_frame(cells.raw.var, "raw/var", IN_MEMORY)
         parts["raw"] = {"X": cells.raw.X, "var": raw_var, "varm": dict(cells.raw.varm)}
-    plain = AnnData(cells.X, obs=obs, var=var, **parts)
+    X = cells.X if in_memory else csr_matrix((cells.n_obs, cells.n_vars), dtype=np.float32)
+    plain = AnnData(X, obs=obs, var=var, **parts)
     plain.strings_to_categoricals()
     if plain.raw is not None:
         plain.strings_to_categoricals(plain.raw.var)
+    size = _size_of(plain) + (0 if in_memory else 8 * (cells.n_obs + int(cells.sizes.sum(dtype=np.int64))))
     with atomic(path) as partial, partial.open("w+b", buffering=0) as target:
-        _reserve(target, _size_of(plain), path)
+        _reserve(target, size, path)
         target.truncate(0)  # HDF5 starts with an empty file, and cuts off what it does not need at the end
         with h5py.File(target, "w") as file:
-            _reserve(target, _size_of(plain), path)
+            _reserve(target, size, path)
             write_elem(file, "/", plain)
+            if not in_memory:
+                _write_blocks(cells, file["X"])
+
+
+def _write_blocks(cells: Iterable[tuple[csr_matrix, slice]], group: h5py.Group) -> None:
+    """Replace the arrays of an empty matrix by those of a `CellStream`, contiguous and not compressed."""
+    pointers = _pointers(cells.sizes)
+    for name in ("data", "indices", "indptr"):
+        del group[name]
+    group["indptr"] = pointers
+    data, indices = (
+        group.create_dataset(name, (int(pointers[-1]),), dtype)
+        for name, dtype in (("data", np.float32), ("indices", np.int32))
+    )
+    _copy_blocks(cells, data, indices, pointers)
+
+
+def join_blocks(cells: Iterable[tuple[csr_matrix, slice]]) -> csr_matrix:
+    """Return all cells of a `CellStream` in one matrix, (n_obs, n_vars) CSR float32, without further copies."""
+    pointers = _pointers(cells.sizes)
+    data, indices = (np.empty(pointers[-1], dtype) for dtype in (np.float32, np.int32))
+    _copy_blocks(cells, data, indices, pointers)
+    return csr_matrix((data, indices, pointers), (cells.n_obs, cells.n_vars))
+
+
+def _pointers(sizes: np.ndarray) -> np.ndarray:
+    """Return index pointers, (n_cells + 1,), from the number of nonzeros per cell: int32 if they fit, else int64."""
+    pointers = np.append(0, sizes.cumsum(dtype=np.int64))
+    return pointers.astype(np.int32) if pointers[-1] < 2**31 else pointers
+
+
+def _copy_blocks(cells: Iterable[tuple[csr_matrix, slice]], data: object, indices: object, pointers: object) -> None:
+    """Copy the values and indices of a `CellStream` into arrays. Raise OSError if its file has changed."""
+    for X, rows in cell_bar(cells, "normalize"):
+        expected = pointers[rows.start : rows.stop + 1]
+        if not np.array_equal(X.indptr, expected - expected[0]):
+            raise OSError(f"{cells.path} changed while it was read. Run the command again.")
+        data[expected[0] : expected[-1]] = X.data
+        indices[expected[0] : expected[-1]] = X.indices
 
 
 def _reserve(target: io.FileIO, size: int, path: str | Path) -> None:
@@ -155,14 +202,25 @@ def read_npz(path: str | Path, version: int, what: str, names: Sequence[str] | N
 
 
 def file_info(path: str | Path) -> dict[str, str]:
-    """Return the path and the SHA-256 hash of a file; of a zarr folder, of all names and contents."""
+    """Return the path and the SHA-256 hash of a file; of a zarr folder, of all names and contents.
+
+    For a file that was downloaded by 'make fetch' and has not changed, also return its address and its citation.
+    """
     path = Path(path)
     if not path.is_dir():
-        return {"path": str(path), "sha256": _hash_file(path)}
+        info, record = {"path": str(path), "sha256": _hash_file(path)}, fetch_record(path)
+        known = yaml.safe_load(record.read_text(encoding="utf-8")) if record.is_file() else {}
+        names = ("url", "citation") if known.get("sha256") == info["sha256"] else ()
+        return info | {name: str(known[name]) for name in names if name in known}
     total = hashlib.sha256()
     for file in sorted(file for file in path.rglob("*") if file.is_file()):
         total.update(f"{file.relative_to(path).as_posix()}\0{_hash_file(file)}\n".encode())
     return {"path": str(path), "sha256": total.hexdigest()}
+
+
+def fetch_record(path: str | Path) -> Path:
+    """Return the file in which 'make fetch' records the source of a file of cells."""
+    return Path(path).with_suffix(".fetched.yaml")
 
 
 def _hash_file(path: Path) -> str:

@@ -8,8 +8,8 @@ from scipy.sparse import csr_matrix
 log = logging.getLogger(__name__)
 
 _NEAR = 1e-6  # values that are not farther from a whole number, relative to it, are rounded
-_LARGEST = 2.0**31  # no count is larger; negative integers that are read as unsigned are
-_EXACT = 2**24  # float32 represents all whole numbers up to this one
+LARGEST = 2.0**31  # counts are below; negative integers that are read as unsigned may not be
+EXACT = 2**24  # float32 represents all whole numbers up to this one
 _LOG_MAX = 20.0  # log1p of counts per 10,000 is below this value
 _MIN_CELLS = 20  # cells with counts that are needed to detect scaling by their totals and by the values of 1
 _MIN_GENES = 20  # with at least this many expressed genes, a cell of raw counts usually contains a value of 1
@@ -21,7 +21,7 @@ def clean(X: csr_matrix, *, fractional: bool = False) -> tuple[csr_matrix, int, 
     values = X.data
     # Values are usually valid, so this check reads them as few times as possible. Comparisons with NaN are False.
     lowest, largest = (values.min(), values.max()) if values.size else (0, 0)
-    if not (lowest >= 0 and largest < _LARGEST):
+    if not (lowest >= 0 and largest < LARGEST):
         return X, 0, _describe_range(values)
     n_rounded = 0
     if not (fractional or all(np.array_equal(part, np.trunc(part)) for part in _parts(values))):
@@ -29,8 +29,8 @@ def clean(X: csr_matrix, *, fractional: bool = False) -> tuple[csr_matrix, int, 
         if n := int(_is_fraction(values).sum()):
             return X, 0, _describe_fractions(values, n)
         n_rounded, values = int((values != whole).sum()), whole
-    if largest > _EXACT:
-        log.warning("counts above %d, such as %d, are rounded to 7 digits", _EXACT, largest)
+    if largest > EXACT:
+        log.warning("counts above %d, such as %d, are rounded to 7 digits", EXACT, largest)
     return csr_matrix((values.astype(np.float32, copy=False), X.indices, X.indptr), X.shape), n_rounded, None
 
 
@@ -46,7 +46,7 @@ def _describe_range(values: np.ndarray) -> str:
     if n := int((values < 0).sum()):
         return f"contains {n} negative values (smallest {values.min():.4g}), as scaled data do"
     return (
-        f"contains {int((values >= _LARGEST).sum())} values that are too large for counts (largest {values.max():.4g})"
+        f"contains {int((values >= LARGEST).sum())} values that are too large for counts (largest {values.max():.4g})"
     )
 
 

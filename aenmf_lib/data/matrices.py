@@ -2,6 +2,7 @@
 
 import logging
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
@@ -10,12 +11,16 @@ import numpy as np
 import zarr
 from scipy.sparse import csc_matrix, csr_matrix, issparse, vstack
 
+from aenmf_lib.data.one_pass import Task, read_cells
 from aenmf_lib.data.reading import Fault, available_memory, check_local, check_memory, guard, is_array
+from aenmf_lib.data.storage import Array, open_array
 
 log = logging.getLogger(__name__)
 
 _DENSE_BYTES = 2**27  # bytes of a dense matrix that are read at a time
 _ENTRIES = 2**22  # entries of a CSC matrix that are read at a time
+_BLOCK = 2**24  # entries of a CSR matrix that are read at a time
+_FAILURES = 3  # after so many blocks that need more than one pass, all others are read by `read`, too
 _ENTRY_BYTES = 40  # memory per entry while a CSC matrix is sorted by cells
 _FORMATS = {"csr_matrix": "csr", "csc_matrix": "csc", "csr": "csr", "csc": "csc"}  # the last two: anndata < 0.7
 
@@ -38,6 +43,7 @@ class Matrix:
 
     def __init__(self, node: object, path: str, where: str) -> None:
         self.path, self.where, self.n_duplicates = path, where, 0
+        self._failures, self.one_at_a_time = 0, threading.Lock()  # only one thread at a time may call `read`
         self._window, self._first = None, 0  # cells that were read in advance, and the number of the first
         with guard(path, where):
             self._in_memory = issparse(node) or isinstance(node, np.ndarray)
@@ -55,9 +61,10 @@ class Matrix:
 
     def _slice(self, array: object, lo: int, hi: int) -> np.ndarray:
         """Read a part of an array of the file."""
-        size = (hi - lo) * math.prod(array.shape[1:]) * array.dtype.itemsize
+        whole = array.array if isinstance(array, Array) else array
+        size = (hi - lo) * math.prod(whole.shape[1:]) * whole.dtype.itemsize
         with guard(self.path, self.where, size=size):
-            return array[lo:hi]
+            return array.read(lo, hi) if isinstance(array, Array) else array[lo:hi]
 
     def _open(self, node: object) -> None:
         """Check the shape, the types and the index pointers. Values and indices are checked when they are read."""
@@ -109,6 +116,30 @@ class Matrix:
             n_chunks, n_missing = _count_chunks(array)
             if n_genes > 1 and n_missing > 0:  # they would be read as zeros
                 raise Fault(f"lacks {n_missing} of {n_chunks} chunks of its {name}")
+        self._arrays = open_array(self._data), open_array(self._indices)
+
+    def end_of_block(self, lo: int, hi: int) -> int:
+        """Return the end of the block of cells that starts at `lo`: `hi`, or less to limit the number of nonzeros."""
+        if self.format != "csr":
+            return hi
+        last = int(np.searchsorted(self._pointers, self._pointers[lo] + _BLOCK, "right")) - 1
+        return min(hi, max(last, lo + 1))
+
+    def read_cells(self, rows: np.ndarray, task: Task) -> csr_matrix | None:
+        """Read cells in one pass, as `one_pass.read_cells` does. Return None if only `read` can read them.
+
+        `rows` are the numbers of the cells, (n_cells,), in increasing order. Several threads can call this at once.
+        """
+        if self.format != "csr" or self._failures >= _FAILURES:
+            return None
+        starts, stops = self._pointers[rows], self._pointers[rows + 1]
+        with self._guard():
+            size = int((stops - starts).sum()) * (self._data.dtype.itemsize + self._indices.dtype.itemsize)
+            check_memory(size)
+            with guard(self.path, self.where, size=size):
+                X = read_cells(self._arrays, starts, stops, self.shape[1], task)
+        self._failures += X is None
+        return X
 
     def read(self, lo: int = 0, hi: int | None = None) -> csr_matrix:
         """Return the cells `lo` to before `hi`: sorted CSR, duplicates summed, float32 (float64 if necessary)."""
@@ -203,12 +234,12 @@ class Matrix:
 
     def _entries(self, start: int, stop: int, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Return values in a type of SciPy and indices below `n`, (stop − start,) each, as new arrays."""
-        indices = self._slice(self._indices, start, stop)
+        indices = self._slice(self._arrays[1], start, stop)
         if indices.size and (indices.min() < 0 or indices.max() >= n):
             wrong = indices.min() if indices.min() < 0 else indices.max()
             what = "genes" if self.format == "csr" else "cells"
             raise Fault(f"has the index {wrong}, but there are {n} {what}")
-        values = _native(self._slice(self._data, start, stop), copy=self._in_memory)
+        values = _native(self._slice(self._arrays[0], start, stop), copy=self._in_memory)
         return values, indices.astype(np.int32, copy=self._in_memory)
 
     def _canonical(self, X: csr_matrix) -> csr_matrix:

@@ -1,13 +1,15 @@
 """Read filtered cells as a whole or in blocks, and raw counts in blocks, for files that do not fit in memory.
 
-A background thread reads the next blocks while the caller computes. Reading, decompressing and normalizing release
-Python's global interpreter lock (GIL), as do products of NumPy and torch; `scipy.linalg.blas` functions do not.
+Threads read the next blocks while the caller computes. Reading, decompressing and normalizing release Python's global
+interpreter lock (GIL), as do products of NumPy and torch; `scipy.linalg.blas` functions do not.
 """
 
+import copy
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 import h5py
@@ -21,11 +23,13 @@ from aenmf_lib.data import files, preprocessing
 from aenmf_lib.data.counts import Found, check_cells, find_counts
 from aenmf_lib.data.labels import CELL_TYPE, DONOR, gene_ids
 from aenmf_lib.data.matrices import Matrix, report_repairs
+from aenmf_lib.data.one_pass import Task
 from aenmf_lib.data.reading import guard, open_cells, read_element, short
+from aenmf_lib.data.storage import N_THREADS
 
 log = logging.getLogger(__name__)
 
-_AHEAD = 2  # blocks that the background thread reads in advance
+_AHEAD = max(2, N_THREADS)  # blocks that are read in advance
 
 
 class CellStream:
@@ -40,14 +44,17 @@ class CellStream:
     counts, layer, fractional
         Read raw counts, found as by `data.read_counts`, and normalize them as `data.normalize` does (with
         identical results). Without `counts`, ``X`` is read and must be log1p of counts per 10,000.
+    normalize
+        With `counts`: if False, return the counts themselves, checked in the same way.
     genes
         Names of the genes to return, in this order; all genes if None. Ensembl ids match without their version. Cells
         are scaled by their counts of all genes.
     keep, rows
         The cells to return: (n_cells_in_file,) bool, and a contiguous range of cells of the file, such as one shard.
     block
-        Number of cells to read at a time. Reading uses up to about 40 bytes per nonzero of a block. Of a matrix that is
-        stored by genes (CSC), as many cells as fit in half of the memory are collected at a time.
+        Number of cells to read at a time; fewer if they have more than 16 million nonzeros. Each block that is read in
+        advance (one per core, but 2 to 8) uses about 8 bytes per nonzero, or 40 if its values or genes need a repair.
+        From a matrix that is stored by genes (CSC), as many cells are read at a time as fit in half of the memory.
 
     Attributes
     ----------
@@ -69,6 +76,7 @@ class CellStream:
         counts: bool = False,
         layer: str = "",
         fractional: bool = False,
+        normalize: bool = True,
         genes: Sequence[str] | None = None,
         keep: np.ndarray | None = None,
         rows: slice | None = None,
@@ -76,11 +84,14 @@ class CellStream:
     ) -> None:
         if (layer or fractional) and not counts:
             raise ValueError(f"layer={layer!r} and fractional={fractional} apply to raw counts only. Set counts=True.")
+        if not (normalize or counts):
+            raise ValueError("normalize=False applies to raw counts only. Set counts=True.")
         if isinstance(block, bool) or not isinstance(block, int | np.integer):
             raise TypeError(f"block={block!r} is not a whole number. Set the number of cells to read at a time.")
         if block < 1:
             raise ValueError(f"block={block} is too small. Set the number of cells to read at a time to 1 or more.")
         self.path, self.counts, self.fractional, self.block = Path(path), counts, fractional, int(block)
+        self.normalize = normalize
         with open_cells(path) as file:
             found = find_counts(file, layer=layer, fractional=fractional, counts=counts)
             self.where, self._key, self._names = found.where, found.key, found.obs.index
@@ -128,6 +139,22 @@ class CellStream:
             raise ValueError(f"genes contains two versions of {repeated[0]!r}. Name each gene once.")
         return columns
 
+    def select(self, keep: np.ndarray, genes: np.ndarray | None = None, *, normalize: bool = False) -> "CellStream":
+        """Return a stream of some of these cells, (n_obs,) bool, and genes, (n_vars,) bool. Nothing is read."""
+        found = copy.copy(self)
+        found.__dict__.pop("sizes", None)
+        found.normalize, found._kept, found.obs = normalize, self._kept[keep], self.obs[keep]
+        if genes is not None:
+            columns = np.flatnonzero(genes)
+            found._columns = columns if self._columns is None else self._columns[columns]
+            found.var = self.var[genes]
+        return found
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """The number of nonzeros of each cell, (n_obs,) int32. Reads all cells, unless `filter_cells` has."""
+        return np.concatenate([np.diff(X.indptr) for X, _ in self] or [np.zeros(0)]).astype(np.int32)
+
     n_obs = property(lambda self: len(self.obs))
     n_vars = property(lambda self: len(self.var))
     obs_names = property(lambda self: self.obs.index)
@@ -141,10 +168,11 @@ class CellStream:
             with guard(self.path, self.where):
                 node = file[self._key]
             matrix, self._n_rounded = Matrix(node, str(self.path), self.where), 0
-            reader, ahead = ThreadPoolExecutor(1, "read ahead"), deque()
+            reader, ahead = ThreadPoolExecutor(N_THREADS if matrix.format == "csr" else 1, "read ahead"), deque()
             try:  # no local variable may refer to a block: it would stay in memory while the caller uses the next one
-                for lo in range(self._range.start, self._range.stop, self.block):
-                    hi = min(lo + self.block, self._range.stop)
+                hi = self._range.start
+                while hi < self._range.stop:
+                    lo, hi = hi, matrix.end_of_block(hi, min(hi + self.block, self._range.stop))
                     rows = slice(*np.searchsorted(self._kept, [lo, hi]).tolist())
                     if rows.start < rows.stop:
                         ahead.append(reader.submit(self._read_block, matrix, lo, hi, rows))
@@ -158,18 +186,26 @@ class CellStream:
 
     def _read_block(self, matrix: Matrix, lo: int, hi: int, rows: slice) -> tuple[csr_matrix, slice]:
         """Read the cells `lo` to `hi` of the file; return the kept ones, checked and normalized, and their `rows`."""
+        X = matrix.read_cells(self._kept[rows], Task(self.counts, self.normalize, self._columns))
+        if X is None:
+            with matrix.one_at_a_time:
+                X = self._read_any(matrix, lo, hi, rows)
+        return X, rows
+
+    def _read_any(self, matrix: Matrix, lo: int, hi: int, rows: slice) -> csr_matrix:
+        """Return the kept cells from `lo` to `hi`, checked and normalized, for any kind of matrix."""
         X = matrix.read(lo, hi)
         if X.shape[0] > rows.stop - rows.start:
             X = X[self._kept[rows] - lo]
         X, n_rounded = check_cells(matrix, X, self._kept[rows], self._names, self.fractional, counts=self.counts)
         self._n_rounded += n_rounded
-        if self.counts:
-            return preprocessing.normalize(X, self._columns), rows
+        if self.counts and self.normalize:
+            return preprocessing.normalize(X, self._columns)
         if self._columns is not None:
             X = X[:, self._columns]
         X.eliminate_zeros()
         X.sort_indices()
-        return X, rows
+        return X
 
 
 def iter_blocks(cells: AnnData | CellStream) -> Iterable[tuple[csr_matrix, slice]]:

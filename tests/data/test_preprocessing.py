@@ -10,7 +10,7 @@ from conftest import tiny_cells
 from scipy.sparse import csc_matrix, csr_array, csr_matrix
 
 from aenmf_lib import data
-from aenmf_lib.data import preprocessing
+from aenmf_lib.data.label_summary import summarize_labels
 
 
 def test_normalize_equals_scanpy():
@@ -320,7 +320,7 @@ def test_min_cells_0_is_5000_or_a_tenth_of_the_largest_donor(counts, caplog):
     assert cells.uns["provenance"]["min_cells"] == 4
     assert "Fewer than two donors have 5,000 cells, so min_cells is 4" in caplog.text
     obs = pd.DataFrame({"donor_id": ["a"] * 5000 + ["b"] * 6000 + ["c"] * 4999, "cell_type": "T"})
-    summary = preprocessing.summarize_labels(obs)
+    summary = summarize_labels(obs)
     assert (summary.min_cells, list(summary.donors["kept"])) == (5000, [True, True, False])
 
 
