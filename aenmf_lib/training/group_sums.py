@@ -8,6 +8,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from aenmf_lib.data.preprocessing import CELL_TYPE, DONOR
+from aenmf_lib.training import _sum_kernels
 
 
 @dataclass
@@ -30,18 +31,10 @@ class GroupSums:
 
     @classmethod
     def from_cells(cls, X: csr_matrix, cell_type: np.ndarray, donor: np.ndarray, partition: np.ndarray) -> "GroupSums":
-        """Return the sums over one block of cells."""
-        labels = pd.DataFrame({CELL_TYPE: cell_type, DONOR: donor})
-        code = labels.groupby([CELL_TYPE, DONOR], sort=False).ngroup().to_numpy()  # in order of appearance
-        names = list(labels.drop_duplicates().itertuples(index=False, name=None))
-        one_hot = csr_matrix((np.ones(len(code)), code, np.arange(len(code) + 1)), shape=(len(code), len(names)))
-        totals = (one_hot.T.tocsr() @ X.astype(np.float64)).toarray()
-        groups = dict(zip(names, zip(np.bincount(code).tolist(), totals, strict=True), strict=True))
-        gene_sq = {}
-        for name in np.unique(partition):
-            X_d = select_rows(X, partition == name)
-            gene_sq[name] = np.bincount(X_d.indices, np.square(X_d.data, dtype=np.float64), minlength=X.shape[1])
-        return cls(X.shape[0], float(np.square(X.data, dtype=np.float64).sum()), groups, gene_sq)
+        """Return the sums over the cells X, (n_cells, n_genes), with these labels."""
+        labels = CellLabels(cell_type, donor, partition, X.shape[1])
+        labels.add(X, slice(0, X.shape[0]))
+        return labels.sums()
 
     def subset(self, partitions: Sequence[str]) -> "GroupSums":
         """Return the sums over the cells of these partitions, which are donors."""
@@ -55,6 +48,35 @@ class GroupSums:
         """Columns of obs by which the cells are grouped."""
         first = next(iter(self.groups), ("", ""))
         return [name for name, label in zip((CELL_TYPE, DONOR), first, strict=True) if label != ""]
+
+
+class CellLabels:
+    """The sums over the groups and partitions of all cells, to which cells are added block by block."""
+
+    def __init__(self, cell_type: np.ndarray, donor: np.ndarray, partition: np.ndarray, n_genes: int) -> None:
+        labels = pd.DataFrame({CELL_TYPE: cell_type, DONOR: donor})
+        self._group = labels.groupby([CELL_TYPE, DONOR], sort=False).ngroup().to_numpy()  # in order of appearance
+        self._groups = list(labels.drop_duplicates().itertuples(index=False, name=None))
+        self.codes, names = pd.factorize(partition)  # partition of each cell
+        self.partitions = names.tolist()
+        self._sums, self._squares = np.zeros((len(self._groups), n_genes)), np.zeros((len(names), n_genes))
+
+    def add(self, X: csr_matrix, rows: slice) -> None:
+        """Add the cells `rows`."""
+        group, partition = self._group[rows], self.codes[rows]
+        order = np.argsort(group, kind="stable")
+        _sum_kernels.add_groups(X.indptr, X.indices, X.data, order, group, partition, self._sums, self._squares)
+
+    def names(self, rows: slice) -> np.ndarray:
+        """Return the partitions of the cells `rows`, (n_rows,) str."""
+        return np.array(self.partitions, dtype=str)[self.codes[rows]]
+
+    def sums(self) -> GroupSums:
+        """Return the sums, after all cells were added."""
+        counts = np.bincount(self._group).tolist()
+        groups = dict(zip(self._groups, zip(counts, self._sums, strict=True), strict=True))
+        squares = dict(zip(self.partitions, self._squares, strict=True))
+        return GroupSums(len(self._group), float(self._squares.sum()), groups, squares)
 
 
 def select_rows(X: csr_matrix, mask: np.ndarray) -> csr_matrix:

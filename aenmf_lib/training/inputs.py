@@ -1,12 +1,16 @@
 """The cells that fits, moments and usages are computed from: accepted types, checks, and conversion to CSR."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+import torch
 from anndata import AnnData
 from scipy.sparse import csr_matrix, issparse, sparray, spmatrix, vstack
 
 from aenmf_lib.data.streaming import CellStream
+from aenmf_lib.training.accumulation import Transfer, cells_at_once, thread_pool, to_host
+from aenmf_lib.training.second_moment import to_torch
 
 Cells = AnnData | CellStream | spmatrix | sparray | np.ndarray
 
@@ -81,6 +85,32 @@ def _iter_stream(cells: CellStream) -> Iterator[tuple[csr_matrix, slice]]:
             check_normalized(X)
             checked = True
         yield X, rows
+
+
+def usages(cells: Cells, encoder: np.ndarray, device: str = "cpu") -> Iterator[tuple[np.ndarray, slice]]:
+    """Yield the usages ``X Eᵀ``, (n, k), of blocks of cells and their rows, for an encoder E, (k, n_genes).
+
+    While a GPU computes a block, the next block is sent to it and the usages of the previous block are returned.
+    """
+    E = torch.from_numpy(encoder.T.copy()).to(device)
+    if device == "cpu":
+        for X, rows in iter_matrices(cells):
+            yield (to_torch(X) @ E.to(torch.from_numpy(X.data).dtype)).numpy(), rows
+        return
+    ready = deque()
+    with thread_pool() as pool:
+        transfer = Transfer(len(E), device, pool)
+        n_cells = cells_at_once(len(E), device)
+        for X, rows in iter_matrices(cells):
+            for lo in range(0, X.shape[0], n_cells):
+                hi = min(lo + n_cells, X.shape[0])
+                dense = transfer.dense(X.indptr[lo : hi + 1], X.indices, X.data)
+                ready.append((to_host(dense @ E.to(dense.dtype)), slice(rows.start + lo, rows.start + hi)))
+                if len(ready) > 1:
+                    H, done = ready.popleft()
+                    yield H(), done
+        for H, done in ready:
+            yield H(), done
 
 
 def check_normalized(X: csr_matrix) -> None:

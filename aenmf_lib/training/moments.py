@@ -20,13 +20,13 @@ from aenmf_lib.data import files, preprocessing
 from aenmf_lib.data.preprocessing import CELL_TYPE, DONOR, NO_TYPE
 from aenmf_lib.data.progress import tqdm
 from aenmf_lib.training import products
-from aenmf_lib.training.group_sums import GroupSums, select_rows
+from aenmf_lib.training.accumulation import accumulator, thread_pool
+from aenmf_lib.training.group_sums import CellLabels, GroupSums, select_rows
 from aenmf_lib.training.inputs import Cells, as_cells, iter_matrices
 from aenmf_lib.training.products import SecondMoment
 from aenmf_lib.training.second_moment import (
     EXPLICIT,
     REQUESTED,
-    SecondMomentAccumulator,
     check_device,
     choose_representation,
 )
@@ -59,9 +59,9 @@ class CellSample:
         cls, X: csr_matrix, keys: np.ndarray, partition: np.ndarray, before: "CellSample | None" = None
     ) -> "CellSample":
         """Return the sample of these cells, whose names have the hashes `keys`, and of the cells in `before`."""
-        order = np.argsort(keys, kind="stable")[:SAMPLE_SIZE]
-        if before and len(before.keys) == SAMPLE_SIZE:  # larger hashes cannot enter
-            order = order[keys[order] < before.keys[-1]]
+        full = before and len(before.keys) == SAMPLE_SIZE
+        rows = np.flatnonzero(keys < before.keys[-1]) if full else np.arange(len(keys))  # larger hashes cannot enter
+        order = rows[np.argsort(keys[rows], kind="stable")[:SAMPLE_SIZE]]
         sample = cls(keys[order], X[order], partition[order])
         return before + sample if before else sample
 
@@ -170,37 +170,38 @@ class Moments:
         type_key = cell_type if isinstance(cell_type, str) else CELL_TYPE
         types = preprocessing.read_labels(obs, type_key, partly=True) if cell_type else no_labels
         donors = preprocessing.read_labels(obs, donor_key, partly=False) if donor or by_donor else no_labels
-        partition = donors if by_donor else no_labels
-        sizes = {"n_cells": len(obs), "n_genes": n_genes, "n_partitions": len(np.unique(partition))}
+        labels = CellLabels(types, donors, donors if by_donor else no_labels, n_genes)
+        sizes = {"n_cells": len(obs), "n_genes": n_genes, "n_partitions": len(labels.partitions)}
         nnz = cells.X.nnz if in_memory else cells.nnz
         mode, reason = choose_representation(**sizes, nnz=nnz, k=k, mode=mode, device=device)
         if reason != REQUESTED:
             log.info("XᵀX is used in %s form (%s)", mode, reason)
 
-        sums, parts, hashes, sample, dtype = GroupSums(), {}, {}, None, torch.float32
+        parts, hashes, sample, dtype = {}, {}, None, torch.float32
         bar = tqdm(total=len(obs), desc="sums", unit="cell", unit_scale=True, mininterval=5, disable=in_memory)
-        for X, rows in iter_matrices(cells):
-            bar.update(X.shape[0])
-            dtype = torch.float64 if X.dtype == np.float64 else torch.float32
-            sums += GroupSums.from_cells(X, types[rows], donors[rows], partition[rows])
-            keys = pd.util.hash_array(obs.index[rows].to_numpy(object))
-            sample = CellSample.from_cells(X, keys, partition[rows], sample)
-            for name in np.unique(partition[rows]):
-                of_donor = partition[rows] == name
-                X_d = select_rows(X, of_donor)
-                if mode != EXPLICIT:
-                    parts.setdefault(name, []).append(X_d)
-                    hashes.setdefault(name, []).append(keys[of_donor])
-                    continue
-                if name not in parts:
-                    parts[name] = SecondMomentAccumulator(n_genes, dtype, device)
-                parts[name].add(X_d)
-        bar.close()
-        for name, part in parts.items():
-            parts[name] = part.finish() if mode == EXPLICIT else part[0] if len(part) == 1 else vstack(part, "csr")
+        with bar, thread_pool() as pool:
+            for X, rows in iter_matrices(cells):
+                dtype, codes = torch.float64 if X.dtype == np.float64 else torch.float32, labels.codes[rows]
+                keys = pd.util.hash_array(obs.index[rows].to_numpy(object))
+                for code in np.unique(codes):
+                    name, of_donor = labels.partitions[code], codes == code
+                    X_d = select_rows(X, of_donor)
+                    if mode != EXPLICIT:
+                        parts.setdefault(name, []).append(X_d)
+                        hashes.setdefault(name, []).append(keys[of_donor])
+                        continue
+                    if name not in parts:
+                        parts[name] = accumulator(n_genes, dtype, device, pool)
+                    parts[name].add(X_d)
+                labels.add(X, rows)  # while the threads form S
+                sample = CellSample.from_cells(X, keys, labels.names(rows), sample)
+                bar.update(X.shape[0])
+            for name, part in parts.items():
+                parts[name] = part.finish() if mode == EXPLICIT else part[0] if len(part) == 1 else vstack(part, "csr")
         if by_donor:
             sample.hashes = {name: np.concatenate(keys) for name, keys in hashes.items()}
-        return cls(cells.var_names, sums, products.second_moment(mode, parts, dtype, device), sample, reason)
+        second_moment = products.second_moment(mode, parts, dtype, device)
+        return cls(cells.var_names, labels.sums(), second_moment, sample, reason)
 
     # ---------------------------------------------------------------- changed cells, groups or weights
     def __add__(self, other: "Moments") -> "Moments":

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix, vstack
 
-from aenmf_lib.training import _kernels
+from aenmf_lib.training import _cell_kernels
 from aenmf_lib.training._kernels import GENES
 from aenmf_lib.training.inputs import check_indices
 from aenmf_lib.training.second_moment import EXPLICIT, IMPLICIT, check_device, to_torch
@@ -115,8 +115,8 @@ class _Explicit(SecondMoment):
         """Add D, (1 or n, genes, k), to V from gene `lo` on."""
         V[:, lo : lo + D.shape[1]] += torch.from_numpy(D)
 
-    def columns(self, V: torch.Tensor, lo: int, hi: int) -> np.ndarray:
-        """Return ``V_d S_d`` for the genes from `lo` to before `hi`, (n, genes, k)."""
+    def columns(self, V: torch.Tensor, lo: int, hi: int, wanted: np.ndarray | None = None) -> np.ndarray:
+        """Return ``V_d S_d`` for the genes from `lo` to before `hi`, (n, genes, k). Genes not `wanted` may be 0."""
         return torch.matmul(self._S[:, lo:hi], V).numpy()
 
     def inner(self, V: torch.Tensor, Y: torch.Tensor) -> np.ndarray:
@@ -189,7 +189,7 @@ class _Implicit(SecondMoment):
         at = row = tile = 0
         for X, edge in zip(parts, edges, strict=True):
             of_part, begin = indptr[tile : tile + len(edge) - 1], at + X.indptr[edge]
-            _kernels.by_gene(X.indptr, X.indices, X.data, edge, row, begin, of_part, tiles.indices, tiles.data)
+            _cell_kernels.by_gene(X.indptr, X.indices, X.data, edge, row, begin, of_part, tiles.indices, tiles.data)
             tiles.rows += pairwise(row + edge)
             at, row, tile = at + X.nnz, row + X.shape[0], tile + len(of_part)
         return tiles
@@ -200,7 +200,7 @@ class _Implicit(SecondMoment):
         parts = list(self.parts.values())
         grams = np.zeros((self.n, -(-parts[0].shape[1] // GENES), GENES, GENES), parts[0].dtype)
         for d, X in enumerate(parts):
-            _kernels.add_gram(X.indptr, X.indices, X.data, grams[d if self.n > 1 else 0])
+            _cell_kernels.add_gram(X.indptr, X.indices, X.data, grams[d if self.n > 1 else 0])
         return grams
 
     def track(self, V: np.ndarray) -> _Usages:
@@ -210,15 +210,16 @@ class _Implicit(SecondMoment):
     def update(self, state: _Usages, lo: int, D: np.ndarray) -> None:
         state.lo, state.D = lo, D
 
-    def columns(self, state: _Usages, lo: int, hi: int) -> np.ndarray:
+    def columns(self, state: _Usages, lo: int, hi: int, wanted: np.ndarray | None = None) -> np.ndarray:
         tiles, (k, p) = self._tiles, (state.H.shape[1], self._tiles.indptr.shape[1] - 1)
         row_of_D = tiles.partition if len(state.D) > 1 else np.zeros_like(tiles.partition)
         parts = np.empty((len(row_of_D), hi - lo, k), state.H.dtype)
         cells, n_cores = (tiles.indptr, tiles.indices, tiles.data), numba.get_num_threads()
+        wanted = np.ones(hi - lo, bool) if wanted is None else wanted
         if len(tiles.data) * GENES * k / p < _SMALL_WORK:
             numba.set_num_threads(1)  # sums are per tile, so the number of threads changes no bit of the result
         try:
-            _kernels.follow(*cells, row_of_D, state.H, state.lo, state.D, lo, parts)
+            _cell_kernels.follow(*cells, row_of_D, state.H, state.lo, state.D, lo, wanted, parts)
         finally:
             numba.set_num_threads(n_cores)
         state.D = state.D[:, :0]

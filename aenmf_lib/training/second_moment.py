@@ -1,4 +1,4 @@
-"""How the second moment S = XᵀX is formed, and when forming it is cheaper; checks of torch devices and memory."""
+"""Choice between forming the second moment S = XᵀX and products with the cells; checks of devices and memory."""
 
 import contextlib
 import logging
@@ -17,71 +17,14 @@ log = logging.getLogger(__name__)
 IMPLICIT, EXPLICIT = "implicit", "explicit"
 MODES = ("auto", IMPLICIT, EXPLICIT)
 REQUESTED = "requested"  # the reason for a representation that was not chosen automatically
-_BLOCK = {"cpu": 1024, "cuda": 8192}  # number of cells converted to dense at a time
-_PANEL = {"cpu": 512, "cuda": 2048}  # number of genes in a panel of S
-_FLUSH = 2**16  # cells summed in the precision of X before their sum is added in float64
-_TF32_ERROR = 1e-4  # tf32 is used if the relative error of a sampled part of S is below this
+CELLS = {"cpu": 2048, "cuda": 2**15}  # number of cells that are added to S together
+FLUSH = 2**16  # cells summed on a GPU in the precision of X before their sum is added in float64
 
 # For `choose_representation`, measured on 2 cores
 _DENSE_OVER_SPARSE = 5.0  # an operation on a nonzero takes this many times longer than one on a dense block
+_RANK = 0.3  # share of all genes that are more frequent than the gene of a nonzero, on average
+_ADDING = 0.1  # operations to add the sums over a block to S, per cell and entry of S
 _PRODUCTS = 60  # typical number of products with S in one fit
-
-
-class SecondMomentAccumulator:
-    """Form one second moment from blocks of cells, ``S += X_blockᵀ X_block``, in the lower triangle until `finish`."""
-
-    def __init__(self, n_genes: int, dtype: torch.dtype, device: str) -> None:
-        self.S = torch.zeros(n_genes, n_genes, dtype=torch.float64, device=device)
-        self._recent = torch.zeros(n_genes, n_genes, dtype=dtype, device=device)
-        self._n_recent = 0  # cells summed in `_recent`
-        self.tf32: bool | None = None
-        self._block, self._panel = _BLOCK[self.S.device.type], _PANEL[self.S.device.type]
-
-    def add(self, X: csr_matrix) -> None:
-        """Add cells X, (cells, n_genes), to S."""
-        for lo in range(0, X.shape[0], self._block):
-            block = X[lo : lo + self._block]
-            if self.S.is_cuda:
-                dense = to_torch(block, str(self.S.device), pinned=True).to_dense()
-            else:
-                dense = torch.from_numpy(block.toarray())
-            if self.tf32 is None:
-                self.tf32 = _tf32_is_safe(dense)
-            with tf32(self.tf32):
-                # torch has no symmetric product; SciPy's syrk holds the GIL and would block the reader
-                for start in range(0, len(self.S), self._panel):
-                    stop = start + self._panel
-                    self._recent[start:stop, :stop].addmm_(dense[:, start:stop].T, dense[:, :stop])
-            self._n_recent += len(dense)
-            if self._n_recent >= _FLUSH:
-                self._flush()
-
-    def finish(self) -> torch.Tensor:
-        """Return S, (n_genes, n_genes) float64."""
-        self._flush()
-        del self._recent
-        for start in range(0, len(self.S), self._panel):  # in panels: a transpose of S would need a second S
-            panel = slice(start, start + self._panel)
-            self.S[panel, panel] = self.S[panel, panel].tril() + self.S[panel, panel].tril(-1).T
-            self.S[panel, panel.stop :] = self.S[panel.stop :, panel].T
-        return self.S
-
-    def _flush(self) -> None:
-        self.S += self._recent
-        self._recent.zero_()
-        self._n_recent = 0
-
-
-def _tf32_is_safe(X: torch.Tensor) -> bool:
-    """Return whether the GPU supports tf32 and the error of a sample of S with tf32 is below `_TF32_ERROR`."""
-    if not X.is_cuda or X.dtype != torch.float32 or torch.cuda.get_device_capability(X.device) < (8, 0):
-        return False
-    sample = X[:, :: max(1, X.shape[1] // 256)].contiguous()
-    exact = sample.double().T @ sample.double()
-    with tf32(True):
-        error = float(((sample.T @ sample) - exact).norm() / exact.norm())
-    log.info("tf32 inputs: relative error %.1e on a sample, %s", error, "used" if error < _TF32_ERROR else "not used")
-    return error < _TF32_ERROR
 
 
 @contextlib.contextmanager
@@ -103,12 +46,14 @@ def choose_representation(
     if mode not in MODES:
         raise ValueError(f"mode={mode!r} is unknown. Choose 'auto', {IMPLICIT!r} or {EXPLICIT!r}.")
     available = available_memory(device)
-    # implicit: the cells and a copy by gene; explicit: S in float64 and in the precision of X, and a dense block
-    dense_block = 8 * _BLOCK[device.partition(":")[0]] * n_genes
-    need = {IMPLICIT: 24 * nnz, EXPLICIT: n_partitions * 12 * n_genes**2 + dense_block + extra_bytes}
+    # implicit: the cells and a copy by gene; explicit: S in float64 and in the precision of X, and blocks of cells
+    n_block, per_cell = CELLS[device.partition(":")[0]] * (n_partitions + 1), 24 * nnz // max(n_cells, 1)
+    block = min(n_block, n_cells) * (per_cell if device == "cpu" else 8 * n_genes // (n_partitions + 1))
+    need = {IMPLICIT: 24 * nnz, EXPLICIT: n_partitions * 12 * n_genes**2 + block + extra_bytes}
+    forming = 2.0 * nnz * n_genes * _RANK * _DENSE_OVER_SPARSE + _ADDING * n_cells * n_genes**2
     operations = {
         IMPLICIT: _PRODUCTS * 4.0 * nnz * k * _DENSE_OVER_SPARSE,
-        EXPLICIT: float(n_cells) * n_genes**2 + _PRODUCTS * 2.0 * n_partitions * n_genes**2 * k,
+        EXPLICIT: forming + _PRODUCTS * 2.0 * n_partitions * n_genes**2 * k,
     }
     fits = [name for name in need if need[name] <= available]
     if mode in fits:

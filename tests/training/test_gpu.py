@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_cells
+from scipy.sparse import csr_matrix
 
 from aenmf_lib import AENMF, CAENMF1, CAENMF2
 from aenmf_lib.data.streaming import CellStream
 from aenmf_lib.models import base, penalties
 from aenmf_lib.models.conditional import strength_path
 from aenmf_lib.models.objectives import AdditiveDonorObjective, AENMFObjective, DonorDecoderObjective
-from aenmf_lib.training import checkpoint
+from aenmf_lib.training import checkpoint, second_moment
+from aenmf_lib.training.accumulation import accumulator, thread_pool
+from aenmf_lib.training.inputs import usages
 from aenmf_lib.training.moments import Moments
 from aenmf_lib.training.projected_gradient import ProjectedGradient
-from aenmf_lib.training.second_moment import SecondMomentAccumulator
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 MODELS = (AENMF, CAENMF1, CAENMF2)
@@ -64,11 +66,28 @@ def test_second_moment_of_float32_cells_loses_no_precision_with_tf32():
     """The values are not exact in tf32, so rounding would show; the reference is a product in float64."""
     cells = tiny_cells(n_cells=3000, n_genes=600)
     X = cells.X.astype(np.float32)
-    accumulator = SecondMomentAccumulator(600, torch.float32, "cuda")
-    accumulator.add(X)
-    S, exact = accumulator.finish().cpu(), torch.from_numpy((X.astype(np.float64).T @ X.astype(np.float64)).toarray())
+    with thread_pool() as pool:
+        formed = accumulator(600, torch.float32, "cuda", pool)
+        formed.add(X)
+        S = formed.finish().cpu()
+    exact = torch.from_numpy((X.astype(np.float64).T @ X.astype(np.float64)).toarray())
     assert float((S - exact).norm() / exact.norm()) < 1e-4
     torch.testing.assert_close(S, S.T, rtol=0, atol=0)
+
+
+def test_blocks_in_flight_do_not_overwrite_each_other(monkeypatch):
+    """Cells are sent from two buffers while earlier blocks are still computed. Errors in float64 are only rounding."""
+    monkeypatch.setitem(second_moment.CELLS, "cuda", 700)
+    X = csr_matrix(tiny_cells(n_cells=9000, n_genes=1500).X, dtype=np.float64)
+    with thread_pool() as pool:
+        formed = accumulator(1500, torch.float64, "cuda", pool)
+        for lo in range(0, 9000, 450):
+            formed.add(X[lo : lo + 450])
+        S = formed.finish().cpu()
+    torch.testing.assert_close(S, torch.from_numpy((X.T @ X).toarray()), rtol=1e-11, atol=1e-8)
+    E = np.random.default_rng(3).random((4, 1500))
+    found = np.concatenate([H for H, _ in usages(X, E, "cuda")])
+    np.testing.assert_allclose(found, X @ E.T, rtol=1e-11)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -28,11 +28,11 @@ def path(tmp_path):
     return tmp_path / "filtered.h5ad"
 
 
-def summed(path, order=range(4), of=4, folder="sums"):
+def summed(path, order=range(4), of=4, folder="sums", *, by_donor=True):
     """Sum over the shards in the given order, merge them, and return the merged file."""
     files = [path.parent / folder / f"{i}-of-{of}.npz" for i in range(of)]
     for i in order:
-        sharding.sum_shard(path, i, of, files[i])
+        sharding.sum_shard(path, i, of, files[i], by_donor=by_donor)
     sharding.merge_shards(files, path, path.parent / f"{folder}.npz")
     return path.parent / f"{folder}.npz"
 
@@ -73,6 +73,35 @@ def test_merged_sums_equal_sums_over_all_cells(path):
     V = torch.eye(whole.n_genes)  # the products are then the second moments
     torch.testing.assert_close(sums.product_by_donor(V), whole.product_by_donor(V), rtol=1e-6, atol=1e-5)
     torch.testing.assert_close(sums.group_sums, whole.group_sums, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("kind", [AENMF, CAENMF1])
+def test_pooled_sums_equal_sums_per_donor_and_give_the_same_model(path, kind):
+    pooled_path = summed(path, folder="pooled", by_donor=False)
+    cells = data.load_stream(path)
+    pooled, per_donor = (sharding.load_sums(sums, cells) for sums in (pooled_path, summed(path)))
+    assert (pooled.partitions, per_donor.partitions) == ([""], sorted(set(cells.obs["donor_id"])))
+    V = torch.eye(pooled.n_genes)
+    torch.testing.assert_close(pooled.product(V), per_donor.product(V), rtol=1e-6, atol=1e-5)
+    for name in ("donor_sums", "donor_counts", "group_sums", "group_counts"):
+        torch.testing.assert_close(getattr(pooled, name), getattr(per_donor, name), rtol=1e-6, atol=0)
+    assert pooled.sq_norm == pytest.approx(per_donor.sq_norm, rel=1e-12)
+    ends = [kind(k=5).fit(cells, sums=sums).loss_history_[-1] for sums in (pooled_path, path.parent / "sums.npz")]
+    assert ends[0] == pytest.approx(ends[1], rel=1e-4)  # as in test_model_from_shards_equals_model_from_cells
+
+
+def test_pooled_sums_for_model_2_and_mixed_shards_raise_an_error(path):
+    pooled = summed(path, folder="pooled", by_donor=False)
+    message = r"pooled\.npz has one second moment for all donors, but CAE_NMF2 needs one per donor\. Compute .* MODELS"
+    with pytest.raises(ValueError, match=message):
+        CAENMF2(k=5).fit(data.load_stream(path), sums=pooled)
+    summed(path)
+    for donors in (0, 3):
+        files = [path.parent / ("sums" if i == donors else "pooled") / f"{i}-of-4.npz" for i in range(4)]
+        with pytest.raises(ValueError, match=rf"{donors}-of-4\.npz has sums per donor, and .*of-4\.npz has none"):
+            sharding.merge_shards(files, path, path.parent / "mixed.npz")
+    with pytest.raises(RuntimeError, match="device='cuda:99' is not available"):
+        sharding.sum_shard(path, 0, 4, path.parent / "none.npz", device="cuda:99")
 
 
 def test_usages_and_errors_are_equal_in_memory_and_in_blocks(path):
@@ -133,11 +162,11 @@ def test_invalid_sums_raise_before_reading(path, monkeypatch):
         AENMF(k=5).fit(cells, sums=sums, donor_key="batch")
     with pytest.raises(TypeError, match=r"needs the cells from data.load_stream, not a AnnData"):
         AENMF(k=5).fit(data.load(cells.path), sums=sums)
-    # 40 × 40 genes × 3 donors at 12 bytes per pair to fit, at 16 to merge, and blocks of 1024 cells
-    monkeypatch.setattr(second_moment, "available_memory", lambda device: 12 * 3 * 1600 + 8 * 1024 * 40)
+    # 40 × 40 genes × 3 donors at 12 bytes per pair to fit, at 16 to merge, and a block of all cells
+    monkeypatch.setattr(second_moment, "available_memory", lambda device: 12 * 3 * 1600 + 24 * cells.nnz)
     sharding.load_sums(sums, cells)
     for call in (
-        lambda: sharding.sum_shard(path, 0, 4, path.parent / "none.npz"),
+        lambda: sharding.sum_shard(path, 0, 4, path.parent / "none.npz", by_donor=True),
         lambda: sharding.merge_shards(shards, path, sums),
     ):
         with pytest.raises(MemoryError, match=r"explicit second moment of 200 cells .* needed .* leave out SHARDS"):
