@@ -1,10 +1,11 @@
-"""Compare the predictions of `make check` with the measured time, memory and disk of each stage.
+"""Compare predictions with the measured time, memory and disk of each stage.
 
-Runs the stages through make, in ``results/timing-<file>``, which is removed first. Run it on a quiet machine:
+The first command runs `make rehearse` with two numbers of cells, and compares the estimates of the smaller run with the
+costs of the larger one. The second command compares the predictions of `make check` for a data set with the costs of
+its stages, which run in ``results/timing-<file>``. This folder is removed first. Run them on a quiet machine:
 
+    python benchmarks/predictions.py MAX_CELLS=1000 --rehearse 20000 50000
     python benchmarks/predictions.py DATA=data/kang2018.h5ad MIN_CELLS=600 K=20 MAX_CELLS=3000
-    python benchmarks/simulate.py --cells 1000000 --genes 2000 --nonzeros 60 --out data/million.h5ad
-    python benchmarks/predictions.py DATA=data/million.h5ad K=10 --goals check train
 
 The table is ``results/predictions.csv``: its earlier rows of the same variables are replaced.
 """
@@ -20,7 +21,7 @@ from pathlib import Path
 import pandas as pd
 from measure import RESULTS, machine
 
-from aenmf_lib.workflow import check, costs, parameters
+from aenmf_lib.workflow import check, costs, parameters, rehearsal
 
 _DONE = re.compile(r"^(\w+): done in (\d+) s, peak memory ([0-9.]+) GiB", re.M)
 _OF_MAKE = ("DATASET", "EXECUTOR", "MODELS", "PYTHON", "QUICK")  # variables that no notebook reads
@@ -79,16 +80,42 @@ def compare(variables: dict[str, str], goals: list[str]) -> pd.DataFrame:
     return pd.DataFrame([{"run": name, **row, **machine()} for row in rows])
 
 
+def compare_rehearsals(variables: dict[str, str], sizes: list[int]) -> pd.DataFrame:
+    """Rehearse two numbers of cells. Return one row per stage: measured with the larger, estimated from the smaller."""
+    notebooks, plans = sorted(Path("notebooks").glob("[0-9][0-9]_*.py")), []
+    for cells in sorted(sizes):
+        given = variables | {"CELLS": str(cells), "EXECUTOR": "local"}
+        make("rehearse", *(f"{name}={text}" for name, text in given.items()))
+        valid = [*given, "K", "MIN_CELLS", "SAMPLE_CELLS", "DATA", "DATASET"]
+        plans.append(rehearsal.Rehearsal.from_variables(given, notebooks, valid))
+    small, large = plans
+    estimated, found = rehearsal.estimate(small, large.shape.cells), rehearsal.estimate(large)
+    table = pd.DataFrame({"seconds": found["seconds"], "gb": found["memory"] / 1e9})
+    table["predicted_seconds"] = found["predicted_seconds"]
+    table["predicted_gb"] = found["predicted_memory"] / 1e9
+    table["estimated_seconds"] = estimated["estimated_seconds"]
+    table["estimated_gb"] = estimated["estimated_memory"] / 1e9
+    table["time_ratio"] = table["estimated_seconds"] / table["seconds"]
+    table["memory_ratio"] = table["estimated_gb"] / table["gb"]
+    words = " ".join(f"{name}={text}" for name, text in variables.items())
+    name = f"{words} CELLS={large.shape.cells} from {small.shape.cells}".strip()
+    return table.rename_axis("stage").reset_index().assign(run=name, **machine())
+
+
 def main() -> None:
     """Read the command line, run one data set, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("variables", nargs="+", metavar="NAME=VALUE", help="variables of make; DATA is needed")
+    parser.add_argument("variables", nargs="*", metavar="NAME=VALUE", help="variables of make, such as DATA")
     parser.add_argument("--goals", nargs="+", default=["check", "all"])
-    options = parser.parse_args()
-    new, path = (
-        compare(dict(word.split("=", 1) for word in options.variables), options.goals),
-        RESULTS / "predictions.csv",
-    )
+    parser.add_argument("--rehearse", nargs=2, type=int, metavar="CELLS", help="run make rehearse with two sizes")
+    options, path = parser.parse_args(), RESULTS / "predictions.csv"
+    variables = dict(word.split("=", 1) for word in options.variables)
+    if options.rehearse:
+        new = compare_rehearsals(variables, options.rehearse)
+    elif "DATA" in variables:
+        new = compare(variables, options.goals)
+    else:
+        parser.error("pass DATA=cells.h5ad, or --rehearse and two numbers of cells")
     if path.exists():
         old = pd.read_csv(path)
         new = pd.concat([old[~old["run"].isin(new["run"])], new])

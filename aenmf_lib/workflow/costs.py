@@ -6,18 +6,16 @@ machine with it. The aim is a factor of two; `benchmarks/predictions.py` compare
 """
 
 import math
-import os
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from aenmf_lib.metrics.classifiers import FOREST
 from aenmf_lib.metrics.integration import SILHOUETTE_CELLS
 from aenmf_lib.training.second_moment import EXPLICIT, choose_representation
+from aenmf_lib.workflow.speed import Speed, available_cores  # noqa: F401
 
 STAGES = {  # model -> notebook that trains it
     "Base_NMF": "02_train_base_nmf",
@@ -25,7 +23,7 @@ STAGES = {  # model -> notebook that trains it
     "CAE_NMF1": "04_train_cae_nmf1",
     "CAE_NMF2": "05_train_cae_nmf2",
 }
-FILTER, BENCHMARKS, FIGURES = "01_filter", "06_benchmarks", "07_figures"
+FILTER, BENCHMARKS, FIGURES, PROGRAMS = "01_filter", "06_benchmarks", "07_figures", "10_programs"
 CLASSIFICATION, OTHERS = "classification", "other embeddings"  # parts of 06
 CONDITIONAL = ("CAE_NMF1", "CAE_NMF2")
 _GB = 1e9
@@ -44,14 +42,13 @@ _COMPONENT = 2.2e-9  # a nonzero in the PCA of k components, times k^1.37
 _HARMONY = 7e-5  # a cell
 _GPU = 20.0  # a GPU computes the iterations this many times faster than two cores
 _STARTUP = {
-    FILTER: 5.0, "Base_NMF": 7.0, "AE_NMF": 10.5, "CAE_NMF1": 11.0, "CAE_NMF2": 11.5, BENCHMARKS: 25.0, FIGURES: 16.0,
+    FILTER: 5.5, "Base_NMF": 7.0, "AE_NMF": 10.5, "CAE_NMF1": 11.0, "CAE_NMF2": 11.5, BENCHMARKS: 25.0, FIGURES: 16.0,
+    PROGRAMS: 8.0,
 }  # fmt: skip
 _MEMORY = {
-    FILTER: 0.27, "Base_NMF": 0.3, "AE_NMF": 0.65, "CAE_NMF1": 0.65, "CAE_NMF2": 0.65, BENCHMARKS: 0.6, FIGURES: 0.4,
+    FILTER: 0.5, "Base_NMF": 0.3, "AE_NMF": 0.65, "CAE_NMF1": 0.65, "CAE_NMF2": 0.65, BENCHMARKS: 0.6, FIGURES: 0.5,
+    PROGRAMS: 0.6,
 }  # fmt: skip
-
-# Seconds of the small tasks of `Speed.measure` on the reference machine
-_REFERENCE = {"sparse": 0.0044, "dense": 0.0046, "trees": 0.0165}
 
 
 @dataclass(frozen=True)
@@ -67,51 +64,6 @@ class Size:
     file_cells: int = 0
     file_nnz: int = 0
     names: float = 100.0  # bytes of the columns of obs per cell
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Seconds of a machine for sparse products, dense products and trees, relative to the reference machine."""
-
-    sparse: float = 1.0
-    dense: float = 1.0
-    trees: float = 1.0
-    cores: int = 2
-
-    @classmethod
-    def measure(cls) -> "Speed":
-        """Measure this machine with small tasks, in about a second."""
-        from scipy.sparse import csr_matrix
-        from sklearn.tree import DecisionTreeClassifier
-        from threadpoolctl import threadpool_limits
-
-        rng, n_cells, n_genes, n_expressed = np.random.default_rng(0), 5000, 4000, 200
-        genes = np.sort(rng.integers(n_genes, size=(n_cells, n_expressed), dtype=np.int32)).ravel()
-        X = csr_matrix(
-            (np.ones(len(genes), np.float32), genes, np.arange(n_cells + 1) * n_expressed), (n_cells, n_genes)
-        )
-        V, A = rng.random((n_genes, 20), dtype=np.float32), rng.random((700, 700), dtype=np.float32)
-        H, y = rng.random((3000, 20)), rng.integers(8, size=3000)
-        tasks = {
-            "sparse": lambda: X @ V,
-            "dense": lambda: A @ A,
-            "trees": lambda: DecisionTreeClassifier(max_features="sqrt", random_state=0).fit(H, y),
-        }
-        with threadpool_limits(1):
-            seconds = {name: min(_seconds(task) for _ in range(5)) for name, task in tasks.items()}
-        return cls(**{name: seconds[name] / _REFERENCE[name] for name in seconds}, cores=available_cores())
-
-
-def available_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _seconds(task: Callable[[], object]) -> float:
-    """Return the processor time of one call: other programs do not change it much."""
-    start = time.process_time()
-    task()
-    return time.process_time() - start
 
 
 @dataclass(frozen=True)
@@ -162,6 +114,7 @@ def predict(
         _filter(run),
         *(_training(run, model) for model in STAGES if model in models),
         *_benchmarks(run),
+        _programs(run),
         _figures(run),
     ]
     return pd.DataFrame(rows, columns=["stage", "part", "seconds", "memory", "disk", "mode"]).fillna({"mode": ""})
@@ -173,11 +126,11 @@ def _row(stage: str, seconds: float, memory: float, disk: float, part: str = "",
 
 
 def _filter(run: _Run) -> dict[str, Any]:
-    """Predict notebook 01, which reads, normalizes and writes all counts."""
+    """Predict notebook 01, which reads all counts twice, normalizes and writes them."""
     s, speed = run.size, run.speed.sparse
     n, nnz = max(s.file_cells, s.n_cells), max(s.file_nnz, s.nnz)
-    seconds = _STARTUP[FILTER] + 1.2e-7 * nnz + 8e-6 * n
-    memory = _MEMORY[FILTER] * _GB + 28 * nnz + (400 + 3 * s.names) * n
+    seconds = _STARTUP[FILTER] + 4e-8 * nnz + 8e-6 * n
+    memory = _MEMORY[FILTER] * _GB + (200 + s.names) * n  # the counts are read in blocks
     return _row(FILTER, speed * seconds, memory, 8 * s.nnz + (40 + s.names) * s.n_cells + 60 * s.n_genes)
 
 
@@ -240,11 +193,13 @@ def _autoencoder(run: _Run, model: str, values: Mapping[str, Any], sums: bool) -
     of_model = min(values.get("max_iter", 1000), conditional) * own / (_GPU if on_gpu else 1)
     if values.get("labels") == "clusters" and model in CONDITIONAL:
         of_model = 2 * of_model + _graph(run, s.n_cells)
-    elif model in CONDITIONAL and not values.get("strength", 0.2):
+    if model in CONDITIONAL and not values.get("strength", 0.2):
         of_aenmf = start
+    elif model in CONDITIONAL and "AE_NMF" in run.models:  # notebook 03 fits it
+        of_aenmf = 0.0
     untied = s.nnz * k * 20 * _SPARSE if values.get("untied") else 0.0
     seconds = run.speed.sparse * (setup + run.parallel(of_aenmf + of_model) + untied)
-    return seconds, _autoencoder_memory(run, mode, n_parts, by_donor), mode
+    return seconds, _autoencoder_memory(run, model, mode, n_parts), mode
 
 
 def _mode(run: _Run, values: Mapping[str, Any], n_parts: int) -> str:
@@ -257,11 +212,11 @@ def _mode(run: _Run, values: Mapping[str, Any], n_parts: int) -> str:
         return mode if mode == EXPLICIT else "implicit"
 
 
-def _autoencoder_memory(run: _Run, mode: str, n_parts: int, by_donor: bool) -> float:
+def _autoencoder_memory(run: _Run, model: str, mode: str, n_parts: int) -> float:
     """Return the memory of a fit, beyond the cells and the program."""
-    s, k = run.size, run.size.k
-    groups = 10 * s.n_donors * s.n_types * s.n_genes * 1.5
-    programs = n_parts * k * s.n_genes * (40 if by_donor else 20)
+    s, k, by_donor = run.size, run.size.k, model == "CAE_NMF2"
+    groups = (50 if model in CONDITIONAL else 0) * s.n_donors * s.n_types * s.n_genes
+    programs = n_parts * k * s.n_genes * (33 if by_donor else 20)
     if mode == EXPLICIT:
         return groups + programs + 12 * n_parts * s.n_genes**2 + 8 * 1024 * s.n_genes
     copies = 2 if by_donor else 1
@@ -343,8 +298,18 @@ def _others(run: _Run, n_others: int) -> tuple[float, float]:
     return seconds + ("Harmony" in wanted) * _HARMONY * s.n_cells, memory
 
 
+def _programs(run: _Run) -> dict[str, Any]:
+    """Predict notebook 10, which reads the embeddings and programs of all models."""
+    s, n_models = run.size, len(run.models)
+    seconds = _STARTUP[PROGRAMS] + n_models * (4e-8 * s.n_cells * s.k + 1.2e-6 * s.n_genes * s.k)
+    memory = _MEMORY[PROGRAMS] * _GB + 12 * s.n_cells * s.k + 40 * s.n_genes * s.k + (2 * s.names + 50) * s.n_cells
+    return _row(PROGRAMS, run.speed.trees * seconds, memory, n_models * s.k * 3e4)
+
+
 def _figures(run: _Run) -> dict[str, Any]:
     """Predict notebook 07."""
     n, n_models = run.size.n_cells, run.n_embeddings
     memory = _MEMORY[FIGURES] * _GB + (400 + 60 * n_models) * n
-    return _row(FIGURES, run.speed.trees * (_STARTUP[FIGURES] + 1.2e-5 * n * n_models), memory, 5e6)
+    return _row(
+        FIGURES, run.speed.trees * (_STARTUP[FIGURES] + 0.3 * run.size.n_types + 1.2e-5 * n * n_models), memory, 5e6
+    )
