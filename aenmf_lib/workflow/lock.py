@@ -22,9 +22,10 @@ class Locked(RuntimeError):
 
 
 @contextlib.contextmanager
-def only_one(report: Path) -> Iterator[Path]:
-    """Lock a report while the block runs, and yield the lock file.
+def only_one(report: Path, doing: str = "run") -> Iterator[Path]:
+    """Lock a report, or another file, while the block runs, and yield the lock file.
 
+    `doing` is the verb in the error message: the file is already being "run" or "fetched".
     The system releases the lock when the process ends, for any reason. Raises Locked if another process has the lock.
     On a file system without locks it only warns.
     """
@@ -35,8 +36,8 @@ def only_one(report: Path) -> Iterator[Path]:
         process, user, host, parent = (path.read_text(errors="replace").split("\t") + ["?"] * 4)[:4]
         if not (host == socket.gethostname() and _ends(process, parent) and time.monotonic() < waiting_until):
             raise Locked(
-                f"{report.stem} is already being run by process {process} of user {user} on host {host}; wait until "
-                f"it has ended, or stop that process."
+                f"{report.stem} is already being {doing} by process {process} of user {user} on host {host}; wait "
+                f"until it has ended, or stop that process."
             )
         time.sleep(0.2)
         locked = _lock(path)

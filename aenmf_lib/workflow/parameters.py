@@ -21,11 +21,14 @@ _OF_MAKE = ("SHELL", "UV_FIND_LINKS")  # variables that make accepts without lis
 _VARIABLES = {"formats": "FORMAT"}  # parameters that make calls otherwise than in capitals
 _WORDS = ("FORMAT", "EXTRA", "BASELINES")  # lists that may also be separated by spaces
 # variables that only some goals read
-_DRAWN, _SCORED = ["all", "figures", "report", "check"], ["all", "benchmarks", "figures", "report", "check"]
-_OF_GOALS = {"CELLS": ["project"], "MODEL": ["project", "projection"], "BY": ["differential"], "FIGURE": ["figures"]}
+_DRAWN = ["all", "figures", "report", "check", "rehearse"]
+_SCORED = [*_DRAWN, "benchmarks"]
+_OF_GOALS = {"CELLS": ["project", "rehearse"], "MODEL": ["project", "projection"]}
+_OF_GOALS |= {"BY": ["differential"], "FIGURE": ["figures"]}
 _OF_GOALS |= dict.fromkeys(("FORMAT", "WIDTH", "SETTINGS", "COLOR_BY"), _DRAWN)
 _OF_GOALS |= dict.fromkeys(("EXTRA", "BASELINES"), _SCORED)
 _JOBS = ("status", "watch", "cancel")
+FETCH = "fetch"  # block of a parameters file: where to download the cells. Notebooks do not read it
 _DEFAULTS = "defaults.yaml"  # beside the notebooks: the values of make, where a notebook opens with those of the demo
 # QUICK=true: a first look at a data set in minutes. Smaller values in the parameters file are kept.
 _QUICK = {
@@ -126,6 +129,7 @@ def resolve(
     """
     types = {notebook.stem: declared(notebook) for notebook in notebooks}
     given = read_yaml(file) if file else {}
+    given.pop(FETCH, None)
     sections = {name: value for name, value in given.items() if name in types or isinstance(value, dict)}
     settings = [(file, types, name, value) for name, value in given.items() if name not in sections]  # the last wins
     for section, inner in sections.items():

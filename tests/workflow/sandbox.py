@@ -44,17 +44,42 @@ TABLES = [
     *("clustering_resolution.csv", "classification_by_class.csv", "classification_confusion.csv", "integration.csv"),
     *("unseen_donors_long.csv", "unseen_donors_by_class.csv"),
 ]
+# jobs of the classification: per model and label, also for unseen donors, one seed each
+SCORES = [
+    f"classification_scores/{model}.{label}.42" for model in MODELS.values() for label in ("cell_type", "donor_id")
+]
+SCORES = sorted([*SCORES, *(f"unseen_donors_scores/{model}.cell_type.42" for model in MODELS.values())])
+# what the stub of `requests` prints for each stage
+REQUEST = {"gpus": 0, "cpus": 1, "memory": 2**28, "seconds": 7200, "width": 8, "source": ""}
+SENT_STAGES = [
+    *STAGES,
+    *(stage for stage, _ in ON_REQUEST.values()),
+    "01_sums",
+    "01_merge",
+    "06_scores",
+    "project",
+    "lab",
+]
 
 PYTHON = f"""\
 import os, sys
 from pathlib import Path
 isolated = sys.argv.pop(1) if sys.argv[1] == "-Es" else ""
 command = sys.argv[3] if sys.argv[1:3] == ["-m", "aenmf_lib"] else ""
-if command in ("resolve", "preflight") or sys.argv[1] == "slurm/submit.py":
+if command in ("resolve", "preflight", "jobs", "fetch") or sys.argv[1] == "slurm/submit.py":
     os.execv(sys.executable, [sys.executable, isolated, *sys.argv[1:]])
 assert isolated or not command
 if command == "simulate":
     made = [sys.argv[4]]
+elif command == "requests":
+    import json
+    each = {REQUEST}
+    on_gpu = {{stage: each | {{"gpus": 1}} for stage in {STAGES[2:5]} if "DEVICE=cuda" in sys.argv}}
+    asked = dict.fromkeys({SENT_STAGES}, each) | on_gpu
+    own = json.loads(Path("asked").read_text()) if Path("asked").exists() else {{}}
+    asked |= {{stage: asked[stage] | request for stage, request in own.items()}}
+    print(json.dumps({{"size": [4000, 2000], "stages": asked}}))
+    made = []
 elif command == "score":
     made = [sys.argv[sys.argv.index("--done") + 1]]
 elif command == "project":
@@ -66,7 +91,7 @@ elif command in ("draw", "report"):
         called.write(" ".join(sys.argv[3:]) + "\\n")
     made = []
 elif command in ("sum", "merge"):
-    made = [sys.argv[-1]]
+    made = [sys.argv[sys.argv.index("--out") + 1]]
     with open("summed", "a") as summed:
         summed.write(Path(made[0]).stem + "\\n")
 elif command == "execute":
@@ -165,7 +190,8 @@ class Sandbox:
         declared = {
             "01_filter": 'data: str = ""\nmin_cells: int = 5\ndonor_key: str = ""\nsample_cells: int = 0\n',
             "06_benchmarks": "model_paths: list[str] = []\nextra: list[str] = []\nbaselines: list[str] = []\n"
-            "max_cells: int = 0\nseed: int = 42\n",
+            "max_cells: int = 0\nseed: int = 42\nclassification_seeds: list[int] = [42]\n"
+            "unseen_seeds: list[int] = [42]\n",
             "07_figures": 'model_paths: list[str] = []\nsettings: str = ""\nformats: list[str] = []\n'
             "width: float = 0.0\ncolor_by: list[str] = []\n",
             STUDY: "k: int = 12\nstrengths: list[float] = [0.2]\nstarts: int = 5\n",
