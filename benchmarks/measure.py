@@ -78,11 +78,12 @@ def run_in_turn(
 ) -> pd.DataFrame:
     """Run `task(**row)` for each row in turn, `runs` times, and return the table, also written after every run.
 
-    The table is ``results/<name>.csv``. With `keep`, its existing rows stay.
+    The table is ``results/<name>.csv``. With `keep`, its rows of other tasks are kept.
     """
     path = RESULTS / f"{name}.csv"
     path.parent.mkdir(exist_ok=True)
     done = read_table(path).to_dict("records") if keep and path.exists() else []
+    done = [old for old in done if not any(all(str(old.get(key)) == str(row[key]) for key in row) for row in rows)]
     for run, row in tqdm([(run, row) for run in range(runs) for row in rows], desc=name):
         done.append({**row, "run": run, **run_in_process(_call, task, row, limit=limit), **machine(device)})
         pd.DataFrame(done).to_csv(path, index=False, float_format="%.6g")

@@ -2,25 +2,34 @@
 
     python benchmarks/peers.py results/kang2018/filtered.h5ad --k 80
     python benchmarks/peers.py results/kang2018/filtered.h5ad --k 20 --genes 2000
+    python benchmarks/peers.py results/kang2018/filtered.h5ad --k 80 --keep --solvers AE-NMF  # only these rows again
 
 Every solver runs to its own stop, with its own defaults unless stated here. The time is that of the fit from cells in
-memory, including the initialization; compiled code is loaded before. Leave out a solver whose package is not installed
-with --solvers.
+memory, including the initialization; compiled code is loaded before. For solvers that improve step by step, the column
+`curve` contains the error after 1, 2, 4, … iterations. A solver whose package is not installed gets a row that says so.
 """
 
 import argparse
-import importlib
+import contextlib
+import importlib.util
+import json
 import os
-from collections.abc import Callable
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from time import perf_counter
+from unittest import mock
 
 import numpy as np
 import torch
 from anndata import AnnData
 from measure import measured, run_in_turn
 from scipy.sparse import csr_matrix
-from sklearn.decomposition import MiniBatchNMF, non_negative_factorization
+from sklearn.decomposition import MiniBatchNMF, _nmf, non_negative_factorization
 
 from aenmf_lib import AENMF, CAENMF1, CAENMF2, BaseNMF, data
 from aenmf_lib.models import initialization
@@ -29,7 +38,21 @@ from aenmf_lib.models.objectives import AENMFObjective
 from aenmf_lib.training.moments import Moments
 from aenmf_lib.training.second_moment import IMPLICIT, to_torch
 
-Result = tuple[np.ndarray, np.ndarray, int, str]  # H, W, iterations, stop reason
+Step = tuple[int, float, np.ndarray, np.ndarray]  # iteration, seconds, H, W
+
+
+@dataclass
+class Result:
+    """A fit. `measured` contains the seconds and peak_mib of a solver that runs in its own process."""
+
+    H: np.ndarray  # (n_cells, k)
+    W: np.ndarray  # (k, n_genes)
+    iterations: int
+    stop: str = ""
+    steps: list[Step] = field(default_factory=list)
+    measured: dict[str, float] = field(default_factory=dict)
+
+
 ADAM_BATCH, ADAM_EPOCHS, ADAM_TOL = 512, 100, AENMF.tol
 
 
@@ -37,34 +60,79 @@ def ours(model: type[AENMF], cells: AnnData, k: int, seed: int, device: str = "c
     """Fit a model of this project, the conditional ones with the published weights."""
     settings = {"k": k, "seed": seed, "device": device} | ({"strength": 0} if model.conditional else {})
     fitted = model(**settings).fit(cells)
-    return fitted.transform(cells), fitted.W_, fitted.n_iter_, fitted.stop_reason_
+    return Result(fitted.transform(cells), fitted.W_, fitted.n_iter_, fitted.stop_reason_)
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[Step]]:
+    """Fill a list with H and W of scikit-learn's coordinate descent after 1, 2, 4, … iterations."""
+    steps: list[Step] = []
+    update, calls, begin = _nmf._update_coordinate_descent, 0, perf_counter()
+
+    def counted(X: csr_matrix, A: np.ndarray, Bt: np.ndarray, *args) -> float:
+        nonlocal calls
+        violation, calls = update(X, A, Bt, *args), calls + 1
+        iteration = calls // 2  # H, then W
+        if calls % 2 == 0 and iteration & (iteration - 1) == 0:
+            steps.append((iteration, perf_counter() - begin, Bt.copy(), A.T.copy()))
+        return violation
+
+    with mock.patch.object(_nmf, "_update_coordinate_descent", counted):
+        yield steps
 
 
 def base_nmf(cells: AnnData, k: int, seed: int) -> Result:
     """Fit scikit-learn's NMF as published: coordinate descent, nndsvda, at most 100 iterations."""
-    fitted = BaseNMF(k=k, seed=seed).fit(cells)
-    return fitted.H_, fitted.W_, fitted.n_iter_, fitted.stop_reason_
+    with recorded() as steps:
+        fitted = BaseNMF(k=k, seed=seed).fit(cells)
+    return Result(fitted.H_, fitted.W_, fitted.n_iter_, fitted.stop_reason_, steps)
 
 
 def minibatch(cells: AnnData, k: int, seed: int) -> Result:
     """Fit scikit-learn's MiniBatchNMF."""
     fitted = MiniBatchNMF(n_components=k, random_state=seed)
     H = fitted.fit_transform(cells.X)
-    return H, fitted.components_, int(fitted.n_iter_), ""
+    return Result(H, fitted.components_, int(fitted.n_iter_))
 
 
 def cnmf(cells: AnnData, k: int, seed: int) -> Result:
     """Fit one replicate of consensus NMF (cnmf 1.7): scikit-learn, random start, at most 1000 iterations."""
     settings = {"init": "random", "solver": "cd", "tol": 1e-4, "max_iter": 1000}
-    H, W, n = non_negative_factorization(cells.X, n_components=k, random_state=seed, **settings)
-    return H, W, n, ""
+    with recorded() as steps:
+        H, W, n = non_negative_factorization(cells.X, n_components=k, random_state=seed, **settings)
+    return Result(H, W, n, steps=steps)
+
+
+def pca(cells: AnnData, k: int, seed: int) -> Result:
+    """Compute scanpy's PCA, whose programs may be negative. The mean of all cells is one more program."""
+    import scanpy
+
+    scanpy.pp.pca(cells, n_comps=k, random_state=seed)
+    H = np.hstack([cells.obsm["X_pca"], np.ones((cells.n_obs, 1), np.float32)])
+    return Result(H, np.vstack([cells.varm["PCs"].T, cells.X.mean(axis=0)]), -1)
+
+
+def rcppml(cells: AnnData, k: int, seed: int) -> Result:
+    """Fit `RcppML::nmf` with its defaults on all cores: with few iterations for the curve, and then until it stops."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, values in {"i": cells.X.indices, "p": cells.X.indptr, "x": cells.X.data}.items():
+            values.astype("<f8" if name == "x" else "<i4").tofile(f"{folder}/{name}")
+        sizes = [cells.n_vars, cells.n_obs, cells.X.nnz, k, seed, os.cpu_count()]
+        subprocess.run(["Rscript", Path(__file__).parent / "rcppml.R", folder, *map(str, sizes)], check=True)
+        steps = []
+        for name in sorted(Path(folder).glob("*.fit"), key=lambda path: int(path.stem)):
+            values = np.fromfile(name)
+            (n, seconds, peak), w, d, h = np.split(values, np.cumsum([3, cells.n_vars * k, k]))
+            steps.append((int(n), seconds, h.reshape(cells.n_obs, k), (w.reshape(k, -1) * d[:, None])))
+    n, seconds, H, W = steps[-1]
+    return Result(H, W, n, steps=steps[:-1], measured={"seconds": seconds, "cpu_seconds": np.nan, "peak_mib": peak})
 
 
 def nmf_torch(cells: AnnData, k: int, seed: int) -> Result:
     """Fit the online NMF of nmf-torch, which takes dense cells."""
     run = importlib.import_module("nmf").run_nmf
     H, W, _ = run(cells.X.toarray(), k, mode="online", random_state=seed, n_jobs=os.cpu_count())
-    return H, W, -1, ""
+    return Result(H, W, -1)
 
 
 def torchnmf(cells: AnnData, k: int, seed: int) -> Result:
@@ -73,7 +141,7 @@ def torchnmf(cells: AnnData, k: int, seed: int) -> Result:
     X = torch.from_numpy(cells.X.toarray())
     net = importlib.import_module("torchnmf.nmf").NMF(X.shape, rank=k)
     n = net.fit(X, beta=2)
-    return net.H.detach().numpy(), net.W.detach().numpy().T, n, ""
+    return Result(net.H.detach().numpy(), net.W.detach().numpy().T, n)
 
 
 def adam(cells: AnnData, k: int, seed: int, *, rate: float) -> Result:
@@ -104,7 +172,7 @@ def adam(cells: AnnData, k: int, seed: int, *, rate: float) -> Result:
         if epoch > 10 and min(losses[:-10]) - min(losses) < ADAM_TOL * min(losses):
             break
     W = W.detach()
-    return X @ W.numpy().T, W.numpy(), epoch, "" if epoch < ADAM_EPOCHS else f"reached {ADAM_EPOCHS} epochs"
+    return Result(X @ W.numpy().T, W.numpy(), epoch, "" if epoch < ADAM_EPOCHS else f"reached {ADAM_EPOCHS} epochs")
 
 
 def _both(X: csr_matrix) -> tuple[torch.Tensor, torch.Tensor, int]:
@@ -121,11 +189,31 @@ SOLVERS: dict[str, Callable[[AnnData, int, int], Result]] = {
     "model 1, GPU": partial(ours, CAENMF1, device="cuda"),
     "model 2, GPU": partial(ours, CAENMF2, device="cuda"),
     "MiniBatchNMF": minibatch,
+    "cNMF's solver": cnmf,
+    "RcppML 0.3.7": rcppml,
+    "scanpy's PCA": pca,
     "nmf-torch": nmf_torch,
     "torchnmf": torchnmf,
-    "cNMF's solver": cnmf,
     "Adam, 1e-3": partial(adam, rate=1e-3),
     "Adam, 1e-4": partial(adam, rate=1e-4),
+}
+_CITED = "Measured once, in November 2026, on 2 cores with AVX2, where AE-NMF took {} s."
+CITED = {  # table -> note and rows: name, seconds, error
+    "peers_kang2018_all_k80": (
+        _CITED.format("15–16"),
+        [
+            ("RcppML 1.0.0, projective", "28–32", "0.6910"),
+            ("RcppML 1.0.0, projective, tol 1e-5", "60", "0.6906"),
+            ("RcppML 1.0.0, nmf", "168–182", "0.6773"),
+        ],
+    ),
+    "peers_kang2018_2000_k20": (
+        _CITED.format("0.8–0.9"),
+        [
+            ("RcppML 1.0.0, projective", "1.9", "0.703"),
+            ("RcppML 1.0.0, projective, tol 1e-5", "3.7–4.2", "0.703"),
+        ],
+    ),
 }
 OURS = [name for name, solver in SOLVERS.items() if getattr(solver, "func", None) is ours]
 TIED = (*OURS, "Adam, 1e-3", "Adam, 1e-4")  # H = X Wᵀ
@@ -141,20 +229,36 @@ def select_genes(cells: AnnData, genes: int) -> AnnData:
     return cells[:, cells.var["highly_variable"]].copy()
 
 
+def missing(solver: str) -> str:
+    """Return a message if a program or package of a solver is not installed, otherwise an empty text."""
+    module = {"nmf-torch": "nmf", "torchnmf": "torchnmf"}.get(solver)
+    if module and not importlib.util.find_spec(module):
+        return f"not run: the package {solver} is not installed"
+    if solver == "RcppML 0.3.7":
+        ask = ["Rscript", "-e", 'q(status = packageVersion("RcppML") != "0.3.7")']
+        if not shutil.which("Rscript") or subprocess.run(ask, capture_output=True).returncode:
+            return "not run: Rscript or RcppML 0.3.7 is not installed (Debian: r-cran-rcppml)"
+    return ""
+
+
 def task(cells: str, genes: int, k: int, seed: int, solver: str) -> dict:
     """Fit once; return time, memory and errors."""
+    if without := missing(solver):
+        return {"stop": without}
     loaded = select_genes(data.load(cells), genes)
     if solver in OURS:  # load compiled code, and start the GPU
         (model,), device = SOLVERS[solver].args, SOLVERS[solver].keywords.get("device", "cpu")
         model(k=4, max_iter=2, tol=0, device=device).fit(_few(loaded))
     with measured() as found:
-        H, W, n_iter, stop = SOLVERS[solver](loaded, k, seed)
-    found |= {"iterations": n_iter, "stop": stop, "relative_error": relative_error(loaded, H, W)}
+        fit = SOLVERS[solver](loaded, k, seed)
+    found |= fit.measured | {"iterations": fit.iterations, "stop": fit.stop}
+    found["relative_error"] = relative_error(loaded, fit.H, fit.W)
     if solver in TIED:  # cost of the tie: usages by least squares for the same W
         untied = AENMF(k=k)
-        untied.W_, untied.genes_ = W, loaded.var_names
-        found["relative_error_untied"] = relative_error(loaded, untied.refit(loaded), W)
-    return found
+        untied.W_, untied.genes_ = fit.W, loaded.var_names
+        found["relative_error_untied"] = relative_error(loaded, untied.refit(loaded), fit.W)
+    curve = [(n, round(seconds, 3), round(relative_error(loaded, H, W), 6)) for n, seconds, H, W in fit.steps]
+    return found | {"curve": json.dumps(curve)}
 
 
 def _few(cells: AnnData) -> AnnData:
@@ -176,7 +280,7 @@ def main() -> None:
     parser.add_argument(
         "--solvers", nargs="+", choices=SOLVERS, default=[name for name in SOLVERS if "GPU" not in name]
     )
-    parser.add_argument("--keep", action="store_true", help="keep the existing rows")
+    parser.add_argument("--keep", action="store_true", help="keep the existing rows of the other solvers")
     args = parser.parse_args()
     row = {"cells": str(args.cells), "genes": args.genes, "k": args.k, "seed": args.seed}
     rows = [row | {"solver": solver} for solver in args.solvers]

@@ -5,6 +5,7 @@
 Everything between a ``<!-- table: NAME -->`` mark and its ``<!-- end -->`` is overwritten.
 """
 
+import json
 import re
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from measure import RESULTS
+from peers import CITED
 from speed import PANELS, speed
 
 from aenmf_lib import figures
@@ -48,24 +50,49 @@ def markdown(head: list[str], rows: list[list[str]], sources: pd.DataFrame | Non
 def peers(name: str) -> str:
     """Return the medians over the runs of each solver.
 
-    The ratio is the median over the rounds. A solver that ran once is compared with the median of AE-NMF.
+    The ratio is the median over the rounds. A solver that ran once is compared with the median of AE-NMF. The time to
+    the error of AE-NMF is interpolated between the recorded iterations. The last rows are those of `CITED`.
     """
     table = read(name)
+    target = table.loc[table["solver"] == "AE-NMF", "relative_error"].median()
+    table["to_target"] = [_seconds_to(target, run) for run in table.to_dict("records")]
     ours = table[table["solver"] == "AE-NMF"].set_index("run")["seconds"]
     in_turn = table.groupby("solver")["run"].transform("count") == len(ours)
     ratio = table["seconds"] / table["run"].map(ours).where(in_turn, ours.median())
-    columns = ["ratio", "seconds", "cpu_seconds", "peak_mib", "relative_error", "relative_error_untied"]
+    columns = ["ratio", "seconds", "to_target", "cpu_seconds", "peak_mib", "relative_error", "relative_error_untied"]
     groups = table.assign(ratio=ratio).groupby("solver", sort=False)
     medians = groups[columns].median().assign(runs=groups.size(), stop=groups["stop"].first())
-    rows = [
-        [solver, f"**{row.ratio:.1f}**", f"{row.seconds:.1f}", f"{row.cpu_seconds:.1f}", f"{max(row.peak_mib, 0):.0f}",
-         f"{row.relative_error:.4f}", f"{row.relative_error_untied:.4f}".replace("nan", ""), str(row.runs)]
-        if pd.notna(row.ratio)
-        else [solver, row.stop, "", "", "", "", "", str(row.runs)]
-        for solver, row in medians.iterrows()
-    ]  # fmt: skip
-    head = ["", "time relative to AE-NMF", "s", "CPU s", "peak MiB", "‖X − H W‖ / ‖X‖", "error with free H", "runs"]
-    return markdown(head, rows, table)
+    rows = []
+    for solver, row in medians.iterrows():
+        numbers = [f"**{row.ratio:.1f}**", f"{row.seconds:.1f}", _known(row.to_target, ".1f"),
+                   _known(row.cpu_seconds, ".1f"), f"{max(row.peak_mib, 0):.0f}", f"{row.relative_error:.4f}",
+                   _known(row.relative_error_untied, ".4f")]  # fmt: skip
+        rows.append([solver, *(numbers if pd.notna(row.ratio) else [row.stop, *[""] * 6]), str(row.runs)])
+    note, cited = CITED.get(name, ("", []))
+    rows += [[f"{solver} †", "", seconds, "", "", "", error, "", "1"] for solver, seconds, error in cited]
+    head = ["", "time relative to AE-NMF", "s", "s to the error of AE-NMF", "CPU s", "peak MiB", "‖X − H W‖ / ‖X‖",
+            "error with free H", "runs"]  # fmt: skip
+    return markdown(head, rows, table) + (f" † {note}" if note else "")
+
+
+def _known(value: float, form: str) -> str:
+    """Return a number as text, or an empty text for NaN."""
+    return "" if np.isnan(value) else format(value, form)
+
+
+def _seconds_to(target: float, run: dict) -> float:
+    """Return the seconds after which the error of a run is at most `target`, NaN if it never is or is not recorded."""
+    points = [point[1:] for point in json.loads(run["curve"])] if isinstance(run.get("curve"), str) else []
+    if not points and run["solver"] not in ("AE-NMF", "scanpy's PCA"):  # target; no iterations
+        return np.nan
+    points.append((run["seconds"], run["relative_error"]))
+    before = (0.0, np.inf)
+    for seconds, error in points:
+        if error <= target:  # linear between two points; the error before the first point is unknown
+            share = (before[1] - target) / (before[1] - error) if np.isfinite(before[1]) else 1
+            return before[0] + share * (seconds - before[0])
+        before = seconds, error
+    return np.nan
 
 
 def passes() -> str:

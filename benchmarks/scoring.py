@@ -1,10 +1,11 @@
 """Compare the two published benchmarks with direct scikit-learn and scanpy calls: run time and scores.
 
     python benchmarks/scoring.py results/kang2018/k80/*_k80.h5ad --max-cells 4000
+    python benchmarks/scoring.py results/kang2018/k80/*_k80.h5ad --max-cells 0 --seeds 5 --device cuda
 
 The direct way is a script of one call after the other, each on all cores as its library allows. The forest of
-scikit-learn-intelex is compared with the published one. Both ways score all models against both labels. Each part
-runs in its own process, the two ways in turn.
+scikit-learn-intelex is compared with the published one. All ways score all models against both labels. Each part runs
+in its own process, and the ways take turns. With --device cuda, a GPU is a third way for the parts that it can compute.
 """
 
 import argparse
@@ -70,13 +71,15 @@ def cluster_directly(H: np.ndarray, obs: pd.DataFrame, seeds: list[int]) -> list
     return scores
 
 
-def score(embeddings: results.Embeddings, part: str, max_cells: int, seeds: list[int]) -> pd.DataFrame:
+def score(
+    embeddings: results.Embeddings, part: str, max_cells: int, seeds: list[int], device: str = "cpu"
+) -> pd.DataFrame:
     """Return the mean scores per label, computed by this project."""
     if part == CLUSTERING:
-        graphs = neighbors.neighbor_graphs(embeddings.H, embeddings.obs)
+        graphs = neighbors.neighbor_graphs(embeddings.H, embeddings.obs, device)
         long = clustering.evaluate(graphs, embeddings.obs, seeds=seeds)
         return long.groupby("label")[["ARI", "NMI"]].mean()
-    options = {"splits": Splits(max_cells=max_cells), "classifiers": [part], "seeds": seeds}
+    options = {"splits": Splits(max_cells=max_cells), "classifiers": [part], "seeds": seeds, "device": device}
     long = classification.cross_validate(embeddings.H, embeddings.obs, **options)
     return long.groupby("label")[["F1", "AUROC"]].mean()
 
@@ -102,11 +105,14 @@ def task(files: str, part: str, way: str, max_cells: int, n_seeds: int) -> dict:
     if part == CLUSTERING:
         neighbors.neighbor_graph(np.random.default_rng(0).random((100, 5)))  # load compiled code
     seeds = list(clustering.SEEDS if part == CLUSTERING else classification.SEEDS)[:n_seeds]
+    if way == "cuda":  # start the GPU
+        neighbors.neighbor_graph(np.random.default_rng(0).random((100, 5)), device="cuda")
     if way == "ours":  # a stage starts its workers once
         load = "import time, aenmf_lib.metrics.classifiers, aenmf_lib.metrics.neighbors; time.sleep(1)"
         Parallel(n_jobs=-1)(delayed(exec)(load) for _ in range(os.cpu_count()))
     begin, before = perf_counter(), psutil.cpu_times()
-    means = (score if way == "ours" else score_directly)(embeddings, part, max_cells, seeds)
+    on = {"device": way} if way == "cuda" else {}
+    means = (score_directly if way == "plain" else score)(embeddings, part, max_cells, seeds, **on)
     seconds, after = perf_counter() - begin, psutil.cpu_times()
     get_reusable_executor().shutdown(wait=True)  # otherwise the process waits for its idle workers
     idle, total = after.idle - before.idle, sum(after[:8]) - sum(before[:8])
@@ -122,15 +128,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10, help="at most 10 clusterings, 5 seeds of 5 folds")
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--parts", nargs="+", default=[CLUSTERING, *DIRECT], help=f"also: {FOREST}_intelex")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--keep", action="store_true", help="keep the existing rows")
     args = parser.parse_args()
     files = " ".join(map(str, args.files))
+    on_gpu = args.device == "cuda"
+    if on_gpu:
+        args.parts = [part for part in args.parts if not part.startswith(FOREST)]
     rows = [
         {"files": files, "part": part, "way": way, "max_cells": args.max_cells, "n_seeds": args.seeds}
         for part in args.parts
-        for way in (["plain", "ours"] if part in (CLUSTERING, *DIRECT) else ["ours"])
+        for way in (["plain", "ours"] if part in (CLUSTERING, *DIRECT) else ["ours"]) + ["cuda"] * on_gpu
     ]
-    run_in_turn("scoring", task, rows, runs=args.runs, keep=args.keep)
+    run_in_turn("scoring" + "_cuda" * on_gpu, task, rows, runs=args.runs, keep=args.keep, device=args.device)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@
 #
 # A good embedding scores high against `cell_type` and low against `donor_id`. Every score is saved in `*_scores.csv` as
 # soon as it is computed. After an interruption, the notebook computes only the missing scores. If you add a model or
-# another embedding, only its scores are computed.
+# another embedding, only its scores are computed. On a cluster, or after `make scores`, one job per model,
+# label and seed has already computed the scores of the classifications, and the notebook only collects them. With
+# `device: cuda`, these jobs compute only the forests.
 
 # %% tags=["parameters"]
 model_paths: list[str] = ["results/demo/k12/cae_nmf1_k12.h5ad", "results/demo/k12/cae_nmf2_k12.h5ad", "results/demo/k12/ae_nmf_k12.h5ad", "results/demo/k12/base_nmf_k12.h5ad"]  # results files to compare  # noqa: E501  # fmt: skip
@@ -18,6 +20,7 @@ seed: int = 42  # seed of the subset of cells, of UMAP, of the silhouette sample
 max_cells: int = 1500  # largest number of cells in the classification (a stratified subset); 0 uses all cells
 forest: str = "random_forest"  # as published; 'random_forest_intelex' is much faster, with slightly different scores
 n_jobs: int = -1  # number of parallel workers; -1 uses all cores
+device: str = "cpu"  # 'cuda' computes neighbors and logistic regressions on a GPU; the forests stay on the CPU
 clustering_seeds: list[int] = [0, 1, 2, 3, 4]  # one Leiden clustering per seed; 10 seeds as published
 classification_seeds: list[int] = [42]  # five folds per seed; 5 seeds as published
 # rarely changed
@@ -83,7 +86,7 @@ pd.DataFrame(
 # number of classes.
 
 # %%
-graphs = neighbors.neighbor_graphs(embeddings.H, embeddings.obs)
+graphs = neighbors.neighbor_graphs(embeddings.H, embeddings.obs, device)
 agreement = clustering.evaluate(
     graphs, embeddings.obs, seeds=clustering_seeds, n_jobs=n_jobs, cache=f"{out_dir}/clustering_scores.csv"
 )
@@ -166,6 +169,7 @@ fits = classification.cross_validate(
     classifiers=classifiers,
     seeds=classification_seeds,
     n_jobs=n_jobs,
+    device=device,
     cache=f"{out_dir}/classification_scores.csv",
 )
 results.write_table(embeddings.annotate(fits[classification.LONG]), f"{out_dir}/classification_long.csv")
@@ -207,6 +211,7 @@ unseen = classification.cross_validate(
     classifiers=classifiers,
     seeds=unseen_seeds,
     n_jobs=n_jobs,
+    device=device,
     cache=f"{out_dir}/unseen_donors_scores.csv",
 )
 columns = [*classification.LONG, "cell_type_in_training", "n_scored", "groups_in_training"]

@@ -4,6 +4,8 @@ Classes with at least 10 cells; five stratified folds under each of five seeds; 
 neighbors on z-scored columns, and a forest of 200 trees: 75 fits per model and label, equal to those of scikit-learn.
 """
 
+from __future__ import annotations
+
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,17 +13,21 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from aenmf_lib.data.preprocessing import LABELS
 from aenmf_lib.metrics import classifiers as fitting
-from aenmf_lib.metrics import knn
+from aenmf_lib.metrics import knn, neighbors
 from aenmf_lib.metrics.classifiers import FOREST, INTELEX, KNN, LOGISTIC, METRICS
 from aenmf_lib.metrics.score_cache import ScoreCache, fingerprint, mean_and_std, run_parallel, source_code
 from aenmf_lib.metrics.splits import PUBLISHED, Splits, assign_donor_folds, assign_folds, stratified_subset
 from aenmf_lib.metrics.validation import check_inputs
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["confusion", "cross_validate", "per_class", "summarize"]
 
@@ -65,6 +71,7 @@ def cross_validate(
     classifiers: Sequence[str] = (LOGISTIC, KNN, FOREST),
     seeds: Sequence[int] = SEEDS,
     n_jobs: int = -1,
+    device: str = "cpu",
     cache: str | Path | None = None,
 ) -> pd.DataFrame:
     """Train and score every classifier on every fold of every embedding, for each label.
@@ -81,6 +88,10 @@ def cross_validate(
         One set of folds each, the same for all models and classifiers; also the seeds of the forests.
     n_jobs, cache
         Parallel fits of one thread each (-1: one per core), and a file that records each fit; see `ScoreCache`.
+    device
+        'cpu', 'cuda' or 'cuda:<number>'. A GPU computes the neighbors and the logistic regressions. The neighbors
+        are the same. In the mean over folds, F1, AUROC, accuracy and recall of the regressions differ by up to 0.0005;
+        the precision of a class that is rarely predicted can differ more. The forests are computed on the CPU.
 
     Returns
     -------
@@ -93,23 +104,34 @@ def cross_validate(
     ------
     ValueError
         The embeddings, labels, seeds or splits do not fit together; a classifier is unknown or not installed.
+    RuntimeError
+        `device` is a GPU that this machine does not have.
     """
     check_inputs(H, obs, [*labels, *filter(None, [splits.held_out])], seeds)
     makers = fitting.find_classifiers(classifiers)
+    on = neighbors.gpu(device)
+    on_gpu = [name for name in makers if name in (LOGISTIC, KNN)] if on else []
+    if on_gpu:
+        logger.info("%s: computed on %s; other classifiers on the CPU", " and ".join(on_gpu), device)
+    if LOGISTIC in on_gpu:
+        makers[LOGISTIC] = lambda seed: fitting.OnGPU(fitting.CLASSIFIERS[LOGISTIC](seed), on)
     tasks = {label: _task(obs, label, splits, seeds) for label in labels}
     packages = ["scikit-learn", "numpy", "scipy", *(["scikit-learn-intelex"] if INTELEX in classifiers else [])]
     source = source_code("metrics/classifiers.py", "metrics/splits.py", "metrics/knn.py")
     code = fingerprint(source, packages=packages)  # other code may give other scores
+    gpu_code = fingerprint(source_code("metrics/neighbors.py"), packages=["torch"]) if on_gpu else ""
     model_ids = {model: fingerprint(usages, code) for model, usages in H.items()}
     fits = {
-        (model, label, classifier, seed, fold): model_ids[model] + tasks[label].made_from
+        (model, label, classifier, seed, fold): model_ids[model]
+        + tasks[label].made_from
+        + gpu_code * (classifier in on_gpu)
         for model, label, classifier, seed in product(H, labels, classifiers, seeds)
         for fold in tasks[label].folds(seed)
     }
     scores = ScoreCache(
         cache, [*_KEY, *METRICS, "n_scored", "by_class", "converged", *_SETTINGS], _KEY, text=["by_class"]
     )
-    worker = partial(_fit, H=H, tasks=tasks, makers=makers, n_jobs=n_jobs)
+    worker = partial(_fit, H=H, tasks=tasks, makers=makers, n_jobs=n_jobs, on=on)
     long = scores.evaluate(fits, worker, description="classification", unit="fit")
     unconverged = long[~long["converged"]]
     if len(unconverged):
@@ -139,9 +161,17 @@ def _task(obs: pd.DataFrame, label: str, splits: Splits, seeds: Sequence[int]) -
 
 
 def _fit(
-    missing: list[tuple], H: Mapping, tasks: Mapping[str, _Task], makers: Mapping[str, Callable], n_jobs: int
+    missing: list[tuple],
+    H: Mapping,
+    tasks: Mapping[str, _Task],
+    makers: Mapping[str, Callable],
+    n_jobs: int,
+    on: torch.device | None,
 ) -> Iterator[tuple[tuple, dict]]:
-    """Yield key and scores of each missing fit; one neighbor search serves all folds of a model and label."""
+    """Yield key and scores of each missing fit; one neighbor search serves all folds of a model and label.
+
+    Only this process uses the GPU `on`, because some clusters allow one process per GPU.
+    """
     yield from ((key, tasks[key[1]].unscored() | tasks[key[1]].settings) for key in missing if key[4] < 0)
     missing = [key for key in missing if key[4] >= 0]
     pairs: dict[tuple[str, str], list] = {}  # model and label -> seeds and folds
@@ -150,7 +180,7 @@ def _fit(
             pairs.setdefault((model, label), []).append((seed, fold))
     for (model, label), wanted in pairs.items():
         task = tasks[label]
-        for (seed, fold), *found in knn.probabilities(H[model][task.cells], task.y, task.fold_of, wanted, n_jobs):
+        for (seed, fold), *found in knn.probabilities(H[model][task.cells], task.y, task.fold_of, wanted, n_jobs, on):
             scores = fitting.score_fold(task.y[task.fold_of[seed] == fold], *found, task.names)
             yield (model, label, KNN, seed, fold), scores | {"converged": True} | task.settings
 
@@ -162,8 +192,10 @@ def _fit(
     divisions = [(label, seed) for label, task in tasks.items() for seed in task.fold_of]
     others = [key for key in missing if key[2] != KNN]
     others.sort(key=lambda key: (divisions.index((key[1], key[3])), key[4]))
-    for key, scores in run_parallel(fitting.fit_fold, ((key, arguments(*key)) for key in others), n_jobs):
-        yield key, scores | tasks[key[1]].settings
+    on_gpu = [key for key in others if on and key[2] == LOGISTIC]
+    for keys, n in ((on_gpu, 1), ([key for key in others if key not in on_gpu], n_jobs)):
+        for key, scores in run_parallel(fitting.fit_fold, ((key, arguments(*key)) for key in keys), n):
+            yield key, scores | tasks[key[1]].settings
 
 
 def summarize(long: pd.DataFrame, label: str) -> pd.DataFrame:

@@ -1,21 +1,30 @@
 """The classifiers of benchmark 2, and the fit and scores of one fold. Few imports, for fast worker start."""
 
+from __future__ import annotations
+
+import contextlib
 import importlib
 import json
+import os
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Self
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
+import sklearn
 from scipy.stats import rankdata
 from sklearn.base import ClassifierMixin
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils import get_tags
 from threadpoolctl import threadpool_limits
+
+if TYPE_CHECKING:
+    import torch
 
 METRICS = ("F1", "AUROC", "Precision", "Accuracy", "Recall")  # in the order of the published columns
 LOGISTIC, KNN, FOREST = "logistic_regression", "knn", "random_forest"
@@ -50,6 +59,54 @@ class Forest(ClassifierMixin):
                 total += tree.predict_proba(X, check_input=False)
             self.forest.estimators_ = [None] * self.forest.n_estimators
         return total / self.n_trees
+
+
+class OnGPU(ClassifierMixin):
+    """The published pipeline of the logistic regression, computed by scikit-learn on a GPU.
+
+    Objective, solver and stop are the same. Sums are rounded in another order, so the solver, which stops early, can
+    stop one step earlier or later. A few cells per thousand then change class, as with another number of threads.
+    """
+
+    def __init__(self, pipeline: Pipeline, on: torch.device) -> None:
+        if not get_tags(pipeline[-1]).array_api_support:
+            found = f"scikit-learn {sklearn.__version__} cannot fit this classifier on a GPU."
+            raise ValueError(f"{found} Install version 1.9 or later, or use device='cpu' (DEVICE=cpu).")
+        self.pipeline, self.on = pipeline, on
+
+    def fit(self, X: np.ndarray, y: np.ndarray) -> Self:
+        """Fit the pipeline to the training cells, (n_train, k) and (n_train,)."""
+        self.classes_ = np.unique(y)
+        with self._arrays(X) as there:
+            self.pipeline.fit(there, y)
+        return self
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        """Return the probabilities, (n_test, n_classes)."""
+        with self._arrays(X) as there:
+            return self.pipeline.predict_proba(there).cpu().numpy()
+
+    @contextlib.contextmanager
+    def _arrays(self, X: np.ndarray) -> Iterator[torch.Tensor]:
+        """Yield X on the GPU. Within the block, scikit-learn computes on the device of its input ("array API")."""
+        from unittest import mock
+
+        import torch
+
+        from aenmf_lib.training.second_moment import tf32
+
+        try:  # scikit-learn requires this variable; no function of scipy that reads it is called
+            with (
+                mock.patch.dict(os.environ, SCIPY_ARRAY_API="1"),
+                sklearn.config_context(array_api_dispatch=True),
+                tf32(False),
+            ):
+                yield torch.from_numpy(X).to(self.on)
+        except torch.OutOfMemoryError as error:
+            expected = "Set max_cells to a smaller number (MAX_CELLS=…), or use device='cpu' (DEVICE=cpu)."
+            raise MemoryError(
+                f"A logistic regression of {X.shape} numbers needs more memory than {self.on} has. {expected}"
+            ) from error
 
 
 def _intelex_forest(seed: int) -> ClassifierMixin:

@@ -6,7 +6,10 @@ fold's k-th distance can be skipped. The distances of a fold are computed for a 
 rounding could change the neighbors, the pipeline of scikit-learn predicts.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from joblib import Parallel, delayed
@@ -16,21 +19,31 @@ from sklearn.utils import gen_batches
 from threadpoolctl import threadpool_limits
 
 from aenmf_lib.metrics.classifiers import CLASSIFIERS, KNN, N_NEIGHBORS
+from aenmf_lib.metrics.neighbors import nearest_candidates, rounding_error
+
+if TYPE_CHECKING:
+    import torch
 
 _CANDIDATES = 40  # per cell: enough to settle ≥ 99 % of cells (15 neighbors, 5 folds; measured)
 _BATCH = 256  # cells per batch: their differences to the candidates fit into the cache
 
 
 def probabilities(
-    H: np.ndarray, y: np.ndarray, fold_of: Mapping[int, np.ndarray], wanted: Iterable[tuple[int, int]], n_jobs: int = -1
+    H: np.ndarray,
+    y: np.ndarray,
+    fold_of: Mapping[int, np.ndarray],
+    wanted: Iterable[tuple[int, int]],
+    n_jobs: int = -1,
+    on: torch.device | None = None,
 ) -> Iterator[tuple[tuple[int, int], np.ndarray, np.ndarray]]:
     """Yield the probabilities of ``CLASSIFIERS[KNN]`` for the cells of each wanted fold.
 
     H is (n_cells, k), y (n_cells,) int, and `fold_of` maps a seed to the fold of each cell. For each wanted pair of a
-    seed and a fold: yields the pair, the training classes (n_learned,), and the probabilities (n_test, n_learned).
+    seed and a fold: yields the pair, the training classes (n_learned,), and the probabilities (n_test, n_learned). They
+    are the same if the GPU `on` finds the neighbors instead of scikit-learn.
     """
     seeds = list(fold_of)
-    found, undecided = _neighbors_outside_fold(H, np.stack(list(fold_of.values())), n_jobs)
+    found, undecided = _neighbors_outside_fold(H, np.stack(list(fold_of.values())), n_jobs, on)
     n_classes = int(y.max()) + 1
     for seed, fold in wanted:
         division, test = seeds.index(seed), fold_of[seed] == fold
@@ -45,7 +58,9 @@ def probabilities(
         yield (seed, fold), classes, probability
 
 
-def _neighbors_outside_fold(H: np.ndarray, fold_of: np.ndarray, n_jobs: int = -1) -> tuple[np.ndarray, np.ndarray]:
+def _neighbors_outside_fold(
+    H: np.ndarray, fold_of: np.ndarray, n_jobs: int = -1, on: torch.device | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the nearest cells in the other folds, z-scored over these, (n_divisions, n_cells, N_NEIGHBORS) int32.
 
     Also returns where rounding could change them, (n_divisions, n_cells) bool. `fold_of` is (n_divisions, n_cells).
@@ -61,8 +76,11 @@ def _neighbors_outside_fold(H: np.ndarray, fold_of: np.ndarray, n_jobs: int = -1
     widest = np.concatenate(scales).max(axis=0)
 
     Z = (H - H.mean(axis=0, dtype=np.float64)) / widest  # centered, to reduce the rounding error of differences
-    distance, candidates = NearestNeighbors(n_neighbors=n_candidates, algorithm="brute").fit(Z).kneighbors(Z)
-    beyond = np.square(distance[:, -1]) if n_candidates < n_cells else np.full(n_cells, np.inf)
+    if on:
+        candidates, _, beyond = nearest_candidates(Z, n_candidates, on)
+    else:
+        distance, candidates = NearestNeighbors(n_neighbors=n_candidates, algorithm="brute").fit(Z).kneighbors(Z)
+        beyond = np.square(distance[:, -1]) if n_candidates < n_cells else np.full(n_cells, np.inf)
 
     def decide(rows: slice) -> None:
         near = candidates[rows]
@@ -76,7 +94,7 @@ def _neighbors_outside_fold(H: np.ndarray, fold_of: np.ndarray, n_jobs: int = -1
             last, next_ = np.take_along_axis(d2, order[:, -2:], axis=1).T
             found[division, rows] = np.take_along_axis(near, order[:, :-1], axis=1)
             norm = np.linalg.norm((H[rows] - means[division][own]) / scale, axis=1)
-            error = _rounding_error(norm, np.sqrt(last), H.dtype)
+            error = _error_of_pipeline(norm, np.sqrt(last), H)
             undecided[division, rows] = (next_ <= last + 2 * error) | (beyond[rows] <= last + error)
 
     with threadpool_limits(1, "blas"):
@@ -84,8 +102,7 @@ def _neighbors_outside_fold(H: np.ndarray, fold_of: np.ndarray, n_jobs: int = -1
     return found, undecided
 
 
-def _rounding_error(norm: np.ndarray, distance: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def _error_of_pipeline(norm: np.ndarray, distance: np.ndarray, H: np.ndarray) -> np.ndarray:
     """Return a bound on the rounding error of squared distances, given the norms of the z-scores and the distances."""
-    both = 2 * norm + distance  # at least the sum of the two norms
-    moved = 1.01 * np.finfo(dtype).eps * both  # each z-score is rounded to `dtype` twice
-    return moved * (2 * distance + moved) + 64 * np.finfo(np.float64).eps * np.square(both)  # ‖a‖² - 2 ab + ‖b‖²
+    moved = 1.01 * np.finfo(H.dtype).eps * (2 * norm + distance)  # each z-score is rounded to the dtype of H twice
+    return moved * (2 * distance + moved) + rounding_error(norm, distance, H.shape[1])

@@ -1,10 +1,12 @@
 """Nearest neighbors of the cells in an embedding, their Leiden clusters, and their layout by UMAP.
 
-Parallel workers import this module, so scanpy and other large packages are imported in functions.
+On a GPU, torch finds the neighbors; all other steps are the same. Parallel workers import this module, so scanpy,
+torch and other large packages are imported in functions.
 """
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,15 +15,21 @@ from typing import TYPE_CHECKING
 
 import igraph
 import numpy as np
+from scipy.sparse import csr_matrix
+from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
 __all__ = ["NeighborGraph", "leiden_clusters", "neighbor_graph", "neighbor_graphs", "umap", "umaps"]
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
     from anndata import AnnData
-    from scipy.sparse import csr_matrix
 
+logger = logging.getLogger(__name__)
+
+_MORE = 16  # candidates beyond the wanted ones, because float32 may exchange the last ones
+_MOST_ROWS = 4096  # cells whose distances are computed at once; more are not faster
 _latest: dict[str, igraph.Graph] = {}  # the most recent graph of this worker
 
 
@@ -35,26 +43,127 @@ class NeighborGraph:
     n_neighbors: int  # as scanpy counts: the cell itself is one of them
 
 
-def neighbor_graph(H: np.ndarray, n_neighbors: int = 25) -> NeighborGraph:
+def gpu(device: str) -> torch.device | None:
+    """Return the GPU for 'cuda' or 'cuda:<number>', and None for 'cpu'.
+
+    Raises ValueError for an unknown name, and RuntimeError for a GPU that this machine does not have.
+    """
+    if device == "cpu":
+        return None
+    import torch
+
+    from aenmf_lib.training.second_moment import check_device
+
+    return torch.device(check_device(device))
+
+
+def neighbor_graph(H: np.ndarray, n_neighbors: int = 25, device: str = "cpu") -> NeighborGraph:
     """Return the exact nearest neighbors in the z-scored embedding H (n_cells, k), as `scanpy.pp.neighbors` finds them.
 
-    There must be more cells than `n_neighbors`, which counts the cell itself.
+    There must be more cells than `n_neighbors`, which counts the cell itself. `device` is 'cpu', 'cuda' or
+    'cuda:<number>'. The neighbors are the same on all devices, and distances and weights are equal up to rounding.
     """
     import scanpy as sc
     from anndata import AnnData
 
+    on = gpu(device)
     if len(H) <= n_neighbors:
         expected = f"n_neighbors={n_neighbors} needs at least {n_neighbors + 1}"
         raise ValueError(f"The embedding has {len(H)} cells; {expected}. Keep more cells.")
     cells = AnnData(StandardScaler().fit_transform(H))
     # use_rep: without it scanpy computes a PCA before the search when there are more than 50 columns.
-    options = {"use_rep": "X", "method": "umap", "metric": "euclidean", "transformer": "sklearn"}
+    search = "sklearn" if on is None else _Search(n_neighbors, on)
+    options = {"use_rep": "X", "method": "umap", "metric": "euclidean", "transformer": search}
     sc.pp.neighbors(cells, n_neighbors=n_neighbors, **options)
     weights = cells.obsp["connectivities"]  # already symmetric; kept to match the benchmark's formula
-    return NeighborGraph(cells.X, weights.maximum(weights.T), cells.obsp["distances"], n_neighbors)
+    distances = cells.obsp["distances"] if on is None else search.distances
+    return NeighborGraph(cells.X, weights.maximum(weights.T), distances, n_neighbors)
 
 
-def neighbor_graphs(H: Mapping[str, np.ndarray], obs: pd.DataFrame) -> dict[str, NeighborGraph]:
+class _Search:
+    """The search of `neighbor_graph` on a GPU, with the methods that scanpy calls."""
+
+    def __init__(self, n_neighbors: int, on: torch.device) -> None:
+        self.n_neighbors, self.on = n_neighbors, on
+
+    def get_params(self) -> dict[str, int]:
+        """Return the number of neighbors, which counts the cell itself."""
+        return {"n_neighbors": self.n_neighbors}
+
+    def fit_transform(self, Z: np.ndarray) -> csr_matrix:
+        """Return the distances (n_cells, n_cells) of each cell to itself and its n_neighbors - 1 nearest other cells.
+
+        If rounding could change the neighbors of a cell, or another cell is equal, scikit-learn finds them instead.
+        """
+        n, (n_cells, k) = self.n_neighbors, Z.shape
+        near, squares, beyond = nearest_candidates(Z, n + 1, self.on)
+        last, next_ = squares[:, n - 1], np.minimum(squares[:, n], beyond)
+        error = rounding_error(np.linalg.norm(Z, axis=1), np.sqrt(last), k)
+        unclear = np.flatnonzero((next_ <= last + 2 * error) | (squares[:, 1] <= error))
+        near, distance = near[:, :n], np.sqrt(squares[:, :n])
+        if len(unclear):
+            search = NearestNeighbors(n_neighbors=n + 1, algorithm="brute").fit(Z)
+            distance[unclear], near[unclear] = (part[:, :n] for part in search.kneighbors(Z[unclear]))
+
+        def matrix(first: int) -> csr_matrix:
+            parts = distance[:, first:].ravel(), near[:, first:].ravel(), np.arange(n_cells + 1) * (n - first)
+            return csr_matrix(parts, (n_cells, n_cells))
+
+        self.distances = matrix(1)  # as in scanpy: without the first column, which is usually the cell itself
+        return matrix(0)
+
+
+def nearest_candidates(Z: np.ndarray, n: int, on: torch.device) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the nearest cells of each cell, which include the cell itself. torch computes them on the device `on`.
+
+    Z is (n_cells, k), with columns around 0. Returns at least `n` cells (n_cells, m) by ascending distance, the squares
+    of their distances in float64, (n_cells, m), and a lower bound on the square of the distance of every other cell,
+    (n_cells,). All pairs are compared in float32, and the nearest ones again in float64. The blocks of cells are as
+    large as the free memory of the device allows.
+    """
+    import torch
+
+    from aenmf_lib.training.second_moment import available_memory, tf32
+
+    n_cells, k = Z.shape
+    m = min(n + _MORE, n_cells)
+    exact = torch.as_tensor(Z).to(on, torch.float64)
+    norms = exact.square().sum(1)  # (n_cells,)
+    rounded, rounded_norms = exact.float(), norms.float()
+    near, squares = np.empty((n_cells, m), np.int64), np.empty((n_cells, m))
+    beyond = np.full(n_cells, np.inf)  # if there are no other cells
+    rows = available_memory(str(on)) // (12 * n_cells + 24 * m * k)  # bytes: three matrices of pairs, candidates
+    rows, start = min(max(rows, 1), _MOST_ROWS), 0
+    while start < n_cells:
+        block = slice(start, min(start + rows, n_cells))
+        try:
+            with tf32(False):
+                pairs = torch.addmm(rounded_norms, rounded[block], rounded.T, alpha=-2)  # (rows, n_cells), without ‖a‖²
+            lowest, cells = pairs.topk(m, largest=False)
+            del pairs
+            d2 = (exact[block, None] - exact[cells]).square_().sum(2)  # (rows, m)
+            d2, order = d2.sort(stable=True)
+            near[block], squares[block] = cells.gather(1, order).cpu(), d2.cpu()
+            if m < n_cells:
+                beyond[block] = (lowest[:, -1].double() + norms[block]).clamp_(min=0).cpu()
+        except torch.OutOfMemoryError:
+            if rows == 1:
+                raise
+            rows //= 2  # another program may use the memory
+            logger.info("neighbors: not enough memory on %s; continuing with blocks of %d cells", on, rows)
+            continue
+        start = block.stop
+    if m < n_cells:
+        beyond -= rounding_error(norms.sqrt().cpu().numpy(), np.sqrt(beyond), k, np.float32)
+    return near, squares, beyond
+
+
+def rounding_error(norm: np.ndarray, distance: np.ndarray, k: int, dtype: type = np.float64) -> np.ndarray:
+    """Return a bound on the rounding error of ‖a‖² - 2 ab + ‖b‖² for points of k columns, from ‖a‖ and ‖a - b‖."""
+    return max(64, k) * np.finfo(dtype).eps * np.square(2 * norm + distance)
+
+
+def neighbor_graphs(H: Mapping[str, np.ndarray], obs: pd.DataFrame, device: str = "cpu") -> dict[str, NeighborGraph]:
     """Return the `neighbor_graph` of every model, for embeddings (n_cells, k) from `results.read_embeddings`.
 
     NaN and infinite values raise a ValueError that names a cell of `obs`.
@@ -63,7 +172,10 @@ def neighbor_graphs(H: Mapping[str, np.ndarray], obs: pd.DataFrame) -> dict[str,
     from aenmf_lib.metrics.validation import check_inputs
 
     check_inputs(H, obs)
-    return {model: neighbor_graph(usages) for model, usages in tqdm(H.items(), desc="neighbors", unit="model")}
+    if gpu(device):
+        logger.info("neighbors: computed on %s", device)
+    models = tqdm(H.items(), desc="neighbors", unit="model")
+    return {model: neighbor_graph(usages, device=device) for model, usages in models}
 
 
 def leiden_clusters(H: np.ndarray) -> np.ndarray:

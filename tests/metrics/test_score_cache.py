@@ -185,43 +185,58 @@ def test_notebook_reuses_scores_of_array_jobs(tiny, tmp_path):
     tiny.uns["input"] = {}
     file, params = tmp_path / "ae_nmf_k4.h5ad", tmp_path / "06.yaml"
     results.write(file, AENMF(k=4, max_iter=5).fit(tiny), tiny)
-    params.write_text("n_jobs: 1\nclassification_seeds: [42]\nforest: random_forest\n")
-    folder = tmp_path / "classification_scores"
-    folder.mkdir()
+    params.write_text(
+        "n_jobs: 1\nclassification_seeds: [42, 52]\nunseen_seeds: [7]\nforest: random_forest\nmax_cells: 0\n"
+    )
 
-    def job(label: str) -> None:
-        options = ["--label", label, "--notebook", str(NOTEBOOK), "--params", str(params)]
-        options += ["--cache", str(folder / f"{label}.csv"), "--done", str(folder / f"{label}.done")]
+    def job(label: str, seed: int, *more: str, folder: str = "classification_scores") -> Path:
+        part = tmp_path / folder / f"{label}.{seed}"
+        options = ["--label", label, "--seed", str(seed), "--notebook", str(NOTEBOOK), "--params", str(params), *more]
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(CLASSIFIERS, FOREST, lambda seed: RandomForestClassifier(2, random_state=seed))
-            cli.main(["score", str(file), *options])
+            cli.main(["score", str(file), *options, "--cache", f"{part}.csv", "--done", f"{part}.done"])
+        return part.with_suffix(f".{seed}.csv")
 
-    def notebook() -> pd.DataFrame:
-        embeddings = results.read_embeddings([file])
+    def notebook(name: str = "classification_scores", seeds: tuple = (42, 52), **options) -> pd.DataFrame:
+        COMPUTED.clear()
+        embeddings, options = results.read_embeddings([file]), {"classifiers": list(CLASSIFIERS)[:3], **options}
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(CLASSIFIERS, FOREST, lambda seed: RandomForestClassifier(2, random_state=seed))
-            return classify(
-                tmp_path / "classification_scores.csv", embeddings.H, embeddings.obs, classifiers=list(CLASSIFIERS)
-            )
+            return classify(tmp_path / f"{name}.csv", embeddings.H, embeddings.obs, seeds=seeds, **options)
 
-    job("donor_id")
-    assert len(COMPUTED) == 15
-    assert (folder / "donor_id.done").exists()
-    job("donor_id")
-    assert len(COMPUTED) == 15
-    first = notebook()
-    assert len(COMPUTED) == 30  # the other label
-    job("cell_type")
-    (tmp_path / "classification_scores.csv").unlink()
+    alone = notebook("elsewhere")  # without jobs
+    assert len(COMPUTED) == 2 * 2 * 15
     COMPUTED.clear()
-    whole = (folder / "cell_type.csv").read_bytes()
-    (folder / "cell_type.csv").write_bytes(whole[:-5])  # while its last line is being written
-    pd.testing.assert_frame_equal(notebook(), first, check_exact=True)
+    job("donor_id", 52)
+    assert len(COMPUTED) == 10
+    first = job("donor_id", 42)  # the job of the first seed searches the neighbors for the folds of all seeds
+    assert len(COMPUTED) == 10 + 10 + 10
+    job("donor_id", 42)
+    assert len(COMPUTED) == 30
+    assert first.with_suffix(".done").exists()
+    pd.testing.assert_frame_equal(notebook(), alone, check_exact=True)
+    assert len(COMPUTED) == 30  # the other label
+    (tmp_path / "classification_scores.csv").unlink()
+    job("cell_type", 42)
+    job("cell_type", 52)
+    whole = first.read_bytes()
+    first.write_bytes(whole[:-5])  # while its last line is being written
+    pd.testing.assert_frame_equal(notebook(), alone, check_exact=True)
     assert len(COMPUTED) == 1
-    assert (folder / "cell_type.csv").read_bytes() == whole[:-5]  # the file of another process is not changed
+    assert first.read_bytes() == whole[:-5]  # the file of another process is not changed
+
+    unseen = {"seeds": (7,), "labels": ["cell_type"], "splits": Splits(held_out="donor_id")}
+    alone = notebook("unseen_elsewhere", **unseen)
+    assert len(COMPUTED) > 0
+    job("cell_type", 7, "--held-out", "donor_id", folder="unseen_donors_scores")
+    pd.testing.assert_frame_equal(notebook("unseen_donors_scores", **unseen), alone, check_exact=True)
+    assert COMPUTED == []
+
+    with pytest.raises(SystemExit, match=r"error: --seed 7 is not a seed of this run. Expected one of \[42, 52\]"):
+        job("cell_type", 7)
     with pytest.raises(SystemExit, match=r"error: .*nowhere\.h5ad"):
         file = tmp_path / "nowhere.h5ad"
-        job("cell_type")
+        job("cell_type", 42)
 
 
 def test_values_of_make_are_the_defaults_of_cross_validate():
