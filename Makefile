@@ -2,8 +2,8 @@
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: all check filter train benchmarks programs figures report scores conditioning projection rank consensus \
-    differential project test lint format setup clean help resolved FORCE
+.PHONY: all check fetch rehearse filter train benchmarks programs figures report scores conditioning projection rank \
+    consensus differential project test lint format setup clean help resolved FORCE
 
 VARIABLES := DATASET DATA K MODELS QUICK MIN_CELLS SEED N_STARTS DONOR_KEY CELL_TYPE_KEY GENE_NAME_KEY LAYER FRACTIONAL \
     SAMPLE_CELLS DROP_MISSING KEEP_UNLABELED DROP_EMPTY DROP_LABELS MERGE_LABELS PRIMARY_ONLY MAX_CELLS FOREST LISI \
@@ -17,7 +17,8 @@ quoted = '$(subst ','\'',$(1))'
 goals := $(or $(MAKECMDGOALS),help)
 # goals that read neither the data nor the variables, and those that do not read the data
 development := help test lint format setup
-idle := $(development) clean status watch cancel lab explore project report
+idle := $(development) clean fetch status watch cancel lab explore project report rehearse
+this_make := $(MAKE)# make runs recipes that contain $(MAKE) even with -n
 
 # ---- Data set and number of programs ---------------------------------------------------------------------------------
 set_outside := $(strip $(foreach name,$(filter-out EXECUTOR PYTHON,$(VARIABLES)),$(if $(findstring environment,\
@@ -60,6 +61,10 @@ value_of = $(shell sed -n -e "s/^$(1): *\"\(.*\)\".*/\1/p;t" -e "s/^$(1): *'\(.*
 data := $(or $(DATA),$(call value_of,data,$(params)),$(call value_of,path,$(wildcard $(DIR)/input.yaml)))
 cells := $(filter $(patsubst %,data/%.h5ad,demo demo_none demo_weak demo_confounded),$(data))# made by simulation
 gone := $(if $(cells),,$(shell test -e $(call quoted,$(data)) || echo gone))
+# A missing input is downloaded if the parameters file has a block 'fetch', unless its filtered cells exist.
+fetchable := $(if $(and $(gone),$(params)),$(shell grep -l '^fetch:' $(params)))
+fetched := $(if $(fetchable),$(if $(DATA)$(if $(filter fetch,$(goals)),,$(wildcard $(DIR)/filtered.h5ad)),,$(data)))
+gone := $(if $(fetched),,$(gone))
 
 # ---- Python ----------------------------------------------------------------------------------------------------------
 # The active environment if the library is installed in it (-I ignores the library in this folder), otherwise .venv.
@@ -100,12 +105,13 @@ notebooks := $(sort $(wildcard notebooks/[0-9][0-9]_*.py))
 filtered := $(DIR)/filtered.h5ad
 cohort := $(DIR)/cohort.csv
 input := $(DIR)/input.yaml
-# SHARDS: one job for each part of the cells, and one that adds up their sums
-shards := $(if $(SHARDS),$(patsubst %,$(DIR)/sums/%-of-$(SHARDS).npz,$(shell seq -w 0 $$(($(SHARDS) - 1)))))
-sums := $(if $(SHARDS),$(DIR)/sums.npz)
+# SHARDS: one job for each part of the cells, and one that adds up their sums. CAE_NMF2 needs sums per donor (sums.npz). The
+# other models also use them if they exist.
+by_donor := $(if $(filter cae_nmf2,$(MODEL_FILES))$(wildcard $(DIR)/sums.npz),--by-donor)
+sums := $(if $(SHARDS),$(DIR)/sums$(if $(by_donor),,_pooled).npz)
+shards := $(if $(SHARDS),$(patsubst %,$(sums:.npz=)/%-of-$(SHARDS).npz,$(shell seq -w 0 $$(($(SHARDS) - 1)))))
 models := $(patsubst %,$(RUN)/%_k$(k).h5ad,$(MODEL_FILES))
 trained := $(foreach model,$(MODEL_FILES),$(patsubst notebooks/%.py,$(RUN)/%.ipynb,$(wildcard notebooks/0?_train_$(model).py)))
-scores := $(foreach label,cell_type donor_id,$(patsubst %,$(RUN)/classification_scores/%.$(label).done,$(MODEL_FILES)))
 tables := $(patsubst %,$(RUN)/%.csv,clustering_cell_type clustering_donor_id classification_cell_type \
     classification_donor_id clustering_long classification_long clustering_resolution classification_by_class \
     classification_confusion integration unseen_donors_long unseen_donors_by_class)
@@ -151,8 +157,8 @@ checked = --notebooks $(notebooks) --valid $(VARIABLES) --goals $(MAKECMDGOALS) 
 ifneq ($(filter-out 'PYTHON=% 'DATASET=% 'K=% 'EXECUTOR=%,$(variables))$(and $(gone),$(filter-out $(idle),$(goals))),)
 wrong := $(shell python=$$(command -v "$(PYTHON)" || command -v python3) && \
     "$$python" -Es -m aenmf_lib resolve $(checked) $(if $(filter-out $(idle),$(goals)),\
-    $(if $(cells),,--data $(call quoted,$(data)))) --folder $(DIR) 2>&1 >/dev/null | sed -n 's/^error: \(.*\)\.$$/\1/p')
-$(if $(wrong),$(error $(wrong)))
+    $(if $(cells)$(fetched),,--data $(call quoted,$(data)))) --folder $(DIR) 2>&1 >/dev/null | sed -n 's/^error: \(.*\)\.$$/\1/p')
+$(if $(wrong),$(error $(wrong)$(if $(fetchable),. To download the cells: make fetch DATASET=$(DATASET))))
 endif
 # This resolves the values of the notebooks and checks the input before the first stage.
 listed = $(subst $(space),$(comma),$(strip $(1)))
@@ -169,11 +175,20 @@ ifneq ($(origin EXECUTOR),command line)
 EXECUTOR := $(shell timeout 5 scontrol ping 2>/dev/null | grep -q ' UP' && echo slurm || echo local)
 endif
 $(if $(filter local slurm,$(EXECUTOR)),,$(error EXECUTOR='$(EXECUTOR)': expected local or slurm))
+# The classification has parts: one file per model, label and seed. The command `jobs` prints the parts of this call, such as
+# classification_scores/cell_type.42. Without the goal `scores`, 06 computes these scores itself.
+ifneq ($(and $(filter local,$(EXECUTOR)),$(filter scores,$(goals))),)
+parts := $(if $(shell command -v "$(PYTHON)"),$(shell $(call resolve,jobs) || echo stop),$(error There is no Python \
+    environment yet. Type 'make setup' first))
+$(if $(filter stop,$(parts)),$(error The values of the notebooks are not valid. Correct the error above))
+scores := $(foreach part,$(parts),$(patsubst %,$(RUN)/$(dir $(part))%.$(notdir $(part)).done,$(MODEL_FILES)))
+endif
 ifeq ($(EXECUTOR),slurm)
 # On a cluster these submit jobs, each of which is make with EXECUTOR=local, and return immediately.
 all filter train scores benchmarks programs $(if $(FIGURE),,figures) $(patsubst %/,%,$(dir $(on_request))): | \
-    $(setup) $(cells)
-	@$(call slurm,submit) --resolve=$(call quoted,$(call resolve,resolve)) --goals $@
+    $(setup) $(cells) $(fetched)
+	@$(call slurm,submit) --resolve=$(call quoted,$(call resolve,resolve)) \
+	    --requests=$(call quoted,$(call resolve,requests)) --goals $@
 project: | $(setup)
 	@$(call slurm,submit) --goals $@
 else
@@ -183,7 +198,7 @@ train: $(models) $(trained)  ## train the models
 benchmarks: $(tables) $(umap) $(RUN)/06_benchmarks.ipynb  ## clustering and classification tables, UMAP
 programs: $(programs) $(RUN)/10_programs.ipynb  ## genes and cell types of each program; GENE_SETS=sets.gmt
 figures: $(if $(FIGURE),,$(figures) $(RUN)/07_figures.ipynb)  ## draw the figures; only one: FIGURE=fig2 FORMAT=svg
-scores: $(scores)  ## classification in one job per model and label: make -j2 scores N_JOBS=1
+scores: $(scores)  ## classification in one job per model, label and seed: make -j2 scores N_JOBS=1
 conditioning: $(conditioning) $(RUN)/08_conditioning.ipynb  ## study of conditioning; from here on not part of all
 projection: $(projection) $(RUN)/11_project.ipynb  ## train without some donors, and project their cells
 rank: $(rank) $(DIR)/12_rank.ipynb  ## compare numbers of programs: K="5 10 20"
@@ -201,8 +216,12 @@ endif
 # It packs what exists, and waits only for goals of the same call.
 report: | $(setup) $(if $(filter local,$(EXECUTOR)),$(filter-out report $(idle),$(goals)))  ## pack a run as a website
 	@exec $(run) report $(RUN) --out $(RUN)/report
-check: | $(setup) $(cells)  ## report the cells that would be read, all problems, and the cost of each stage
+check: | $(setup) $(cells) $(fetched)  ## report the cells that would be read, all problems, and the cost of each stage
 	@$(call resolve,preflight)
+fetch: | $(setup) $(fetched)  ## download or check the cells of a data set on CELLxGENE: DATASET=tabula_sapiens_immune
+	@$(if $(fetched),:,exec $(fetch))
+rehearse: | $(setup)  ## run all stages on simulated cells, and estimate the cost of the atlas: CELLS=100000
+	@exec $(run) rehearse $(checked) --make $(call quoted,$(this_make)) $(if $(filter slurm,$(EXECUTOR)),--slurm)
 include slurm/slurm.mk
 
 # ---- Stages ----------------------------------------------------------------------------------------------------------
@@ -227,8 +246,11 @@ training := data training models results metrics/neighbors metrics/validation
 analysis := data training models results metrics programs
 from_cells := -p cells_path $(filtered) -p out
 fitted := $(models) $(trained)
-# $(call train,NOTEBOOK,MODEL,SUMS)
-train = $(call stage,$(1),$(RUN)/$(2)_k$(k).h5ad,$(filtered) $(3),$(training),$(from_cells) $(RUN)/$(2)_k$(k).h5ad)
+# the AE-NMF from which models 1 and 2 start. If AE_NMF is not in MODELS, they fit it themselves
+ae_nmf := $(if $(filter ae_nmf,$(MODEL_FILES)),$(RUN)/ae_nmf_k$(k).h5ad)
+# $(call train,NOTEBOOK,MODEL,SUMS,AE_NMF)
+train = $(call stage,$(1),$(RUN)/$(2)_k$(k).h5ad,$(filtered) $(3) $(4),$(training),$(from_cells) \
+    $(RUN)/$(2)_k$(k).h5ad $(if $(4),-p ae_nmf_path $(4)))
 
 # If the input no longer exists, the filter cannot run: the existing filtered cells are used.
 ifeq ($(gone),)
@@ -236,11 +258,10 @@ $(eval $(call stage,01_filter,$(filtered) $(cohort),$(input),data results,-p out
 endif
 $(eval $(call train,02_train_base_nmf,base_nmf))
 $(eval $(call train,03_train_ae_nmf,ae_nmf,$(sums)))
-$(eval $(call train,04_train_cae_nmf1,cae_nmf1,$(sums)))
-$(eval $(call train,05_train_cae_nmf2,cae_nmf2,$(sums)))
-# If `scores` is a goal too, 06 waits for it. Otherwise 06 computes these scores itself.
-$(eval $(call stage,06_benchmarks,$(tables) $(umap),$(fitted),data results metrics extra,$(from_cells)_dir $(RUN),\
-    $(if $(filter scores,$(MAKECMDGOALS)),$(scores))))
+$(eval $(call train,04_train_cae_nmf1,cae_nmf1,$(sums),$(ae_nmf)))
+$(eval $(call train,05_train_cae_nmf2,cae_nmf2,$(sums),$(ae_nmf)))
+$(eval $(call stage,06_benchmarks,$(tables) $(umap),$(fitted),data training results metrics extra,$(from_cells)_dir $(RUN),\
+    $(scores)))
 $(eval $(call stage,10_programs,$(programs),$(fitted),$(analysis) gene_sets,-p out_dir $(RUN)))
 $(eval $(call stage,07_figures,$(figures),$(fitted) $(cohort) $(tables) $(umap) $(RUN)/06_benchmarks.ipynb $(programs)\
     $(RUN)/10_programs.ipynb,data results figures settings,-p tables_dir $(RUN) -p out_dir $(RUN)/figures))
@@ -256,8 +277,8 @@ flags := $(firstword -$(MAKEFLAGS))
 dry := $(if $(findstring =,$(flags)),,$(findstring n,$(filter-out --%,$(flags))))
 $(values) $(input) $(digests): $(if $(dry),,resolved)
 	$(if $(dry),,@:)
-$(input): | $(cells)
-resolved: | $(setup) $(cells)
+$(input): | $(cells) $(fetched)
+resolved: | $(setup) $(cells) $(fetched)
 	@$(call resolve,resolve)
 ifneq ($(and $(dry),$(filter-out $(idle),$(goals)),$(shell command -v "$(PYTHON)")),)
 ifndef AENMF_KEEP_VALUES
@@ -270,21 +291,29 @@ endif
 $(cells): aenmf_lib/data/simulation.py | $(setup)
 	$(run) simulate $@
 
+fetch = $(run) fetch --data $(call quoted,$(data)) $(addprefix --params ,$(params))
+.PRECIOUS: $(fetched)
+$(fetched): | $(setup)
+	exec $(fetch)
+
+device := $(or $(DEVICE),$(lastword $(call value_of,device,notebooks/defaults.yaml $(params))),cpu)
 $(shards): $(filtered) $(call digest,data training) | $(setup)
-	exec $(run) sum $< --shard $(firstword $(subst -of-, ,$(@F))) $(SHARDS) --out $@
+	exec $(run) sum $< --shard $(firstword $(subst -of-, ,$(@F))) $(SHARDS) --out $@ $(by_donor) --device $(device)
 
 $(sums): $(shards)
 	exec $(run) merge $(filtered) $^ --out $@
 
-# $(call score,MODEL,LABEL)
+# $(call score,MODEL,FOLDER,LABEL,OPTIONS): 06 reads these tables in addition to its own, FOLDER.csv
 define score
-$(RUN)/classification_scores/$(1).$(2).done: $(RUN)/$(1)_k$(k).h5ad $(RUN)/params/06_benchmarks.yaml \
-    $(call digest,data results metrics) | $(setup)
+$(RUN)/$(2)/$(1).$(3).%.done: $(RUN)/$(1)_k$(k).h5ad $(RUN)/params/06_benchmarks.yaml \
+    $(call digest,data training results metrics) | $(setup)
 	@mkdir -p $$(@D)
-	exec $$(run) score $$< --label $(2) --params $$(word 2,$$^) --notebook notebooks/06_benchmarks.py \
+	exec $$(run) score $$< --label $(3) --seed $$* $(4) --params $$(word 2,$$^) --notebook notebooks/06_benchmarks.py \
 	    --cache $$(@:.done=.csv) --done $$@
 endef
-$(foreach label,cell_type donor_id,$(foreach model,$(MODEL_FILES),$(eval $(call score,$(model),$(label)))))
+$(foreach model,$(MODEL_FILES),\
+    $(foreach label,cell_type donor_id,$(eval $(call score,$(model),classification_scores,$(label))))\
+    $(eval $(call score,$(model),unseen_donors_scores,cell_type,--held-out donor_id)))
 
 # ---- New cells -------------------------------------------------------------------------------------------------------
 ifneq ($(filter project $(projected),$(goals)),)

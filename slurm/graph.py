@@ -14,9 +14,9 @@ from jobs import run_command
 _NOTEBOOK = re.compile(r"/params/(\d\d_\w+)\.yaml$")  # first prerequisite of a notebook's rule
 # targets of the stages that are not notebooks, with their folder
 _TARGETS = {
-    "01_sums": re.compile(r"^(.*)/sums/[^/]+\.npz$"),
-    "01_merge": re.compile(r"^(.*)/sums\.npz$"),
-    "06_scores": re.compile(r"^(.*)/classification_scores/[^/]+\.done$"),
+    "01_sums": re.compile(r"^(.*)/sums(?:_pooled)?/[^/]+\.npz$"),
+    "01_merge": re.compile(r"^(.*)/sums(?:_pooled)?\.npz$"),
+    "06_scores": re.compile(r"^(.*)/(?:classification|unseen_donors)_scores/[^/]+\.done$"),
     "project": re.compile(r"^(.*)/projected/[^/]+\.h5ad$"),
 }
 _SCORES = "06_scores"
@@ -77,13 +77,13 @@ def read_graph(make: list[str], goals: list[str], *, resolve: bool = True) -> di
         tasks = sorted(files[name])
         missing = [i for i, task in enumerate(tasks) if {name, *task} & to_run]
         stages[name] = Stage(name, _folder(tasks, name), tasks, needs_of[name], missing)
-    for name in reversed([*stages]):  # rules that make lists although no goal needs them
+    for name in reversed([*stages]):  # rules in the output of make that no goal needs
         needed = stages[name].missing or name in goals or any(name in stage.needs for stage in stages.values())
         if name in _TARGETS and not needed:
             del stages[name]
     if _SCORES in stages and "scores" not in goals:
         if not any(stage.missing for stage in stages.values() if _SCORES in stage.needs):
-            stages[_SCORES].missing.clear()  # the benchmarks that would read them are done
+            stages[_SCORES].missing.clear()  # the benchmarks, which read the scores, are done
     return stages
 
 

@@ -14,7 +14,7 @@ if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then set -- "${@:SLURM_ARRAY_TASK_ID+1:1}"
 requeue= terminated=
 trap 'requeue=1; kill -TERM "$child" 2>/dev/null' USR1 # before the time limit, see WARNING in submit.py
 trap 'terminated=1; kill -TERM "$child" 2>/dev/null' TERM # preempted: Slurm queues the job again
-echo "== $stage on ${SLURMD_NODENAME:-$(hostname)}, job $SLURM_JOB_ID, $(date -Is)"
+echo "== $stage on ${SLURMD_NODENAME:-$(hostname)}, job $SLURM_JOB_ID, $(date -Is), requested $requested"
 set +u +o pipefail # the prelude of a cluster may use unset variables
 if [ -n "$prelude" ]; then eval "$prelude" || exit; fi
 set -u -o pipefail
@@ -35,7 +35,6 @@ fi
 if [ -n "$terminated" ] || [ "$code" = 143 ]; then # make may end by the signal before this shell receives it
     echo "== $stage: terminated by Slurm: preempted, cancelled, or out of time"
 elif [ "$code" != 0 ]; then
-    echo "== $stage failed (exit $code). It requested $requested. If it was killed for memory or time," \
-        "raise that in slurm/stages.tsv." >&2
+    echo "== $stage failed (exit $code). If Slurm killed it for memory or time, request more in slurm/stages.tsv." >&2
 fi
 exit "$code"

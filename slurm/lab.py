@@ -11,7 +11,7 @@ import socket
 import time
 from pathlib import Path
 
-from jobs import SlurmError, check, queue, run_command, sbatch_options
+from jobs import SlurmError, check, queue, read_requests, run_command, sbatch_options
 
 _ADDRESS, _LOG = Path("results/.lab.json"), Path("results/lab.log")
 
@@ -44,11 +44,12 @@ def start_lab(site: argparse.Namespace, make: list[str], page: str = "") -> None
 
 def _submit(site: argparse.Namespace, make: list[str]) -> str:
     """Submit the job and return its number."""
-    check("lab", site)
+    request = read_requests(site)[1]["lab"]
+    check("lab", request, site)
     os.umask(0o077)  # also for the log, to which the server writes its token
     _LOG.parent.mkdir(exist_ok=True)
     _LOG.unlink(missing_ok=True)
-    options = sbatch_options("lab", site)
+    options = sbatch_options(request, site)
     return run_command(
         "sbatch", "--parsable", "--job-name=lab", f"--output={_LOG}", "--no-requeue", *options,
         str(Path(__file__).with_name("job.sh")), "lab", shlex.join(options), site.prelude, *make, "--", "lab",

@@ -6,16 +6,16 @@
 # $(call slurm,ACTION)
 slurm = exec "$(PYTHON)" -Es slurm/submit.py $(1) --run $(RUN) --cpu-partition '$(CPU_PARTITION)' \
     --gpu-partition '$(GPU_PARTITION)' --account '$(ACCOUNT)' --gpu-type '$(GPU_TYPE)' \
-    --memory-share $(or $(MEMORY_SHARE),1) --cpus $(or $(MOST_CPUS),0) --prelude $(call quoted,$(PRELUDE)) \
-    --sbatch=$(call quoted,$(SBATCH)) --variables $(variables)
+    --requests=$(call quoted,$(run) requests) --prelude $(call quoted,$(PRELUDE)) --sbatch=$(call quoted,$(SBATCH)) \
+    --variables $(variables)
 
 needs_slurm = $(if $(filter slurm,$(EXECUTOR)),$(call slurm,$(1)),echo "'make $(1)' needs Slurm, but 'scontrol ping' \
     got no answer. Without Slurm, 'make -n all' lists what is still to be done." >&2; exit 1)
 
-status: | $(setup)  ## cluster: show which stages are done, queued, running or failed
+status: | $(setup)  ## cluster: show all runs with jobs, and the stages of this run
 	@$(call needs_slurm,status)
 
-watch: | $(setup)  ## cluster: repeat the status until no job is left
+watch: | $(setup)  ## cluster: show the status every few seconds until no job is left
 	@$(call needs_slurm,watch)
 
 cancel: | $(setup)  ## cluster: cancel the jobs of this run only

@@ -37,6 +37,7 @@ class Report:
     command: str = ""  # the complete command line
     raised: dict[str, int] = field(default_factory=dict)  # values that QUICK raises, because the data need more
     costs: pd.DataFrame | None = None  # of each stage, from `costs.predict`; None if the sizes are not known
+    size: Size | None = None  # of the filtered cells, if it is known
 
 
 def examine(
@@ -89,7 +90,7 @@ def examine(
     kept = {name: text for name, text in typed.items() if name not in found.dropped}
     command = report.command(kept | found.options)
     text = report.text(settings[FILTER]["data"], found, table, command, quick=quick, slurm=slurm)
-    return Report(found.errors, found.warnings, text, command, found.raised, table)
+    return Report(found.errors, found.warnings, text, command, found.raised, table, size)
 
 
 def _typed(values: Mapping[str, Mapping[str, Any]], defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -180,13 +181,13 @@ def _check_resources(table: pd.DataFrame, slurm: bool, folder: Path, found: repo
     if slurm:
         for row in whole[whole["memory"] > whole["requested_memory"]].itertuples():
             found.warnings.append(
-                f"{row.stage} may need {report.bytes_text(row.memory)} of memory; its job "
-                f"requests {report.bytes_text(row.requested_memory)}. Raise memory in {cluster.REQUESTS}."
+                f"{row.stage} may need {report.bytes_text(row.memory)} of memory; its job requests "
+                f"{report.bytes_text(row.requested_memory)}. Raise memory in {cluster.REQUESTS}, or write auto there."
             )
         for row in whole[whole["cluster_seconds"] > whole["requested_seconds"]].itertuples():
             found.warnings.append(
                 f"{row.stage} may take {report.time_text(row.cluster_seconds)}; its job requests "
-                f"{report.time_text(row.requested_seconds)}. Raise time in {cluster.REQUESTS}, or set MAX_CELLS."
+                f"{report.time_text(row.requested_seconds)}. Raise time in {cluster.REQUESTS}, or write auto there."
             )
         return
     total, available = report.memory()

@@ -63,6 +63,16 @@ def _draw(options: argparse.Namespace) -> None:
         prepared.compare_look(fig.name, parameters.resolve(options.notebooks, options.params)["07_figures"])
 
 
+def _rehearse(options: argparse.Namespace) -> None:
+    """Run all stages on a simulated stand-in for the atlas, and print their cost and the estimate for the atlas."""
+    from aenmf_lib.workflow import rehearsal
+
+    parameters.parse_variables(options.variables, options.valid, options.notebooks, options.goals)
+    typed = dict(word.split("=", 1) for word in options.variables)
+    made = rehearsal.Rehearsal.from_variables(typed, options.notebooks, options.valid)
+    rehearsal.rehearse(made, options.make, slurm=options.slurm)
+
+
 def _plan(options: argparse.Namespace) -> plan.Plan:
     """Return the values of all notebooks for this call of make."""
     given = parameters.parse_variables(options.variables, options.valid, options.notebooks, options.goals)
@@ -93,11 +103,42 @@ def _execute(options: argparse.Namespace) -> None:
     run.execute(options.notebook, values[options.notebook.stem], options.report)
 
 
+def _requests(options: argparse.Namespace) -> None:
+    """Print as JSON what a job of each stage requests. `--cells` is the file of filtered cells, if it exists."""
+    import json
+
+    from aenmf_lib.workflow import cluster
+    from aenmf_lib.workflow.costs import Speed
+
+    size, values, models, speed = None, {}, (), None
+    if options.notebooks:
+        prepared = _plan(options)
+        models = prepared.models
+        values = {path.stem: parameters.defaults(path) | prepared.values[path.stem] for path in options.notebooks}
+        size = cluster.measured_size(options.cells, int(values["03_train_ae_nmf"]["k"])) if options.cells else None
+        size, speed = size or prepared.examine().size, Speed.measure()
+    table = cluster.requests(size, values, models=models, speed=speed)
+    print(json.dumps({"size": size and [size.n_cells, size.n_genes], "stages": table.to_dict("index")}))
+
+
+def _jobs(options: argparse.Namespace) -> None:
+    """Print FOLDER/LABEL.SEED for each part of the classification. Each part is one job per model."""
+    notebook = next(path for path in options.notebooks if path.stem == "06_benchmarks")
+    values = parameters.defaults(notebook) | _plan(options).values[notebook.stem]
+    parts = [f"classification_scores/{label}" for label in ("cell_type", "donor_id")]
+    seeds = dict.fromkeys(parts, values["classification_seeds"]) | {
+        "unseen_donors_scores/cell_type": values["unseen_seeds"]
+    }
+    print(*(f"{part}.{seed}" for part, of in seeds.items() for seed in of))
+
+
 def _score(options: argparse.Namespace) -> None:
-    """Classify one label of one model with the parameters of notebook 06, which reads these scores later."""
-    from aenmf_lib.metrics.classification import SEEDS, cross_validate
-    from aenmf_lib.metrics.classifiers import FOREST, KNN, LOGISTIC
-    from aenmf_lib.metrics.splits import PUBLISHED, Splits
+    """Compute the scores of one model, label and seed as notebook 06 does, which reads these scores later."""
+    from functools import partial
+
+    from aenmf_lib.metrics.classification import cross_validate
+    from aenmf_lib.metrics.classifiers import KNN, LOGISTIC
+    from aenmf_lib.metrics.splits import Splits
     from aenmf_lib.results import read_embeddings
     from aenmf_lib.results.files import read
     from aenmf_lib.results.schema import skip_reason
@@ -106,19 +147,25 @@ def _score(options: argparse.Namespace) -> None:
         logging.info("%s: skipped: %s", options.model, reason)
         options.done.touch()
         return
-    values = parameters.resolve([options.notebook], options.params)[options.notebook.stem]
-    max_cells, seed = values.get("max_cells", PUBLISHED.max_cells), values.get("seed", PUBLISHED.subset_seed)
+    own = parameters.resolve([options.notebook], options.params)[options.notebook.stem]
+    values = parameters.defaults(options.notebook) | own
+    seeds = values["unseen_seeds" if options.held_out else "classification_seeds"]
+    if options.seed not in seeds:
+        raise ValueError(f"--seed {options.seed} is not a seed of this run. Expected one of {seeds}. Pass one of them.")
     embeddings = read_embeddings([options.model])
-    cross_validate(
+    score = partial(
+        cross_validate,
         embeddings.H,
         embeddings.obs,
         labels=[options.label],
-        splits=Splits(max_cells=max_cells, subset_seed=seed),
-        classifiers=[LOGISTIC, KNN, values.get("forest", FOREST)],
-        seeds=values.get("classification_seeds", SEEDS),
-        n_jobs=values.get("n_jobs", -1),
+        splits=Splits(max_cells=values["max_cells"], subset_seed=values["seed"], held_out=options.held_out),
+        n_jobs=values["n_jobs"],
         cache=options.cache,
     )
+    on_gpu = values["device"] != "cpu"  # then notebook 06, which has the GPU, computes all but the forests
+    score(classifiers=[*[LOGISTIC][on_gpu:], values["forest"]], seeds=[options.seed])
+    if options.seed == seeds[0] and not on_gpu:  # one search finds the neighbors for all seeds
+        score(classifiers=[KNN], seeds=seeds)
     options.done.touch()
 
 
@@ -126,7 +173,7 @@ def _sum(options: argparse.Namespace) -> None:
     """Sum over one shard of the cells."""
     from aenmf_lib.training.sharding import sum_shard
 
-    sum_shard(options.cells, *options.shard, options.out)
+    sum_shard(options.cells, *options.shard, options.out, by_donor=options.by_donor, device=options.device)
 
 
 def _merge(options: argparse.Namespace) -> None:
@@ -175,11 +222,29 @@ def _report(options: argparse.Namespace) -> None:
     )
 
 
+def _fetch(options: argparse.Namespace) -> None:
+    """Download the cells of a data set, or check the existing file."""
+    from aenmf_lib.workflow.fetch import fetch
+
+    fetch(options.data, options.params)
+
+
 def _simulate(options: argparse.Namespace) -> None:
     """Write simulated cells. The file name selects the scenario."""
     from aenmf_lib.data.simulation import write_demo
 
     write_demo(options.path)
+
+
+def _stand_in(options: argparse.Namespace) -> None:
+    """Write simulated cells with the shape and the schema of an atlas."""
+    from aenmf_lib.data.stand_in import StandIn
+
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    path = given.pop("path")
+    StandIn(**{name: value for name, value in given.items() if name != "command"}).write(path)
+    size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+    logging.info("wrote %s: %s simulated cells, %.1f GB", path, f"{options.cells:,}", size / 1e9)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -194,9 +259,11 @@ def _check(options: argparse.Namespace) -> None:
 
 def _compile(options: argparse.Namespace) -> None:
     """Compile the numerical kernels, which takes about a minute once."""
-    from aenmf_lib.training.coordinate_descent import compile_kernels
+    from aenmf_lib.data import one_pass
+    from aenmf_lib.training import coordinate_descent
 
-    compile_kernels()
+    for module in (one_pass, coordinate_descent):
+        module.compile_kernels()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -214,24 +281,32 @@ def _parser() -> argparse.ArgumentParser:
         _resolve: of_make | {"--dry-run": flag},
         _preflight: of_make,
         _draw: of_make,
+        _rehearse: of_make | {"--make": required},
         _execute: {"notebook": file, "--params": file, "-p": override, "--report": file | required},
-        _score: {"model": file, "--label": required, "--notebook": file | required, "--params": file}
-        | {"--cache": file | required, "--done": file | required},
+        _jobs: of_make,
+        _requests: of_make | {"--notebooks": files | {"default": []}, "--cells": file},
+        _score: {"model": file, "--label": required, "--seed": required | {"type": int}, "--held-out": {"default": ""}}
+        | {"--notebook": file | required, "--params": file, "--cache": file | required, "--done": file | required},
         _sum: {"cells": file, "--shard": required | {"type": int, "nargs": 2, "metavar": ("I", "N")}}
-        | {"--out": file | required},
+        | {"--out": file | required, "--by-donor": flag, "--device": {"default": "cpu"}},
         _merge: {"cells": file, "shards": files, "--out": file | required},
         _project: {"cells": file, "model": file, "--out": file | required, "--fractional": flag}
         | {f"--{name}": {"default": ""} for name in _OF_CELLS},
         _copy: {"notebook": file, "-p": override, "--out": file | required},
         _report: {"run": file, "--out": file | required},
+        _fetch: {"--data": required, "--params": file},
         _simulate: {"path": file},
+        _stand_in: {"path": file, "--cells": required | {"type": int}, "--compression": {}, "--seed": {"type": int}}
+        | {f"--{name}": {"type": int} for name in ("genes", "nonzeros", "types", "donors")}
+        | {"--compact": flag, "--raw-only": flag},
         _check: {"files": files},
         _compile: {},
     }
     parser = argparse.ArgumentParser(prog="python -m aenmf_lib", description="Commands used by the Makefile.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command, settings in arguments.items():
-        sub = commands.add_parser(command.__name__[1:], help=command.__doc__, description=command.__doc__)
+        name = command.__name__[1:].replace("_", "-")
+        sub = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
         sub.set_defaults(command=command)
         for name, options in settings.items():
             sub.add_argument(name, **options)

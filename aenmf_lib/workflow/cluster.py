@@ -1,4 +1,4 @@
-"""What each stage requests on a cluster (``slurm/stages.tsv``), and how long it would take there."""
+"""The memory and time that a job of each stage requests on a cluster (``slurm/stages.tsv``), and its predicted cost."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -8,48 +8,176 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from aenmf_lib.workflow.costs import BENCHMARKS, CLASSIFICATION, Size, Speed, predict
+from aenmf_lib.data.files import open_cells
+from aenmf_lib.data.labels import CELL_TYPE, DONOR
+from aenmf_lib.workflow import metadata
+from aenmf_lib.workflow.costs import BENCHMARKS, CLASSIFICATION, CONDITIONAL, STAGES, Size, Speed, predict
 
 REQUESTS = Path("slurm/stages.tsv")
-_SCORES = "06_scores"  # the classification runs in jobs of its own: one per model and label
-_UNITS = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+SCORES = "06_scores"  # the classification, in one job per model, label and seed
+AUTO, TRAINING = "auto", "training"  # instead of a number: the prediction of the stage, or the largest of training
+_MEMORY_FACTOR, _MORE_MEMORY = 1.5, 2e9
+_TIME_FACTOR, _MORE_TIME, _STEP = 4, 1800, 600  # seconds; rounded up to ten minutes
+_UNITS = {"M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def read_requests(path: Path = REQUESTS) -> pd.DataFrame:
-    """Return the requests by stage: ``cpus, memory`` (bytes), ``seconds, width``; no rows without the file."""
-    if not path.is_file():
-        return pd.DataFrame(columns=["cpus", "memory", "seconds", "width"])
-    names = ["stage", "kind", "gpus", "cpus", "memory", "time", "width"]
-    table = pd.read_csv(path, sep="\t", comment="#", names=names, index_col="stage")
-    table["memory"] = [float(text.rstrip("KMGTB")) * _UNITS.get(text.rstrip("B")[-1:], 1e6) for text in table["memory"]]
-    days = [text.split("-") if "-" in text else ["0", text] for text in table["time"]]
-    table["seconds"] = [86400 * int(day) + pd.Timedelta(clock).total_seconds() for day, clock in days]
-    return table[["cpus", "memory", "seconds", "width"]]
+    """Return the table of requests by stage: ``gpus, cpus, memory, time, width``. It is empty if there is no file.
+
+    `memory` (bytes) and `time` (seconds) are numbers or one of the words `AUTO` and `TRAINING`.
+    """
+    names = ["stage", "gpus", "cpus", "memory", "time", "width"]
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    rows = [line.split("\t") for line in lines if line.strip() and not line.startswith("#")]
+    for row in rows:
+        if len(row) != len(names):
+            found = f"{chr(9).join(row)!r} has {len(row)} columns"
+            raise ValueError(f"{path}: {found}. Expected {len(names)}: {', '.join(names)}, separated by tabs.")
+    table = pd.DataFrame(rows, columns=names).set_index("stage")
+    for name, read in (("memory", _bytes), ("time", _seconds)):
+        table[name] = [text if text in (AUTO, TRAINING) else read(text, f"{path}, {stage}")
+                       for stage, text in table[name].items()]  # fmt: skip
+    for name in ("gpus", "cpus", "width"):
+        if wrong := {stage: text for stage, text in table[name].items() if not text.isdecimal()}:
+            stage, text = next(iter(wrong.items()))
+            raise ValueError(f"{path}, {stage}: {name} is {text!r}. Expected a whole number, such as 4.")
+        table[name] = table[name].astype(int)
+    return table
+
+
+def _bytes(text: str, where: str) -> int:
+    """Return a size such as 64G in bytes, with the units of Slurm."""
+    if not text[:-1].isdigit() or text[-1] not in _UNITS:
+        raise ValueError(f"{where}: memory is {text!r}. Expected {AUTO}, {TRAINING}, or a size such as 64G or 800M.")
+    return int(text[:-1]) * _UNITS[text[-1]]
+
+
+def _seconds(text: str, where: str) -> float:
+    """Return a time such as 12:00:00 or 2-00:00:00 in seconds."""
+    days, _, clock = text.rpartition("-")
+    try:
+        return 86400 * int(days or 0) + pd.Timedelta(clock).total_seconds()
+    except ValueError:
+        expected = f"Expected {AUTO}, {TRAINING}, or a time such as 12:00:00 or 2-00:00:00"
+        raise ValueError(f"{where}: time is {text!r}. {expected}.") from None
+
+
+def measured_size(filtered: Path, k: int) -> Size:
+    """Read the sizes of filtered cells from their file."""
+    with open_cells(filtered) as file:
+        obs = metadata.read_obs(file, [DONOR, CELL_TYPE], [DONOR, CELL_TYPE])
+        n_genes = len(metadata.read_var(file, "X"))
+        contents = metadata.measure(file, {"where": "X", "n_cells": len(obs), "n_genes": n_genes}, k)
+        names = metadata.bytes_per_cell(file)
+    return Size(len(obs), n_genes, contents.nnz, obs[DONOR].nunique(), obs[CELL_TYPE].nunique(), k, names=names)
+
+
+def requests(
+    size: Size | None,
+    values: Mapping[str, Mapping[str, Any]],
+    *,
+    models: Collection[str],
+    speed: Speed | None = None,
+    path: Path = REQUESTS,
+) -> pd.DataFrame:
+    """Return the request of one job of each stage.
+
+    Parameters
+    ----------
+    size
+        The sizes of the data, or None for goals without a data set. Their requests are numbers in the file.
+    values : notebook -> parameter -> value
+        The values of all parameters.
+    models, speed, path
+        The models that are trained, the speed of one core, and the table of requests.
+
+    Returns
+    -------
+    One row per stage. ``gpus, cpus, width, memory`` (bytes) and ``seconds`` are requested. ``predicted_memory`` and
+    ``predicted_seconds`` are the prediction without a margin, NaN if there is none. ``source`` says which numbers are
+    from the file. If `size` is None, a stage without numbers in the file has no row.
+    """
+    table, rows = read_requests(path), {}
+    trained = [m for m in models if size and (size.n_donors > 1 or m not in CONDITIONAL)]
+    speed = speed or Speed()
+    predicted = {
+        cpus: _by_stage(size, values, trained, replace(speed, cores=cpus)) if trained else {}
+        for cpus in set(table["cpus"])
+    }
+    for stage, row in table.iterrows():
+        of_stage = predicted[row.cpus]
+        training = np.max([of_stage[STAGES[m]] for m in trained], axis=0) if trained else (np.nan, np.nan)
+        own = of_stage.get(stage, (np.nan, np.nan))
+        asked = []
+        for word, of_own, of_training in zip((row.memory, row.time), own, training, strict=True):
+            asked.append(of_own if word == AUTO else of_training if word == TRAINING else None)
+        memory = row.memory if asked[0] is None else _MEMORY_FACTOR * asked[0] + _MORE_MEMORY
+        seconds = row.time if asked[1] is None else _TIME_FACTOR * asked[1] + _MORE_TIME
+        if np.isnan(memory) or np.isnan(seconds):
+            if trained and stage not in STAGES.values():
+                found = f"there is no prediction for this stage, so {AUTO} is not possible"
+                raise ValueError(f"{path}, {stage}: {found}. Expected numbers for memory and time. Write them there.")
+            continue
+        given = [name for name, of in zip(("memory", "time"), asked, strict=True) if of is None]
+        if asked[0] is not None:
+            memory = -(-memory // 2**30) * 2**30
+        if asked[1] is not None:
+            seconds = -(-seconds // _STEP) * _STEP
+        device = values.get(stage, {}).get("device", values.get(STAGES["AE_NMF"], {}).get("device", "cpu"))
+        rows[stage] = {
+            "gpus": int(row.gpus) if str(device).startswith("cuda") else 0,
+            "cpus": int(row.cpus),
+            "width": int(row.width),
+            "memory": int(memory),
+            "seconds": int(seconds),
+            "predicted_memory": own[0],
+            "predicted_seconds": own[1],
+            "source": f"{' and '.join(given)} from {path}" if given else "",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _by_stage(
+    size: Size, values: Mapping[str, Mapping[str, Any]], models: Collection[str], speed: Speed
+) -> dict[str, tuple[float, float]]:
+    """Return the predicted memory (bytes) and time (seconds) of one job of each stage.
+
+    A job of the classification is predicted as one model and one seed with both labels, which is an upper bound. The
+    job of 06 waits for these jobs, so its time does not include the classification, except on a GPU: there 06 computes
+    all classifiers but the forests.
+    """
+    table = predict(size, values, models=models, speed=speed)
+    whole = table[table["part"] == ""].set_index("stage")
+    found = {stage: (row.memory, row.seconds) for stage, row in whole.iterrows()}
+    if not str(values.get(BENCHMARKS, {}).get("device", "cpu")).startswith("cuda"):
+        scores = table[table["part"] == CLASSIFICATION].iloc[0]
+        found[BENCHMARKS] = found[BENCHMARKS][0], found[BENCHMARKS][1] - scores.seconds
+    one = {BENCHMARKS: {**values.get(BENCHMARKS, {}), "classification_seeds": [0], "unseen_seeds": []}}
+    alone = predict(size, {**values, **one}, models=list(models)[:1], speed=speed)
+    job = alone[alone["part"] == CLASSIFICATION].iloc[0]
+    return found | {SCORES: (job.memory, job.seconds)}
 
 
 def add_cluster(
     table: pd.DataFrame, size: Size, values: Mapping[str, Mapping[str, Any]], *, models: Collection[str], speed: Speed
 ) -> pd.DataFrame:
-    """Return the table of `costs.predict` with the time of each job on a cluster, and what the job requests.
+    """Return the table of `costs.predict` with the cost of each stage on a cluster and the request of its job.
 
     The new columns are ``cluster_seconds, cluster_memory, requested_memory, requested_seconds``, NaN if nothing is
-    requested. One core there is assumed to be as fast as here. The job of 06 waits for the jobs of the classification,
-    which have a row of their own.
+    requested. A core of the cluster is assumed to be as fast as a core here. The classification has its own row.
     """
-    requests, new = read_requests(), []
-    tables = {n: predict(size, values, models=models, speed=replace(speed, cores=n)) for n in set(requests["cpus"])}
-    for i, row in enumerate(table.itertuples()):
-        job = _SCORES if row.part == CLASSIFICATION else row.stage
-        if job not in requests.index or (row.part and job != _SCORES):
+    asked, new = requests(size, values, models=models, speed=speed), []
+    for row in table.itertuples():
+        job = SCORES if row.part == CLASSIFICATION else "" if row.part else row.stage
+        if job not in asked.index:
             new.append((np.nan,) * 4)
             continue
-        request = requests.loc[job]
-        there = tables[request["cpus"]]
-        seconds = there["seconds"].iloc[i]
-        if job == _SCORES:
-            seconds /= min(request["width"], 2 * len(models))
-        elif job == BENCHMARKS:
-            seconds -= there.loc[there["part"] == CLASSIFICATION, "seconds"].iloc[0]
-        new.append((seconds, there["memory"].iloc[i], request["memory"], request["seconds"]))
+        request = asked.loc[job]
+        seconds = request.predicted_seconds
+        if job == SCORES:
+            of = values.get(BENCHMARKS, {})
+            n_jobs = len(models) * (2 * len(of.get("classification_seeds", [0])) + len(of.get("unseen_seeds", [0])))
+            seconds *= -(-n_jobs // request.width)
+        new.append((seconds, request.predicted_memory, request.memory, request.seconds))
     names = ["cluster_seconds", "cluster_memory", "requested_memory", "requested_seconds"]
     return table.join(pd.DataFrame(new, columns=names, index=table.index, dtype=float))

@@ -43,7 +43,7 @@ _WORKFLOW = "workflow/Makefile"  # the copy in the results, because a crate cont
 _WAIT = 30  # seconds until other processes have written the file
 _HASHED = 5_000_000  # bytes of the largest file that is read for its sha256
 _OUTPUTS = ("out", "out_dir")  # parameters that name what a notebook writes; those below name what it reads
-_INPUTS = ("data", "cells_path", "model_paths", "tables_dir", "sums_path", "gene_sets", "settings")
+_INPUTS = ("data", "cells_path", "ae_nmf_path", "model_paths", "tables_dir", "sums_path", "gene_sets", "settings")
 
 
 def add(report: Path, notebook: Path, record: Path) -> None:

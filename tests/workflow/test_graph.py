@@ -1,7 +1,7 @@
 """The stages that slurm/graph.py reads from make. Needs no Slurm."""
 
 import pytest
-from sandbox import ON_REQUEST, ROOT, SCORED, STAGES, STUDY, Sandbox
+from sandbox import ON_REQUEST, ROOT, SCORED, SCORES, STAGES, STUDY, Sandbox
 
 
 @pytest.fixture
@@ -23,8 +23,9 @@ def read(tmp_path, monkeypatch):
 def test_the_graph_has_every_stage_with_what_it_needs(read):
     stages = read("all")
     assert list(stages) == [*STAGES[:5], "06_scores", "10_programs", *SCORED]
-    assert [len(stage.tasks) for stage in stages.values()] == [1, 1, 1, 1, 1, 8, 1, 1, 1]
-    assert [stage.missing for stage in stages.values()] == [[0]] * 5 + [[*range(8)]] + [[0]] * 3
+    assert [len(stage.tasks) for stage in stages.values()] == [1, 1, 1, 1, 1, 12, 1, 1, 1]
+    assert [stage.missing for stage in stages.values()] == [[0]] * 5 + [[*range(12)]] + [[0]] * 3
+    assert stages["06_scores"].tasks == [[f"results/demo/k20/{part}.done"] for part in SCORES]
     assert stages["01_filter"].needs == []
     assert stages["03_train_ae_nmf"].needs == ["01_filter"]
     assert stages["06_scores"].needs == STAGES[1:5]
@@ -34,6 +35,25 @@ def test_the_graph_has_every_stage_with_what_it_needs(read):
     assert stages["01_filter"].job_name == "demo:01_filter"
     assert stages["06_scores"].job_name == "demo/k20:06_scores"
     assert str(stages["06_scores"].log(3)) == "results/demo/k20/06_scores.3.log"
+
+
+def test_scores_have_one_task_per_model_label_and_seed_of_the_values(read):
+    values = read.sandbox.root / "notebooks/params/demo.yaml"
+    values.write_text("data: data/demo.h5ad\nk: 20\nclassification_seeds: [42, 52, 62, 72, 82]\nunseen_seeds: [7]\n")
+
+    def parts(*goals, more=()):
+        return {"/".join(task[0].split("/")[-2:]) for task in read(*goals, more=more)["06_scores"].tasks}
+
+    all_parts = parts("all")
+    assert len([part for part in all_parts if part.startswith("classification_scores/")]) == 40
+    assert {part for part in all_parts if "donor_id" in part and ".62." in part} == {
+        f"classification_scores/{model}.donor_id.62.done" for model in ("base_nmf", "ae_nmf", "cae_nmf1", "cae_nmf2")
+    }
+    assert len(all_parts) == 44 and "unseen_donors_scores/ae_nmf.cell_type.7.done" in all_parts
+    assert len(parts("scores", more=["MODELS=AE_NMF"])) == 11
+    assert len(parts("all", more=["QUICK=true"])) == 12  # one seed
+    values.write_text("data: data/demo.h5ad\nk: 20\n06_benchmarks:\n  classification_seeds:\n  - 1\n  - 2\n")
+    assert {part.split(".")[2] for part in parts("all") if part.startswith("classification")} == {"1", "2"}
 
 
 def test_shards_add_one_task_each_and_a_merge(read):

@@ -272,7 +272,7 @@ def test_only_the_chosen_models_are_trained_and_scored(make, models):
     ran = make.ran("-j2", "all", "scores", CELLS, f"MODELS={models}")
     assert sorted(ran) == sorted([*STAGES[:3], *STAGES[5:]])
     scored = make.files("results/mine/k80/classification_scores")
-    assert scored == {f"{m}.{label}.done" for m in ("base_nmf", "ae_nmf") for label in ("cell_type", "donor_id")}
+    assert scored == {f"{m}.{label}.42.done" for m in ("base_nmf", "ae_nmf") for label in ("cell_type", "donor_id")}
     assert make.ran("all", CELLS, f"MODELS={models}") == []
     assert make.ran("all", CELLS) == STAGES[3:]  # adds the other models
     assert make.ran("all", CELLS, "MODELS=Base_NMF") == STAGES[5:]

@@ -379,7 +379,18 @@ def test_a_skipped_model_has_no_scores_and_is_done(folder, tiny):
     with pytest.raises(results.Skipped):
         skipping.skip("cae_nmf1_k5.h5ad", "CAE_NMF1", tiny, "one donor only")
     Path("06_benchmarks.py").write_text('# %% tags=["parameters"]\nmax_cells: int = 0\n')
-    words = ["--label", "donor_id", "--notebook", "06_benchmarks.py", "--cache", "x.csv", "--done", "x.done"]
+    words = [
+        "--label",
+        "donor_id",
+        "--seed",
+        "42",
+        "--notebook",
+        "06_benchmarks.py",
+        "--cache",
+        "x.csv",
+        "--done",
+        "x.done",
+    ]
     cli.main(["score", "cae_nmf1_k5.h5ad", *words])
     assert Path("x.done").is_file()
     assert not Path("x.csv").exists()

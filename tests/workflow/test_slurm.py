@@ -10,31 +10,30 @@ import sys
 import tempfile
 import time
 import urllib.request
-from argparse import Namespace
 from pathlib import Path
 
 import cluster
 import psutil
 import pytest
-from sandbox import MODELS, PYTHON, ROOT, SCORED, STAGES, STUDY, Sandbox
+from sandbox import PYTHON, ROOT, SCORED, SCORES, STAGES, STUDY, Sandbox
 
 pytestmark = pytest.mark.skipif(not cluster.available(), reason="needs Slurm: slurmctld slurmd slurm-client munge")
 
-SITE = "GPU_PARTITION := gpu\nMEMORY_SHARE := 1024\nMOST_CPUS := 1\nPRELUDE := export A='x y' && echo $$B\n"
+SITE = "GPU_PARTITION := gpu\nPRELUDE := export A='x y' && echo $$B\n"
 SENT = [*STAGES[:5], "06_scores", "10_programs", *SCORED]
-PARTS = sorted(f"{model}.{label}" for model in MODELS.values() for label in ("cell_type", "donor_id"))
 # While a file `slow-STAGE` exists the stage waits, unless there is a file `go-PROCESS`; `waits` lists the stages that
 # have waited, and their processes. With `fail-STAGE` the stage fails, and with `eat-STAGE` it uses more memory than it
 # requested.
 FAULTS = """
 import time
-stage = next((Path(word).stem for word in sys.argv if word.startswith("notebooks/")), "")
+stage = Path(sys.argv[4]).stem if command == "execute" else ""
 if "--done" in sys.argv:
-    stage = Path(sys.argv[sys.argv.index("--done") + 1]).stem
+    part = Path(sys.argv[sys.argv.index("--done") + 1]).with_suffix("")
+    stage = part.name
     with open("scored", "a") as file:
-        file.write(stage + "\\n")
+        file.write(f"{part.parent.name}/{part.name}\\n")
 if command in ("sum", "merge"):
-    stage = Path(sys.argv[-1]).stem
+    stage = Path(sys.argv[sys.argv.index("--out") + 1]).stem
 if Path(f"slow-{stage}").exists():
     with open("waits", "a") as file:
         file.write(f"{stage} {os.getpid()}\\n")
@@ -129,15 +128,21 @@ def test_all_stages_run_in_order_and_leave_the_files_of_a_local_run(make, slurm,
     assert sent.returncode == 0, sent.stderr
     assert re.findall(r"^ +\d+  (\w+)", sent.stdout, re.M) == SENT
     assert "make watch" in sent.stdout
+    watched = make("watch")
+    assert watched.returncode == 0 and queue(slurm, make.root) == {}
+    assert re.search(r"^demo/k20 +.*\d+ pending", watched.stdout, re.M)
+    assert [line.split() for line in watched.stdout.split("\n\n")[-1].splitlines()] == [
+        [stage, "done"] for stage in SENT
+    ]
     ran = ended(make, slurm)
     assert (ran[0], sorted(ran[1:5]), ran[5:]) == (STAGES[0], STAGES[1:5], STAGES[5:])
     here = Sandbox(tmp_path_factory.mktemp("here"))
     here.ran("all", "EXECUTOR=local")
     logs = {f"{'k20/' if stage != STAGES[0] else ''}{stage}.log" for stage in STAGES}
-    more = logs | {".submit.lock", *(f"k20/06_scores.{i}.log" for i in range(8))}
-    more |= {f"k20/classification_scores/{part}.done" for part in PARTS}
+    more = logs | {".submit.lock", *(f"k20/06_scores.{i}.log" for i in range(12))}
+    more |= {f"k20/{part}.done" for part in SCORES}
     assert make.files("results/demo") - more == here.files("results/demo")
-    assert sorted((make.root / "scored").read_text().split()) == PARTS
+    assert sorted((make.root / "scored").read_text().split()) == SCORES
     assert "Everything is done." in make("all").stdout
     assert [line.split() for line in make("status").stdout.splitlines()] == [[stage, "done"] for stage in SENT]
 
@@ -188,7 +193,7 @@ def test_nothing_is_submitted_twice_from_two_shells_or_again(make, slurm):
     assert [shell.wait() for shell in shells] == [0, 0]
     assert sorted(queue(slurm, make.root)) == sorted([*(f"demo/k20:{stage}" for stage in SENT[1:]), "demo:01_filter"])
     again = make("all")
-    assert len(re.findall(r": already (?:pending|running)", again.stdout)) == len(STAGES) + len(PARTS)
+    assert len(re.findall(r": already (?:pending|running)", again.stdout)) == len(STAGES) + len(SCORES)
     assert len(queue(slurm, make.root)) == len(SENT)
     (make.root / "slow-01_filter").unlink()
     assert sorted(ended(make, slurm)) == sorted(STAGES)
@@ -210,10 +215,11 @@ def test_a_failed_stage_cancels_dependent_jobs_and_is_submitted_again_with_them(
 
 def test_a_missing_partition_is_reported_before_anything_is_submitted(make, slurm):
     (make.root / "slurm/cluster.mk").write_text(SITE.replace(":= gpu", ":= volta"))
-    refused = make("all")
+    refused = make("all", "DEVICE=cuda")
     assert refused.returncode
     assert "03_train_ae_nmf: sbatch --test-only" in refused.stderr
     assert "invalid partition specified: volta" in refused.stderr
+    assert "It requests 256 MB, 1 CPU, 2 h, 1 GPU. The cluster has" in refused.stderr
     assert re.search(r"The cluster has:\nPARTITION.*\ncpu\* 2 nodes, 4 CPUs, 4000 MB, gpu:1", refused.stderr)
     assert "Nothing was submitted" in refused.stderr
     assert queue(slurm, make.root) == {}
@@ -226,29 +232,34 @@ def test_cancel_cancels_only_the_jobs_of_its_run(make, slurm):
     make("all", "K=21")
     names = [f"demo/k20:{stage}" for stage in SENT[1:]] + [f"demo/k21:{stage}" for stage in SENT[1:]]
     assert sorted(queue(slurm, make.root)) == sorted(["demo:01_filter", *names])  # both runs use the filter
-    assert "15 jobs of demo/k20 canceled" in make("cancel").stdout
+    runs, stages = make("status").stdout.split("\n\n")
+    assert re.sub(" +", " ", runs) in [
+        f"demo 1 {state}\ndemo/k20 19 pending\ndemo/k21 19 pending" for state in ("running", "pending")
+    ]
+    assert re.search(r"^06_scores +12 pending of 12, 0 done, job \d+ \(Dependency\)$", stages, re.M)
+    assert "19 jobs of demo/k20 canceled" in make("cancel").stdout
     left = ["demo:01_filter", *names[8:]]
     until(lambda: sorted(queue(slurm, make.root)) == sorted(left), "only the other run's jobs are there")
-    assert "16 jobs of demo/k21 canceled" in make("cancel", "K=21").stdout
+    assert "20 jobs of demo/k21 canceled" in make("cancel", "K=21").stdout
 
 
 def test_deleted_file_is_rebuilt_and_queued_jobs_wait_for_it(make, slurm):
     make("all")
     ended(make, slurm)
-    (make.root / "results/demo/k20/ae_nmf_k20.h5ad").unlink()
-    (make.root / "slow-03_train_ae_nmf").touch()
-    assert re.findall(r"^ +\d+  (\w+)", make("all").stdout, re.M) == [STAGES[2], *SENT[5:]]
-    until(lambda: queue(slurm, make.root).get("demo/k20:03_train_ae_nmf") == "RUNNING", "03 runs")
+    (make.root / "results/demo/k20/cae_nmf1_k20.h5ad").unlink()
+    (make.root / "slow-04_train_cae_nmf1").touch()
+    assert re.findall(r"^ +\d+  (\w+)", make("all").stdout, re.M) == [STAGES[3], *SENT[5:]]
+    until(lambda: queue(slurm, make.root).get("demo/k20:04_train_cae_nmf1") == "RUNNING", "04 runs")
     (make.root / "slow-02_train_base_nmf").touch()
     with (make.root / "notebooks/02_train_base_nmf.py").open("a") as notebook:
         notebook.write("# %%\n1 + 1\n")
     make("all")  # 06 is already queued, and must wait for 02 too
-    (make.root / "slow-03_train_ae_nmf").unlink()
-    until(lambda: "demo/k20:03_train_ae_nmf" not in queue(slurm, make.root), "03 has ended")
+    (make.root / "slow-04_train_cae_nmf1").unlink()
+    until(lambda: "demo/k20:04_train_cae_nmf1" not in queue(slurm, make.root), "04 has ended")
     time.sleep(3)
     assert queue(slurm, make.root)["demo/k20:06_benchmarks"] == "PENDING"
     (make.root / "slow-02_train_base_nmf").unlink()
-    assert ended(make, slurm) == [STAGES[2], STAGES[1], *STAGES[5:]]
+    assert ended(make, slurm) == [STAGES[3], STAGES[1], *STAGES[5:]]
 
 
 def test_errors_of_the_check_are_reported_before_anything_is_submitted(make, slurm):
@@ -266,9 +277,19 @@ def test_errors_of_the_check_are_reported_before_anything_is_submitted(make, slu
 
 def test_only_the_chosen_models_are_submitted(make, slurm):
     (make.root / "slow-01_filter").touch()
-    sent = make("all", "MODELS=AE_NMF,Base_NMF")
+    sent = make("all", "MODELS=AE_NMF,Base_NMF", "DEVICE=cuda")
     assert re.findall(r"^ +\d+  (\w+)", sent.stdout, re.M) == [*SENT[:3], *SENT[5:]]
-    assert "06_scores, 4 tasks" in sent.stdout
+    assert "06_scores, 6 tasks" in sent.stdout
+    assert "computed from 4,000 cells × 2,000 genes" in sent.stdout
+    assert re.search(r"  03_train_ae_nmf, after 01_filter: 256 MB, 1 CPU, 2 h, 1 GPU$", sent.stdout, re.M)
+    requested = call(slurm, "squeue", "-h", "-o", "%j %P %b %Z")
+    shown = {
+        words[0].split(":")[1]: words[1:3]
+        for words in map(str.split, requested.splitlines())
+        if words[3] == str(make.root)
+    }
+    assert shown["03_train_ae_nmf"] == ["gpu", "gres:gpu:1"]
+    assert shown["02_train_base_nmf"] == shown["06_scores"] == ["cpu", "N/A"]
 
 
 def test_status_changes_no_value(make, slurm):
@@ -279,6 +300,8 @@ def test_status_changes_no_value(make, slurm):
     assert "max_cells: 7" in before
     assert "06_benchmarks        pending" in make("status").stdout
     assert values.read_text() == before
+    used = r"^01_filter +running, \d:\d\d, [\d.]+ MB of 256 MB, job \d+$"
+    until(lambda: re.search(used, make("status").stdout, re.M), "the elapsed time and the memory are shown")
 
 
 def waiting(make, stage: str) -> list[int]:
@@ -346,14 +369,11 @@ def test_a_preempted_stage_runs_again(make, slurm):
 
 
 def test_a_stage_near_its_time_limit_is_queued_again(make, slurm):
-    for file, old, new in (
-        ("stages.tsv", r"(03_train_ae_nmf.*\t)12:00:00", r"\g<1>00:01:00"),
-        ("submit.py", r"WARNING = \d+", "WARNING = 55"),
-    ):
-        path = make.root / "slurm" / file
-        text, n = re.subn(old, new, path.read_text())
-        assert n == 1
-        path.write_text(text)
+    (make.root / "asked").write_text('{"03_train_ae_nmf": {"seconds": 60}}')
+    path = make.root / "slurm/submit.py"
+    text, n = re.subn(r"WARNING = \d+", "WARNING = 55", path.read_text())
+    assert n == 1
+    path.write_text(text)
     (make.root / "slow-03_train_ae_nmf").touch()
     make("all")
     running(make, slurm, "03_train_ae_nmf")
@@ -378,29 +398,30 @@ def test_a_stage_on_a_lost_node_runs_again_on_another(make, slurm):
 
 
 def test_a_stage_out_of_memory_reports_what_to_raise(make, slurm):
-    (make.root / "eat-03_train_ae_nmf").touch()
+    (make.root / "eat-05_train_cae_nmf2").touch()
     make("all")
-    assert sorted(ended(make, slurm)) == sorted({*STAGES[:5]} - {"03_train_ae_nmf"})
+    assert sorted(ended(make, slurm)) == sorted({*STAGES[:5]} - {"05_train_cae_nmf2"})
     shown = make("status").stdout
-    requested = "failed: out of memory: it requested --mem=256M. Raise its memory in slurm/stages.tsv"
-    assert f"03_train_ae_nmf      {requested}" in shown
+    requested = "failed: out of memory: it requested --mem=256M. Request more memory in slurm/stages.tsv"
+    assert f"05_train_cae_nmf2    {requested}" in shown
     assert re.search(r"exceeded memory limit \(\d{9} > 268435456\)", shown)  # used, requested
-    (make.root / "eat-03_train_ae_nmf").unlink()
+    (make.root / "eat-05_train_cae_nmf2").unlink()
     make("all")
-    assert sorted(ended(make, slurm)) == sorted({*STAGES} - {*STAGES[:5]} | {"03_train_ae_nmf"})
+    assert sorted(ended(make, slurm)) == sorted({*STAGES} - {*STAGES[:5]} | {"05_train_cae_nmf2"})
 
 
 def test_a_stage_out_of_time_reports_what_to_raise(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "slurm")
     from graph import Stage
-    from submit import Job, explain_failure
+    from jobs import Job
+    from states import explain_failure
 
     stage = Stage("02_train_base_nmf", tmp_path, [["file"]], [], [0])
-    log = "== 02_train_base_nmf on n1, job 7\nslurmstepd: error: *** JOB 7 ON n1 CANCELLED AT … DUE TO TIME LIMIT ***\n"
+    log = "== 02_train_base_nmf on n1, job 7, 10:00, requested --mem=3072M --time=40\n"
+    log += "slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT … DUE TO TIME LIMIT ***\n"
     stage.log().write_text(log)
-    site = Namespace(memory_share=1, cpus=0, gpu_partition="", cpu_partition="", account="", gpu_type="", sbatch="")
-    failure = explain_failure(stage, 0, Job("7", stage.job_name, 0, "TIMEOUT", "TimeLimit", ""), site)
-    requested = "failed: out of time: it requested --time=2-00:00:00. Raise its time in slurm/stages.tsv"
+    failure = explain_failure(stage, 0, Job("7", stage.job_name, 0, "TIMEOUT", "TimeLimit", ""))
+    requested = "failed: out of time: it requested --time=40. Request more time in slurm/stages.tsv"
     assert failure.startswith(requested)
 
 
@@ -417,31 +438,31 @@ def test_scancel_of_one_job_cancels_only_dependent_jobs(make, slurm):
 
 
 def test_only_the_failed_score_job_is_submitted_again(make, slurm):
-    (make.root / "fail-ae_nmf.donor_id").touch()
+    (make.root / "fail-ae_nmf.donor_id.42").touch()
     make("all")
     assert sorted(ended(make, slurm)) == [*STAGES[:5], "10_programs"]
     scored = make.root / "scored"
-    assert sorted(scored.read_text().split()) == PARTS
-    task = PARTS.index("ae_nmf.donor_id")
+    assert sorted(scored.read_text().split()) == SCORES
+    task = SCORES.index(part := "classification_scores/ae_nmf.donor_id.42")
     shown = make("status").stdout
     assert f"06_scores            failed: results/demo/k20/06_scores.{task}.log\n" in shown
     assert "error: planned failure" in shown
-    (make.root / "fail-ae_nmf.donor_id").unlink()
+    (make.root / "fail-ae_nmf.donor_id.42").unlink()
     scored.unlink()
     sent = make("all").stdout
-    assert re.search(r"^ +\d+  06_scores, 1 tasks$", sent, re.M), sent
+    assert re.search(r"^ +\d+  06_scores, 1 tasks: 256 MB, 1 CPU, 2 h$", sent, re.M), sent
     assert ended(make, slurm) == SCORED
-    assert scored.read_text().split() == ["ae_nmf.donor_id"]
+    assert scored.read_text().split() == [part]
 
 
 def test_only_the_failed_shard_is_submitted_again(make, slurm):
     for name in ("fail-2-of-4", "slow-01_filter"):
         (make.root / name).touch()
     sent = make("all", "SHARDS=4")
-    assert re.search(r"^ +\d+  01_sums, 4 tasks, after 01_filter$", sent.stdout, re.M), sent
-    assert re.search(r"^ +\d+  03_train_ae_nmf, after 01_filter, 01_merge$", sent.stdout, re.M), sent
+    assert re.search(r"^ +\d+  01_sums, 4 tasks, after 01_filter: ", sent.stdout, re.M), sent
+    assert re.search(r"^ +\d+  03_train_ae_nmf, after 01_filter, 01_merge: ", sent.stdout, re.M), sent
     requested = call(slurm, "scontrol", "show", "job", re.search(r"(\d+)  01_sums", sent.stdout)[1])
-    assert "ArrayTaskThrottle=8" in requested  # the width of stages.tsv
+    assert "ArrayTaskThrottle=8" in requested  # the width in the table of requests
     (make.root / "slow-01_filter").unlink()
     assert sorted(ended(make, slurm)) == STAGES[:2]  # stages that do not read the sums run
     summed = make.root / "summed"
@@ -452,7 +473,7 @@ def test_only_the_failed_shard_is_submitted_again(make, slurm):
     (make.root / "fail-2-of-4").unlink()
     summed.unlink()
     sent = make("all", "SHARDS=4").stdout
-    assert re.search(r"^ +\d+  01_sums, 1 tasks$", sent, re.M), sent
+    assert re.search(r"^ +\d+  01_sums, 1 tasks: ", sent, re.M), sent
     ran = ended(make, slurm)
     assert (sorted(ran[:3]), ran[3:]) == (STAGES[2:5], STAGES[5:])
     assert summed.read_text().split() == ["2-of-4", "sums"]
@@ -503,7 +524,7 @@ def test_a_cluster_that_does_not_answer_is_an_error_only_if_slurm_was_requested(
 def test_jupyterlab_runs_in_a_job_and_requires_its_token(slurm, tmp_path):
     for name in ("Makefile", "slurm", "notebooks"):
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
-    (tmp_path / "slurm/cluster.mk").write_text(SITE.replace(":= 1024", ":= 16"))
+    (tmp_path / "slurm/cluster.mk").write_text(SITE)
     open_settings = tmp_path / ".jupyter/jupyter_server_config.py"  # of a user who opened Jupyter to everyone
     open_settings.parent.mkdir()
     open_settings.write_text("c.ServerApp.ip = '0.0.0.0'\nc.IdentityProvider.token = ''\nc.ServerApp.token = ''\n")

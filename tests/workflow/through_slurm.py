@@ -21,7 +21,7 @@ import numpy as np
 
 ROOT = Path(__file__).parents[2]
 HERE = ROOT / "results/demo"
-SITE = "GPU_PARTITION := gpu\nMEMORY_SHARE := 160\nMOST_CPUS := 2\n"
+SITE = "GPU_PARTITION := gpu\n"
 AFTER = {"01": (), "06_s": ("02", "03", "04", "05"), "06_b": ("06_s",), "10": ("02", "03", "04", "05")}
 AFTER["07"] = ("06_b", "10")
 COMPARED = {".csv", ".h5ad", ".pdf", ".png", ".svg", ".txt", ".md", ".tex"}  # not notebooks and records of the run
@@ -57,7 +57,7 @@ def compare(there: Path) -> int:
     same = 0
     for file in sorted(path for path in HERE.rglob("*") if path.suffix in COMPARED):
         other = there / file.relative_to(HERE)
-        if file.name.endswith("_scores.csv"):  # a cache: in any order, and with Slurm in eight files
+        if file.name.endswith("_scores.csv"):  # a cache: in any order, and with Slurm in one file per job
             continue
         if file.name == "check.txt" or "report" in file.parts:  # of this machine; not part of `make all`
             continue
