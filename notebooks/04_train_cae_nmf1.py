@@ -15,6 +15,7 @@ seed: int = 42  # random seed
 strength: float = 0.2  # size of the penalty relative to the error of AE-NMF; 0 uses gamma, eta and invariance
 labels: str = "cell_type"  # groups in which donors are compared: 'cell_type' or 'clusters'; 'none' uses HSIC
 # rarely changed
+ae_nmf_path: str = ""  # results file of notebook 03, set by make; empty: AE-NMF is fitted here
 lambda_U: float = 1e-1  # weight of ‖U‖²
 gamma: float = 1e-3  # weight of the invariance penalty, which uses cell_type; only if strength is 0
 eta: float = 0.256  # weight of the HSIC penalty; only if strength is 0
@@ -54,8 +55,9 @@ results.require_donors(cells, out, CAENMF1)
 
 # %% [markdown]
 # ## Train
-# **Starting point.** If `strength` is above 0, the fit starts from AE-NMF on all cells. `n_starts` then
-# counts the AE-NMF fits; model 1 is fitted once, from the best of them. The tables of starts below describe AE-NMF.
+# **Starting point.** If `strength` is above 0, the fit starts from AE-NMF on all cells. AE-NMF is read from the results
+# file `ae_nmf_path`, or fitted here if `ae_nmf_path` is empty. `n_starts` counts the AE-NMF fits; model 1 is fitted
+# once, from the best of them. The tables of starts below describe AE-NMF.
 #
 # **Penalty.** The penalty compares the mean usages of the donors within each cell type or cluster. With `labels` set to
 # 'cell_type', training uses the cell types. With 'none', the penalty is HSIC: it measures, over all cells together, how
@@ -74,7 +76,9 @@ model = CAENMF1(
     k=k, seed=seed, n_starts=n_starts, lambda_W=lambda_W, row_norm=row_norm, preset=preset or None, tol=tol,
     max_iter=max_iter, init=init, mode=mode, gene_weights=gene_weights, device=device,
 )  # fmt: skip
-model.fit(cells, sums=sums_path or None, checkpoint=results.checkpoint_path(out))
+model.fit(
+    cells, sums=sums_path or None, checkpoint=results.checkpoint_path(out), aenmf=ae_nmf_path or None
+)  # fmt: skip
 
 # %% [markdown]
 # ## Has the fit converged?

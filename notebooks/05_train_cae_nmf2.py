@@ -16,6 +16,7 @@ seed: int = 42  # random seed
 strength: float = 0.2  # size of the penalty relative to the error of AE-NMF; 0: no penalty, as published
 labels: str = "cell_type"  # groups in which donors are compared: 'cell_type' or 'clusters'; 'none' uses HSIC
 # rarely changed
+ae_nmf_path: str = ""  # results file of notebook 03, set by make; empty: AE-NMF is fitted here
 lambda_U: float = 5e-2  # weight of ‖U‖²
 donor_U: bool = False  # write U (donors × k × genes) into the results file
 preset: str = ""  # 'published' sets strength, labels, row_norm and all weights to the published values
@@ -63,7 +64,9 @@ model = CAENMF2(
     k=k, seed=seed, n_starts=n_starts, lambda_W=lambda_W, row_norm=row_norm, preset=preset or None, tol=tol,
     max_iter=max_iter, init=init, mode=mode, gene_weights=gene_weights, device=device,
 )  # fmt: skip
-model.fit(cells, sums=sums_path or None, checkpoint=results.checkpoint_path(out))
+model.fit(
+    cells, sums=sums_path or None, checkpoint=results.checkpoint_path(out), aenmf=ae_nmf_path or None
+)  # fmt: skip
 
 # %% [markdown]
 # ## Has the fit converged?

@@ -20,9 +20,9 @@ from aenmf_lib.models.objectives import AENMFObjective
 from aenmf_lib.models.starts import check_start, compare_starts
 from aenmf_lib.training import sharding, solver
 from aenmf_lib.training.checkpoint import Checkpoint, checkpoint_files, role_path
-from aenmf_lib.training.inputs import Cells, as_cells, iter_matrices
+from aenmf_lib.training.inputs import Cells, as_cells, usages
 from aenmf_lib.training.moments import Moments
-from aenmf_lib.training.second_moment import MODES, to_torch
+from aenmf_lib.training.second_moment import MODES
 
 __all__ = ["AENMF"]
 
@@ -142,7 +142,7 @@ class AENMF(base.Model):
         *,
         sums: str | Path | None = None,
         checkpoint: str | Path | None = None,
-        aenmf: "AENMF | None" = None,
+        aenmf: "AENMF | str | Path | None" = None,
         start: np.ndarray | None = None,
         donor_key: str = DONOR,
         cell_type_key: str = CELL_TYPE,
@@ -160,7 +160,7 @@ class AENMF(base.Model):
             File for the state, written once a minute. If it exists, the fit resumes; on the CPU the result is
             bit-identical to that of an uninterrupted fit.
         aenmf
-            Fitted AE-NMF of the same cells and rank, for conditional models with a strength. If None, it is fitted.
+            Fitted AE-NMF of the same cells, or its results file, for models with a strength. If None, it is fitted.
         start : (k, n_genes), ≥ 0
             W to start from. If None, `init` decides, or with a strength the AE-NMF solution.
         donor_key, cell_type_key
@@ -198,11 +198,11 @@ class AENMF(base.Model):
         NotFittedError, TypeError, ValueError
             The model is not fitted; the cells are not valid (raw counts, for example) or have other genes.
         """
-        cells = iter_matrices(base.check_genes(self, X))
-        E = torch.from_numpy(self.encoder_.T.copy()).to(self.device)
-        return np.concatenate(
-            [(to_torch(X, self.device) @ E.to(torch.from_numpy(X.data).dtype)).cpu().numpy() for X, _ in cells]
-        )
+        cells, H = base.check_genes(self, X), np.empty((0, self.k))
+        for block, rows in usages(cells, self.encoder_, self.device):  # a list of blocks needs twice the memory
+            H = H if len(H) else np.empty((cells.n_obs, self.k), block.dtype)
+            H[rows] = block
+        return H
 
     def objective(self, cells: Cells) -> float:
         """Return the exact objective of ``W_`` and ``U_`` on these cells.
@@ -231,7 +231,8 @@ class AENMF(base.Model):
             if (keys := (self.donor_key_, self.cell_type_key_)) != (DONOR, CELL_TYPE):
                 raise ValueError(f"sums are grouped by {DONOR} and {CELL_TYPE}, not by {' and '.join(keys)}. Leave out "
                                  "donor_key and cell_type_key, or sums.")  # fmt: skip
-            moments = sharding.load_sums(sums, cells, mode=self.mode, device=self.device)
+            settings = {"by_donor": self.by_donor, "mode": self.mode, "device": self.device}
+            moments = sharding.load_sums(sums, cells, **settings)
         elif isinstance(cells, Moments):
             moments = cells
         else:

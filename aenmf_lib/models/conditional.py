@@ -16,6 +16,7 @@ from aenmf_lib.metrics import neighbors
 from aenmf_lib.models import base, penalties
 from aenmf_lib.models.aenmf import AENMF
 from aenmf_lib.models.objectives import AdditiveDonorObjective, AENMFObjective, DonorDecoderObjective
+from aenmf_lib.models.starts import load_aenmf
 from aenmf_lib.training.checkpoint import role_path
 from aenmf_lib.training.inputs import Cells, as_cells
 from aenmf_lib.training.moments import Moments
@@ -84,7 +85,7 @@ class _Conditional(AENMF):
                              "data.load (no SHARDS), or set labels='none'.")  # fmt: skip
         moments = self._load_moments(cells, sums)
         if self.strength:  # first step: AE-NMF, and the groups in which donors are compared
-            aenmf = aenmf or self._fit_aenmf(moments, checkpoint and role_path(checkpoint, "aenmf"))
+            aenmf = self._find_aenmf(aenmf, cells, moments, checkpoint and role_path(checkpoint, "aenmf"))
             self._check_aenmf(aenmf, moments)
             if self.labels == "clusters":
                 hsic = replace(self, labels="none", strength=min(self.strength, _CLUSTERING_STRENGTH))
@@ -93,14 +94,13 @@ class _Conditional(AENMF):
                 log.info("%s: the penalty compares donors within %d clusters", self.name, self.groups_.nunique())
                 moments = moments.with_groups(cells, self.groups_.to_numpy(), donor_key=donor_key)
                 start = hsic.W_ if start is None else start
-        moments = self._weight_genes(moments, aenmf)
+        moments = self._weight_genes(moments, aenmf if self.strength else None)
         if self.strength:  # second step: weights of the penalties, at the AE-NMF solution
             at = self._to_tensor(aenmf.W_, moments)
             self.penalty_, self.strength_ = penalties.weights_from_strength(self.strength, self.labels, moments, at)
             start = aenmf.W_ if start is None else start
         else:
-            self.penalty_ = penalties.given_weights(self.gamma, self.eta, self.invariance, moments)
-            self.strength_ = 0.0
+            self.penalty_, self.strength_ = penalties.given_weights(self.gamma, self.eta, self.invariance, moments), 0.0
         self._fit(moments, self._to_tensor(start, moments), checkpoint)  # third step: the model itself
         if self.strength:
             self.starts_, self.stability_ = aenmf.starts_, aenmf.stability_
@@ -121,18 +121,22 @@ class _Conditional(AENMF):
         shared, latent = self.transform(cells), self.cond_latent(cells)
         return {"shared": shared, "cond_latent": latent, "concat_full": np.hstack([shared, latent])}
 
-    def _fit_aenmf(self, moments: Moments, checkpoint: str | Path | None = None) -> AENMF:
-        """Fit the AE-NMF from which the weights are computed."""
+    def _find_aenmf(self, aenmf, cells, moments: Moments, checkpoint: str | Path | None = None) -> AENMF:
+        """Return the AE-NMF from which the weights are computed: given, read from the given file, or fitted."""
         settings = {field.name: getattr(self, field.name) for field in fields(AENMF) if field.name != "preset"}
-        return AENMF(**settings).fit(moments, checkpoint=checkpoint)
+        if isinstance(aenmf, str | Path):
+            return load_aenmf(aenmf, settings, cells)
+        return aenmf or AENMF(**settings).fit(moments, checkpoint=checkpoint)
 
     def _check_aenmf(self, aenmf: AENMF, moments: Moments) -> None:
         """Raise ValueError unless aenmf is a fitted AE-NMF of these genes, with the same rank and gene weights."""
         if not isinstance(aenmf, AENMF) or not hasattr(aenmf, "W_"):
             raise ValueError(f"aenmf ({type(aenmf).__name__}) is not a fitted AENMF. Pass a fitted one, or None.")
         if aenmf.W_.shape != (self.k, moments.n_genes) or aenmf.gene_weights != self.gene_weights:
-            raise ValueError(f"aenmf has W of shape {aenmf.W_.shape} and gene_weights={aenmf.gene_weights!r}. "
-                             f"Expected {(self.k, moments.n_genes)} and {self.gene_weights!r}.")  # fmt: skip
+            found = f"aenmf has W of shape {aenmf.W_.shape} and gene_weights={aenmf.gene_weights!r}"
+            raise ValueError(f"{found}. Expected {(self.k, moments.n_genes)} and {self.gene_weights!r}.")
+        if not base.same_genes(pd.Index(aenmf.genes_), moments.genes):
+            raise ValueError("aenmf was fitted to other genes, or in another order. Pass one fitted to these genes.")
 
     def _objective(self, moments: Moments) -> AENMFObjective:
         P = self.penalty_.rows(moments)
@@ -342,7 +346,7 @@ def strength_path(
     if model.preset == "published" or model.labels == "clusters":
         raise ValueError(f"strength_path got preset={model.preset!r} and labels={model.labels!r}. Neither "
                          "'published' nor 'clusters' is supported. Fit such models separately.")  # fmt: skip
-    fitted = aenmf = aenmf or model._fit_aenmf(moments)
+    fitted = aenmf = model._find_aenmf(aenmf, moments, moments)
     for strength in sorted(strengths):
         fitted = replace(model, strength=strength, max_iter=sweeps).fit(moments, aenmf=aenmf, start=fitted.W_)
         yield fitted

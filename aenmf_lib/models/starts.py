@@ -1,11 +1,13 @@
-"""Starts of a fit: the check of a given W, and the comparison of several random starts."""
+"""Starts of a fit: a given W or AE-NMF, and the comparison of several random starts."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from aenmf_lib import results
 from aenmf_lib.models.matching import stability as compare
 from aenmf_lib.training.solver import Solution
 
@@ -24,6 +26,31 @@ def check_start(start: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     if W is not None:
         found = f"has shape {W.shape}" + (f", minimum {W.min():g}" if W.size else "")
     raise ValueError(f"start {found}. Expected {shape}, all ≥ 0 and finite. Pass such a matrix, or None.")
+
+
+def load_aenmf(path: str | Path, settings: Mapping[str, object], cells: object):
+    """Return the AE-NMF of a results file; raise ValueError unless it is the fit of these cells with these settings.
+
+    `settings` are parameters of AE-NMF. The input files of both are compared if both are recorded.
+    """
+    aenmf = results.load_model(path)
+    if aenmf.name != "AE_NMF":
+        raise ValueError(f"{path} contains {aenmf.name}, not AE_NMF. Pass the file of notebook 03, or leave it out.")
+    names = [name for name in settings if name not in ("preset", "mode", "device")]
+    found, expected = ({name: values[name] for name in names} for values in (vars(aenmf), settings))
+    made = results.read(path, with_cells=False).uns.get("provenance", {}).get("input", {})
+    given = getattr(cells, "uns", {}).get("input", {})
+    if made and given:
+        found["input"], expected["input"] = (f"{of['path']} (sha256 {of['sha256'][:12]})" for of in (made, given))
+        if made["sha256"] == given["sha256"]:
+            found["input"] = expected["input"]
+    other = [name for name in found if found[name] != expected[name]]
+    if other:
+        differ = ", ".join(f"{name} is {found[name]!r}, expected {expected[name]!r}" for name in other)
+        raise ValueError(f"{path} contains an AE-NMF of another fit: {differ}. Run notebook 03 with the same "
+                         "settings, or leave out the file: AE-NMF is then fitted here.")  # fmt: skip
+    log.info("using the AE-NMF from %s", path)
+    return aenmf
 
 
 def compare_starts(

@@ -1,4 +1,4 @@
-"""Compiled loops of coordinate descent. Arrays over genes or cells have the precision of X; F and G are float64."""
+"""Compiled loops of coordinate descent over the genes. Arrays have the precision of X, except F and G: float64."""
 
 import math
 
@@ -6,7 +6,6 @@ import numpy as np
 from numba import njit, prange
 
 GENES = 256  # number of genes in a block
-_CHUNKS = 4  # parallel parts of `add_gram`, each with its own blocks of genes
 _FAST = {"contract", "reassoc", "arcp", "nsz"}  # sums may be reordered; NaN and infinity are kept, for the solver
 _parallel = njit(parallel=True, fastmath=_FAST, cache=True, nogil=True)
 _serial = njit(fastmath=_FAST, cache=True, nogil=True)
@@ -152,69 +151,106 @@ def visit(A, B, S, R, squares, W, F, G, n_lambda, relax, least, D):
 
 
 @_serial
-def visit_shared(A, B, S, B_more, R, squares, W, U, F, G, n_lambda, relax, least, D):
-    """Update W once for one block of genes, in model 2 at fixed U."""
+def visit_shared(A, B, S, B_more, R, squares, W, U, F, G, weights, relax, least, active, both, gains, D, E):
+    """Update the active genes of one block once, in model 2: W with the decoders; if `both`, then W without them."""
     # A, B : (donors, genes, k), W S_d and V_d S_d for these genes. S : (donors, genes, genes), S_d between these genes.
-    # B_more : B of `visit`; the rest as in `visit`. Returns change of Σ tr V_d S_d Wᵀ, gain, number of steps.
+    # B_more : B of `visit`. weights : n λ_W, n λ_U. W, U, F, G and gains (genes,) are updated; D receives the change of
+    # W, and E that of V, equal for all donors. Returns change of Σ tr V_d S_d Wᵀ, gain, number of steps.
     m, n_genes, k = A.shape
-    T = W.dtype.type
+    T, n_lambda, n_lambda_U = W.dtype.type, weights[0], weights[1]
     cross, gained, steps = 0.0, 0.0, 0
     x, y, v, f, g = np.empty((5, m, k), W.dtype)
     xv, places, moved, n_moved = np.empty(m), np.empty(k, np.int64), np.empty(n_genes, np.int64), 0
     for a in range(n_genes):
+        if not active[a]:
+            continue
         w, y_more, s_all, r = W[a], B_more[a], 0.0, float(R[a, a]) if len(R) else 0.0
         for d in range(m):
             s_all += squares[d, a]
         if s_all == 0:
             continue
         for d in range(m):
-            x[d], f[d], g[d], xv[d] = 0, 0, 0, 0
-            _add_rows(x[d], D, S[d, a], moved, n_moved)  # U is fixed: V_d S_d and W S_d change equally
+            x[d], y[d], f[d], g[d], xv[d] = 0, 0, 0, 0, 0
+            _add_rows(x[d], D, S[d, a], moved, n_moved)
+            _add_rows(y[d], E, S[d, a], moved, n_moved)
             for j in range(k):
-                y[d, j] = x[d, j] + B[d, a, j]
                 x[d, j] += A[d, a, j]
+                y[d, j] += B[d, a, j]
                 v[d, j] = w[j] + U[d, a, j]
                 xv[d] += x[d, j] * v[d, j]
             _add_rows(f[d], F[d], v[d], places, _nonzero(v[d], places))
             _add_rows(g[d], G[d], x[d], places, _nonzero(x[d], places))
         if len(R):
             _add_rows(y_more, D, R[a], moved, n_moved)
-        before = steps
+        before, gained_before = steps, gained
         for j in range(k):
+            # W_aj and all V_aj change by t
             c1 = n_lambda * float(w[j]) + float(y_more[j])
             for d in range(m):
                 c1 += float(f[d, j]) + float(g[d, j]) - float(x[d, j]) - float(y[d, j])
-            c1 *= 2
-            if w[j] == 0 and c1 >= 0:
+            c1, c2, c3 = 2 * c1, n_lambda + r, 0.0
+            if w[j] > 0 or c1 < 0:
+                for d in range(m):
+                    s, xj = squares[d, a], x[d, j]
+                    c2 += s * G[d, j, j] + F[d, j, j] + 2 * (xj * v[d, j] + xv[d]) - 2 * s
+                    c3 += 2 * (xj + s * v[d, j])
+                if _gain(c1, c2, w[j]) >= least:
+                    t, value = best_step(c1, c2, c3, s_all, -float(w[j]))
+                    if value < -least:
+                        t, value = _relaxed(t, value, relax, -float(w[j]), c1, c2, c3, s_all)
+                        gained, steps, step = gained - value, steps + 1, T(t)
+                        w[j] += step
+                        D[a, j] += step
+                        E[a, j] += step
+                        y_more[j] += T(t * r)
+                        for d in range(m):
+                            s, xj, yj, vj = squares[d, a], x[d, j], y[d, j], v[d, j]
+                            sj, Gj = T(s), _rank_two(G[d], j, step, v[d], T(t * t))
+                            Fj = _rank_two(F[d], j, step, x[d], T(t * t * s))
+                            for i in range(k):
+                                g[d, i] += step * (v[d, i] * xj + sj * Gj[i])
+                                f[d, i] += step * (x[d, i] * vj + Fj[i])
+                            g[d, j] += T(t * xv[d] + t * t * xj)
+                            f[d, j] += T(t * xv[d] + t * t * s * vj)
+                            cross += t * (xj + yj) + t * t * s
+                            xv[d] += t * (xj + s * vj) + t * t * s
+                            x[d, j] += T(t * s)
+                            y[d, j] += T(t * s)
+                            v[d, j] += step
+            if not both:
                 continue
-            c2, c3 = n_lambda + r, 0.0
+            # W_aj changes by t and all U_aj by -t: only the encoder changes
+            high, c1, c2 = np.inf, n_lambda * float(w[j]) + float(y_more[j]), n_lambda + m * n_lambda_U + r
             for d in range(m):
-                s, xj = squares[d, a], x[d, j]
-                c2 += s * G[d, j, j] + F[d, j, j] + 2 * (xj * v[d, j] + xv[d]) - 2 * s
-                c3 += 2 * (xj + s * v[d, j])
-            if _gain(c1, c2, w[j]) < least:
-                continue
-            t, value = best_step(c1, c2, c3, s_all, -float(w[j]))
+                u = float(U[d, a, j])
+                c1 += float(g[d, j]) - float(y[d, j]) - n_lambda_U * u
+                c2 += squares[d, a] * G[d, j, j]
+                high = min(high, u)
+            low, c1 = -float(w[j]), 2 * c1
+            t = min(max(-0.5 * c1 / c2, low), high) if c2 > 0 else 0.0
+            value = t * (c1 + t * c2)
             if value >= -least:
                 continue
-            t, value = _relaxed(t, value, relax, -float(w[j]), c1, c2, c3, s_all)
+            far = min(max(relax * t, low), high)
+            if far * (c1 + far * c2) < 0:
+                t, value = far, far * (c1 + far * c2)
             gained, steps, step = gained - value, steps + 1, T(t)
             w[j] += step
-            D[a, j] = step
+            D[a, j] += step
+            y_more[j] += T(t * r)
             for d in range(m):
-                s, xj, yj, vj = squares[d, a], x[d, j], y[d, j], v[d, j]
-                sj, Gj = T(s), _rank_two(G[d], j, step, v[d], T(t * t))
-                Fj = _rank_two(F[d], j, step, x[d], T(t * t * s))
+                s, xj, vj = squares[d, a], x[d, j], v[d, j]
+                sj, Gj = T(s), G[d, j]
+                U[d, a, j] = max(U[d, a, j] - step, 0)
+                _rank_two(F[d], j, step, x[d], T(t * t * s))
                 for i in range(k):
-                    g[d, i] += step * (v[d, i] * xj + sj * Gj[i])
-                    f[d, i] += step * (x[d, i] * vj + Fj[i])
-                g[d, j] += T(t * xv[d] + t * t * xj)
+                    g[d, i] += step * (sj * T(Gj[i]))
+                    f[d, i] += step * (x[d, i] * vj)
                 f[d, j] += T(t * xv[d] + t * t * s * vj)
-                cross += t * (xj + yj) + t * t * s
-                xv[d] += t * (xj + s * vj) + t * t * s
+                cross += t * y[d, j]
+                xv[d] += t * s * vj
                 x[d, j] += T(t * s)
-                y[d, j] += T(t * s)
-                v[d, j] += step
+        gains[a] = gained - gained_before
         if steps > before:
             moved[n_moved] = a
             n_moved += 1
@@ -222,9 +258,10 @@ def visit_shared(A, B, S, B_more, R, squares, W, U, F, G, n_lambda, relax, least
 
 
 @_parallel
-def visit_own(A, W, U, F, G, n_lambda, relax, least, visits, DV):
-    """Update U `visits` times for one block of genes, in model 2 at fixed W. Return as `visit_shared`, per donor."""
-    # The objective is quadratic in U. A : (donors, genes, k), W S_d. U, G and DV (change of V) are updated.
+def visit_own(A, S, D, moved, W, U, F, G, n_lambda, relax, least, visits, active, gains, DV):
+    """Update U of the active genes of one block `visits` times, in model 2. Return as `visit_shared`, per donor."""
+    # The objective is quadratic in U. A : (donors, genes, k), W S_d before the change D of W in the genes `moved`.
+    # A, U, G, DV (change of V) and gains (donors, genes) are updated.
     m, n_genes, k = A.shape
     T = W.dtype.type
     done = np.zeros((m, 3))
@@ -233,7 +270,10 @@ def visit_own(A, W, U, F, G, n_lambda, relax, least, visits, DV):
         Fd, Gd = F[d], G[d]
         cross, gained, steps = 0.0, 0.0, 0
         for a in range(n_genes):
-            x, u, w, dv = A[d, a], U[d, a], W[a], DV[d, a]
+            if not active[a]:
+                continue
+            x, u, w, dv, gained_before = A[d, a], U[d, a], W[a], DV[d, a], gained
+            _add_rows(x, D, S[d, a], moved, len(moved))
             for j in range(k):
                 v[j] = w[j] + u[j]
                 f[j] = n_lambda * u[j] - x[j]
@@ -259,91 +299,6 @@ def visit_own(A, W, U, F, G, n_lambda, relax, least, visits, DV):
                     v[j] += step
                     dv[j] += step
                     cross += t * x[j]
+            gains[d, a] = gained - gained_before
         done[d, 0], done[d, 1], done[d, 2] = cross, gained, steps
     return done
-
-
-@_parallel
-def by_gene(indptr, genes, values, edges, first_row, at, out_indptr, out_rows, out_values):
-    """Convert each row tile from CSR to CSC. Tile t has rows edges[t] to edges[t + 1] and is written from at[t] on."""
-    for t in prange(len(edges) - 1):
-        begin = out_indptr[t]
-        for i in range(indptr[edges[t]], indptr[edges[t + 1]]):
-            begin[genes[i] + 1] += 1
-        begin[0] = at[t]
-        begin[:] = np.cumsum(begin)
-        place = begin[:-1].copy()
-        for row in range(edges[t], edges[t + 1]):
-            for i in range(indptr[row], indptr[row + 1]):
-                out_rows[place[genes[i]]] = first_row + row
-                out_values[place[genes[i]]] = values[i]
-                place[genes[i]] += 1
-
-
-@_parallel
-def add_gram(indptr, genes, values, out):
-    """Add ``X_BᵀX_B`` of a CSR matrix for every block B of genes. Column indices must be sorted within each row."""
-    n_blocks, size = out.shape[0], out.shape[1]
-    for part in prange(_CHUNKS):  # parts write to disjoint blocks
-        first, last = n_blocks * part // _CHUNKS, n_blocks * (part + 1) // _CHUNKS
-        for row in range(len(indptr) - 1):
-            i, stop = indptr[row], indptr[row + 1]
-            i += np.searchsorted(genes[i:stop], first * size)
-            while i < stop and genes[i] < last * size:
-                block = genes[i] // size
-                end = i + np.searchsorted(genes[i:stop], (block + 1) * size)
-                for one in range(i, end):
-                    for two in range(i, end):
-                        out[block, genes[one] - block * size, genes[two] - block * size] += values[one] * values[two]
-                i = end
-
-
-@_parallel
-def follow(indptr, rows, values, owner, H, lo, D, next_lo, out):
-    """Add the pending update D (genes from lo), as X D, to H. Then compute XᵀH per tile for genes from next_lo."""
-    # D : (partitions, genes, k), mostly 0; owner[t] selects D for tile t. out : (tiles, genes, k). 0 genes are allowed.
-    k = H.shape[1]
-    for t in prange(len(owner)):
-        D_t = D[owner[t]]
-        programs, steps = np.empty(k, np.int64), np.empty(k, D.dtype)
-        for a in range(D.shape[1]):
-            d, moved = D_t[a], 0
-            for j in range(k):
-                if d[j] != 0:
-                    programs[moved], steps[moved] = j, d[j]
-                    moved += 1
-            if moved == 0:
-                continue
-            first, last = indptr[t, lo + a], indptr[t, lo + a + 1]
-            if 10 * moved > k:  # update whole rows, with vector instructions
-                for i in range(first, last):
-                    h, x = H[rows[i]], values[i]
-                    for j in range(k):
-                        h[j] += x * d[j]
-                continue
-            for c in range(0, moved - 1, 2):  # two programs at a time, to read each cell once for both
-                j0, j1, d0, d1 = programs[c], programs[c + 1], steps[c], steps[c + 1]
-                for i in range(first, last):
-                    row, x = rows[i], values[i]
-                    H[row, j0] += x * d0
-                    H[row, j1] += x * d1
-            if moved % 2:
-                j0, d0 = programs[moved - 1], steps[moved - 1]
-                for i in range(first, last):
-                    H[rows[i], j0] += values[i] * d0
-        for a in range(out.shape[1]):
-            total = out[t, a]
-            for j in range(k):
-                total[j] = 0
-            i, stop = indptr[t, next_lo + a], indptr[t, next_lo + a + 1]
-            while i + 4 <= stop:  # four cells at a time, to load and store each sum less often
-                h0, h1, h2, h3 = H[rows[i]], H[rows[i + 1]], H[rows[i + 2]], H[rows[i + 3]]
-                x0, x1, x2, x3 = values[i], values[i + 1], values[i + 2], values[i + 3]
-                for j in range(k):
-                    total[j] += x0 * h0[j] + x1 * h1[j] + x2 * h2[j] + x3 * h3[j]
-                i += 4
-            while i < stop:
-                h0, x0 = H[rows[i]], values[i]
-                for j in range(k):
-                    total[j] += x0 * h0[j]
-                i += 1

@@ -214,7 +214,8 @@ class Transfer:
 
 def dense_genes(counts: np.ndarray, n_cells: int) -> int:
     """Return the number of frequent genes whose columns are made dense; counts of nonzeros, (n_genes,), by rank."""
-    share = np.add.reduceat(counts, np.arange(0, len(counts), _WIDTH)) / (n_cells * _WIDTH)
+    edges = np.arange(0, len(counts), _WIDTH)
+    share = np.add.reduceat(counts, edges) / (n_cells * np.diff(edges, append=len(counts)))
     frequent = np.flatnonzero(share >= _DENSE)
     return min((int(frequent[-1]) + 1) * _WIDTH, len(counts)) if len(frequent) else 0
 

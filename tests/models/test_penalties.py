@@ -275,6 +275,8 @@ def test_ae_nmf_is_fitted_first_if_not_given():
     for other in (AENMF(k=3), AENMF(k=4, gene_weights="shared")):
         with pytest.raises(ValueError, match=r"aenmf has W of shape .* Expected \(4, 120\) and 'none'"):
             CAENMF1(k=4, strength=0.2).fit(cells, aenmf=other.fit(cells))
+    with pytest.raises(ValueError, match="aenmf was fitted to other genes, or in another order"):
+        CAENMF1(k=4, strength=0.2).fit(cells, aenmf=AENMF(k=4).fit(cells[:, ::-1].copy()))
 
 
 def test_start_is_used_and_an_invalid_start_raises():

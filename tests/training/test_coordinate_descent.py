@@ -83,9 +83,9 @@ def test_loss_history_never_rises(problem, name):
 @pytest.mark.parametrize(("dtype", "rtol"), [(np.float64, 1e-10), (np.float32, 1e-4)])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_implicit_and_explicit_reach_the_same_objective(problem, name, dtype, rtol):
-    """In float32 the iterations differ by rounding, but the final objectives agree."""
+    """In float32 the iterations differ by rounding, which decides which steps are skipped, but their ends agree."""
     ends = [
-        minimize(*problem(name, mode, dtype=dtype), max_iter=15).loss_history[-1] for mode in ("implicit", "explicit")
+        minimize(*problem(name, mode, dtype=dtype), max_iter=60).loss_history[-1] for mode in ("implicit", "explicit")
     ]
     assert ends[0] == pytest.approx(ends[1], rel=rtol)
 
@@ -144,10 +144,11 @@ def test_compiled_and_cached_kernels_give_identical_fits(tmp_path):
         import hashlib, logging
         from conftest import tiny_cells
         from aenmf_lib import AENMF, CAENMF1, CAENMF2
-        from aenmf_lib.training import _kernels, coordinate_descent
+        from aenmf_lib.training import _cell_kernels, _kernels, coordinate_descent
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         coordinate_descent.compile_kernels()
-        kernels = [getattr(_kernels, name) for name in ("visit", "visit_shared", "visit_own", "by_gene", "follow")]
+        kernels = [_kernels.visit, _kernels.visit_shared, _kernels.visit_own]
+        kernels += [_cell_kernels.by_gene, _cell_kernels.follow]
         n_compiled = [len(kernel.signatures) for kernel in kernels]
         cells = tiny_cells(n_cells=200, n_genes=300)
         cells.X = cells.X.astype("float32")

@@ -71,6 +71,16 @@ def test_portions_of_the_cells_and_threads_change_nothing_but_rounding(edges):
     np.testing.assert_array_equal(formed(X, edges, n_threads=3), S)
 
 
+@pytest.mark.parametrize(("n_silent", "tolerance"), [(0, 6e-7), (126, 2e-6)])
+def test_sums_of_equal_values_are_precise(n_silent, tolerance):
+    """The rounding error of each addition is the same, so the errors of a long sum add up."""
+    X = csr_matrix(np.full((9000, 130), 0.1, np.float32))  # two genes more than a tile of 128
+    if n_silent:
+        X = csr_matrix(np.hstack([X.toarray()[:, :2], np.zeros((9000, n_silent), np.float32)]))
+        assert dense_genes(np.sort(X.getnnz(axis=0))[::-1], 9000) == 0
+    np.testing.assert_allclose(formed(X), exact(X), rtol=tolerance)
+
+
 def test_genes_that_become_frequent_later_are_summed_correctly():
     """Genes are sorted by their frequency in the first block, which differs from that in the later blocks here."""
     shares = np.geomspace(0.9, 1e-3, 500)
