@@ -86,8 +86,9 @@ class StandIn:
 
     def __post_init__(self) -> None:
         least = {"cells": 1, "genes": 100, "nonzeros": 1, "types": 1, "donors": 1, "seed": 0}
+        most = {"types": 1000, "donors": 5000} | ({"genes": 2**16} if self.compact else {})
         for name, low in least.items():
-            value, high = getattr(self, name), 2**16 if self.compact and name == "genes" else 2**31 - 1
+            value, high = getattr(self, name), most.get(name, 2**31 - 1)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
                 raise ValueError(f"{name}={value!r} is not possible. Choose a whole number from {low} to {high}.")
 

@@ -223,6 +223,9 @@ def _open_zarr(array: zarr.Array) -> Array:
         return Array(array)
     if getattr(getattr(array.serializer, "endian", None), "value", sys.byteorder) != sys.byteorder:
         return Array(array)
+    nested = isinstance(array.serializer, zarr.codecs.ShardingCodec)
+    if nested or array.nchunks_initialized < array.nchunks:  # chunks of zeros are not written
+        return Array(array)
     if array.shards:
         (shards,) = array.metadata.codecs
         kinds = [type(codec) for codec in shards.index_codecs]

@@ -1,5 +1,6 @@
 """The memory and time that a job of each stage requests on a cluster (``slurm/stages.tsv``), and its predicted cost."""
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -52,14 +53,15 @@ def _bytes(text: str, where: str) -> int:
     return int(text[:-1]) * _UNITS[text[-1]]
 
 
-def _seconds(text: str, where: str) -> float:
+def _seconds(text: str, where: str) -> int:
     """Return a time such as 12:00:00 or 2-00:00:00 in seconds."""
-    days, _, clock = text.rpartition("-")
-    try:
-        return 86400 * int(days or 0) + pd.Timedelta(clock).total_seconds()
-    except ValueError:
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups()) if found else (0, 0, 0, 0)
+    total = 60 * (60 * (24 * days + hours) + minutes) + seconds
+    if not total:
         expected = f"Expected {AUTO}, {TRAINING}, or a time such as 12:00:00 or 2-00:00:00"
-        raise ValueError(f"{where}: time is {text!r}. {expected}.") from None
+        raise ValueError(f"{where}: time is {text!r}. {expected}.")
+    return total
 
 
 def measured_size(filtered: Path, k: int) -> Size:

@@ -274,6 +274,17 @@ def test_chunk_of_zeros_that_a_shard_leaves_out_is_read_as_zeros(tmp_path):
     np.testing.assert_array_equal(opened.read(600, 1500), values[600:1500])
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"shards": (2100,)}, {"serializer": zarr.codecs.ShardingCodec(chunk_shape=(100,))}]
+)
+def test_chunks_that_are_not_written_and_nested_shards_are_read(tmp_path, options):
+    values = np.concatenate([np.zeros(4200, np.int32), np.arange(700, dtype=np.int32)])  # zarr does not write zeros
+    options = {"chunks": (700,)} | options
+    zarr.open_group(tmp_path / "a.zarr", mode="w").create_array("a", data=values, **options)
+    opened = storage.open_array(zarr.open_group(tmp_path / "a.zarr", mode="r")["a"])
+    np.testing.assert_array_equal(opened.read(10, 4900), values[10:])
+
+
 # ---------------------------------------------------------------- streams
 @pytest.fixture
 def path(tmp_path):

@@ -149,6 +149,7 @@ def test_predicted_size_is_that_of_the_file(path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"donors": 40_000}, "donors=40000 is not possible. Choose a whole number from 1 to 5000"),
         ({"cells": 0}, "cells=0 is not possible. Choose a whole number from 1"),
         ({"genes": 70_000, "compact": True}, "genes=70000 is not possible. Choose a whole number from 100 to 65536"),
         ({"nonzeros": 2900}, "nonzeros=2900 is too large for genes=3000"),

@@ -66,6 +66,8 @@ def test_a_number_in_the_table_replaces_the_computed_value(tmp_path):
     [
         ("03_train_ae_nmf 1 8 much auto 1", "03_train_ae_nmf: memory is 'much'. Expected auto, training, or a size"),
         ("03_train_ae_nmf 1 8 auto soon 1", "03_train_ae_nmf: time is 'soon'. Expected auto, training, or a time"),
+        ("03_train_ae_nmf 1 8 auto 99 1", "03_train_ae_nmf: time is '99'. Expected auto, training, or a time"),
+        ("03_train_ae_nmf 1 8 auto 00:00:00 1", "03_train_ae_nmf: time is '00:00:00'. Expected"),
         ("03_train_ae_nmf 1 many auto auto 1", "03_train_ae_nmf: cpus is 'many'. Expected a whole number, such as 4"),
         ("lab 0 4 auto 08:00:00 1", "lab: there is no prediction for this stage, so auto is not possible. Expected"),
     ],
