@@ -74,8 +74,7 @@ class _Conditional(AENMF):
     def fit(self, cells, *, sums=None, checkpoint=None, aenmf=None, start=None,
             donor_key=DONOR, cell_type_key=CELL_TYPE) -> "_Conditional":  # fmt: skip
         """Fit the model to all cells and return it; see `AENMF.fit`. ``labels='clusters'`` needs cells in memory."""
-        begin = time.perf_counter()
-        self.groups_ = None
+        begin, self.groups_ = time.perf_counter(), None
         self._set_names(cells, donor_key, cell_type_key)
         if not isinstance(cells, Moments):
             cells = as_cells(cells)
@@ -117,8 +116,7 @@ class _Conditional(AENMF):
 
         Raises the errors of `transform`, and ValueError without donors or for donors that were not in the fit.
         """
-        cells = as_cells(cells)
-        shared, latent = self.transform(cells), self.cond_latent(cells)
+        shared, latent = self.transform(cells := as_cells(cells)), self.cond_latent(cells)
         return {"shared": shared, "cond_latent": latent, "concat_full": np.hstack([shared, latent])}
 
     def _find_aenmf(self, aenmf, cells, moments: Moments, checkpoint: str | Path | None = None) -> AENMF:
