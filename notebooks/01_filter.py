@@ -41,7 +41,7 @@ logging.basicConfig(level=logging.INFO, format="%(message)s")
 # Each cell is scaled to 10,000 counts, then log1p is applied. This is the only normalization in the whole pipeline.
 # Genes without a count in the remaining cells are dropped. All columns of `obs` and `var` are kept.
 #
-# The file is read in blocks, so it can be larger than memory. This code reads all counts once, checks them, and
+# The file is read in blocks, so it can be larger than memory. This code reads all counts, checks them, and
 # chooses the cells and genes to keep. Read its messages. They report labels such as `unknown` or `doublet`, labels that
 # differ only in case or spaces, and how many types have cells of several donors. Nothing is dropped or merged unless a
 # parameter says so. The table below has one row per donor. Its column `kept` shows whether the donor is kept.

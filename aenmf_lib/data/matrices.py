@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 _DENSE_BYTES = 2**27  # bytes of a dense matrix that are read at a time
 _ENTRIES = 2**22  # entries of a CSC matrix that are read at a time
 _BLOCK = 2**24  # entries of a CSR matrix that are read at a time
-_FAILURES = 3  # after so many blocks that need more than one pass, all others are read by `read`, too
+_MAX_UNUSUAL = 3  # after this many blocks that `read_cells` could not read, it is not tried on the other blocks
 _ENTRY_BYTES = 40  # memory per entry while a CSC matrix is sorted by cells
 _FORMATS = {"csr_matrix": "csr", "csc_matrix": "csc", "csr": "csr", "csc": "csc"}  # the last two: anndata < 0.7
 
@@ -43,7 +43,7 @@ class Matrix:
 
     def __init__(self, node: object, path: str, where: str) -> None:
         self.path, self.where, self.n_duplicates = path, where, 0
-        self._failures, self.one_at_a_time = 0, threading.Lock()  # only one thread at a time may call `read`
+        self._n_unusual, self.one_at_a_time = 0, threading.Lock()  # only one thread at a time may call `read`
         self._window, self._first = None, 0  # cells that were read in advance, and the number of the first
         with guard(path, where):
             self._in_memory = issparse(node) or isinstance(node, np.ndarray)
@@ -130,7 +130,7 @@ class Matrix:
 
         `rows` are the numbers of the cells, (n_cells,), in increasing order. Several threads can call this at once.
         """
-        if self.format != "csr" or self._failures >= _FAILURES:
+        if self.format != "csr" or self._n_unusual >= _MAX_UNUSUAL:
             return None
         starts, stops = self._pointers[rows], self._pointers[rows + 1]
         with self._guard():
@@ -138,7 +138,8 @@ class Matrix:
             check_memory(size)
             with guard(self.path, self.where, size=size):
                 X = read_cells(self._arrays, starts, stops, self.shape[1], task)
-        self._failures += X is None
+        if X is None:
+            self._n_unusual += 1
         return X
 
     def read(self, lo: int = 0, hi: int | None = None) -> csr_matrix:
