@@ -8,6 +8,7 @@ page cache. Each run is a separate process on one core or on two. `peak_mib` is 
 
 import argparse
 import os
+from functools import partial
 from pathlib import Path
 
 from measure import measured, run_in_turn
@@ -25,8 +26,9 @@ FORMATS = {
 }
 
 
-def read(path: str, genes: int, cores: int, **_: str) -> dict:
+def read(file: str, genes: int, cores: int, *, scratch: Path, **_: str) -> dict:
     """Measure one pass over counts: time, memory, and nonzeros of the file per second and core."""
+    path = scratch / file
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     names = CellStream(path, counts=True).var_names[:: GENES // genes]
     for _block in CellStream(path, counts=True, genes=names, rows=slice(0, 100)):
@@ -56,8 +58,8 @@ def main() -> None:
         if not path.exists():
             StandIn(cells=args.cells, genes=GENES, nonzeros=NONZEROS, raw_only=True, **options).write(path)
         sizes = [(GENES, 1), (KEPT, 1), (KEPT, 2)]
-        rows += [{"format": name, "path": str(path), "genes": genes, "cores": cores} for genes, cores in sizes]
-    table = run_in_turn("reader", read, rows, runs=args.runs)
+        rows += [{"format": name, "file": path.name, "genes": genes, "cores": cores} for genes, cores in sizes]
+    table = run_in_turn("reader", partial(read, scratch=args.scratch), rows, runs=args.runs)
     print(
         table.groupby(["format", "genes", "cores"], sort=False)
         .median(numeric_only=True)

@@ -9,6 +9,7 @@ file is read right after it was written: from the page cache if it fits into mem
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from measure import measured, run_in_turn
@@ -24,8 +25,9 @@ GENES, NONZEROS = {"pass": 20_000, "train": 5000}, {"pass": 2460, "train": 600}
 RANK = 256
 
 
-def one_pass(cells: int, path: str, compression: str, device: str) -> dict:
+def one_pass(cells: int, file: str, compression: str, device: str, *, scratch: Path) -> dict:
     """Measure one pass over counts on disk: normalization, S and the sums of every type and donor."""
+    path = scratch / file
     names = CellStream(path, counts=True).var_names[:: GENES["pass"] // KEPT]
     options = {"mode": "explicit", "device": device}
     few = CellStream(path, counts=True, genes=names, rows=slice(0, 2048))
@@ -35,8 +37,9 @@ def one_pass(cells: int, path: str, compression: str, device: str) -> dict:
     return found | {"us_per_cell": 1e6 * found["seconds"] / cells}
 
 
-def train(cells: int, path: str, compression: str, device: str) -> dict:
+def train(cells: int, file: str, compression: str, device: str, *, scratch: Path) -> dict:
     """Measure a pass and the training from its sums."""
+    path = scratch / file
     AENMF(k=4, max_iter=2, device=device).fit(CellStream(path, counts=True, rows=slice(0, 1500)))
     with measured() as found:
         with measured() as summed:
@@ -70,11 +73,11 @@ def main() -> None:
         if not path.exists():
             sizes = {"cells": cells, "genes": GENES[args.what], "nonzeros": NONZEROS[args.what]}
             StandIn(**sizes, types=12, donors=8, raw_only=True, compression=args.compression or "none").write(path)
-        rows.append({"cells": cells, "path": str(path), "compression": args.compression, "device": args.device})
+        rows.append({"cells": cells, "file": path.name, "compression": args.compression, "device": args.device})
     task, runs = (one_pass, 5) if args.what == "pass" else (train, 1)
     device = args.device.removeprefix("cpu").partition(":")[0]
     name = "_".join(filter(None, ["streaming", args.what, args.compression, device]))
-    table = run_in_turn(name, task, rows, runs=args.runs or runs, device=args.device)
+    table = run_in_turn(name, partial(task, scratch=args.scratch), rows, runs=args.runs or runs, device=args.device)
     print(table.groupby("cells").median(numeric_only=True))
 
 
