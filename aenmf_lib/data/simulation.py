@@ -35,16 +35,20 @@ _CELL_TYPES = {
 }
 _DONOR_SHARES = (0.27, 0.22, 0.19, 0.16, 0.12, 0.04)  # the last donor has fewer cells than the demo's threshold
 _CONDITIONS = ("control", "treated")  # the donors get these conditions in turn
+_MANY_DONORS = {"n_genes": 3200, "n_donors": 40, "donor_programs": 0.0}
 # name of the data set -> arguments of `simulate`
 _SCENARIOS = {
     "demo": {},
     "demo_none": {"donor_profiles": 0.0, "donor_programs": 0.0},
     "demo_weak": {"donor_profiles": 0.25, "donor_programs": 0.25},
     "demo_confounded": {"composition_concentration": 3.0},
+    "demo_many": _MANY_DONORS | {"donor_profiles": np.random.default_rng(0).gamma(2, 2, (40, 2))},  # rank 2
+    "demo_many_full": _MANY_DONORS | {"donor_profiles": 4 * np.eye(40)},  # a profile for each donor
 }
 
 _BACKGROUND = 0.25  # share of a cell's counts that is spread over all genes and belongs to no program
 _PROFILE_GENES = 30  # genes in the added profile of a donor
+_SHARED_GENES = 40  # genes in an added profile that donors share, from two programs
 _CHANGED_PROGRAMS = 4  # programs that differ in a donor
 _CHANGED_GENES = 15  # genes that such a program gains
 
@@ -64,7 +68,7 @@ def simulate(
     n_genes: int = 2000,
     *,
     seed: int = 0,
-    donor_profiles: float = 1.0,
+    donor_profiles: float | np.ndarray = 1.0,
     donor_programs: float = 1.0,
     composition_concentration: float = 60.0,
     n_donors: int = len(_DONOR_SHARES),
@@ -75,12 +79,14 @@ def simulate(
     Parameters
     ----------
     donor_profiles, donor_programs
-        Strength of the added profiles and of the donor-specific changes of the programs. 0 simulates none.
+        Strength of the added profiles and of the donor-specific changes of the programs. 0 simulates none. An array
+        of shape (n_donors, r) as `donor_profiles` gives the usages of r profiles that the donors share: the added
+        profiles then have rank r or less. A shared profile consists of genes of two programs.
     composition_concentration
         Concentration of the Dirichlet distribution of the cell-type shares of each donor. With 60 the donors have
         similar shares. With 3 some donors have almost no cells of some types, which confounds donor and composition.
     n_donors
-        Number of donors. With more than six donors, the relative numbers of cells of the first six donors repeat.
+        Number of donors. Up to six donors have different numbers of cells, more donors have similar numbers.
     treatment
         A program, a cell type and a factor, such as ``("interferon", "B cell", 2.0)``. In treated donors, the usage of
         this program in the cells of this type is multiplied by the factor. By default, treated donors do not differ.
@@ -95,29 +101,37 @@ def simulate(
     Raises
     ------
     ValueError
-        A number has a wrong type or is out of range, the genes are too few, or the treatment is not valid.
+        A number has a wrong type or is out of range, the genes are too few, or an array or the treatment is not valid.
     """
     whole = {"n_cells": (n_cells, 1), "n_genes": (n_genes, 1), "n_donors": (n_donors, 1), "seed": (seed, 0)}
-    real = {"donor_profiles": (donor_profiles, 0), "donor_programs": (donor_programs, 0)}
-    real["composition_concentration"] = composition_concentration, 0.01
+    real = {"donor_programs": (donor_programs, 0), "composition_concentration": (composition_concentration, 0.01)}
+    if not (shared := isinstance(donor_profiles, np.ndarray)):
+        real["donor_profiles"] = donor_profiles, 0
     for name, (value, least) in (whole | real).items():
         if not _is_number(value, least, numbers.Integral if name in whole else numbers.Real):
             kind = "whole" if name in whole else "finite"
             raise ValueError(f"{name}={value!r} is not valid. Choose a {kind} number of at least {least}.")
+    if shared and not _are_usages(donor_profiles, n_donors):
+        raise ValueError(f"donor_profiles of shape {donor_profiles.shape} is not valid. Expected one row per donor "
+                         f"({n_donors}), at least one column, and finite numbers of at least 0.")  # fmt: skip
     if treatment is not None and not _is_treatment(treatment):
         known = f"Expected a program ({', '.join(PROGRAMS)}), a cell type ({', '.join(_CELL_TYPES)}) and a factor ≥ 0"
         raise ValueError(f"treatment={treatment!r} is not valid. {known}.")
-    needed = sum(PROGRAMS.values()) + n_donors * (_PROFILE_GENES + _CHANGED_PROGRAMS * _CHANGED_GENES)
+    own = 0 if shared else _PROFILE_GENES
+    needed = sum(PROGRAMS.values()) + n_donors * (own + _CHANGED_PROGRAMS * _CHANGED_GENES)
     if n_genes < needed:
         raise ValueError(f"n_genes={n_genes} is too small for the programs and donors. Set it to {needed} or more.")
     rng = np.random.default_rng(seed)
-    W, profiles, programs, names = _draw_programs(rng, n_genes, n_donors)
-    profiles *= donor_profiles * 0.05
+    W, profiles, programs, names = _draw_programs(rng, n_genes, n_donors, own)
+    if shared:
+        profiles = donor_profiles @ _draw_shared_profiles(rng, donor_profiles.shape[1], W) * 0.05
+    else:
+        profiles *= donor_profiles * 0.05
     programs *= donor_programs * 0.15
     background = rng.lognormal(0, 1, n_genes)
     background *= _BACKGROUND / background.sum()
 
-    shares = np.resize(_DONOR_SHARES, n_donors)
+    shares = np.array(_DONOR_SHARES[:n_donors] if n_donors <= len(_DONOR_SHARES) else np.ones(n_donors))
     donor = np.sort(rng.choice(n_donors, n_cells, p=shares / sum(shares)))
     H, cell_type = _draw_usages(rng, donor, composition_concentration)
     if treatment:
@@ -166,14 +180,20 @@ def _is_number(value: object, least: float, kind: type = numbers.Real) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool) and least <= value < np.inf
 
 
+def _are_usages(value: np.ndarray, n_donors: int) -> bool:
+    """Return whether an array has one row per donor, at least one column, and only finite numbers of at least 0."""
+    fits = value.ndim == 2 and len(value) == n_donors and value.size > 0 and np.issubdtype(value.dtype, np.number)
+    return fits and bool((value >= 0).all() and np.isfinite(value).all())
+
+
 def _is_treatment(value: object) -> bool:
     """Return whether a value is a program, a cell type and a factor."""
     fits = isinstance(value, tuple | list) and len(value) == 3
     return fits and value[0] in [*PROGRAMS] and value[1] in [*_CELL_TYPES] and _is_number(value[2], 0)
 
 
-def _draw_programs(rng: np.random.Generator, n_genes: int, n_donors: int) -> tuple[np.ndarray, ...]:
-    """Draw W (k, n_genes), donor profiles (n_donors, n_genes), donor programs (n_donors, k, n_genes), gene names."""
+def _draw_programs(rng: np.random.Generator, n_genes: int, n_donors: int, own: int) -> tuple[np.ndarray, ...]:
+    """Draw W (k, n_genes), donor profiles (n_donors, n_genes) of `own` genes, changed programs, and gene names."""
     k = len(PROGRAMS)
     unused = iter(rng.permutation(n_genes))
     W, profiles, programs = (np.zeros((*shape, n_genes)) for shape in ((k,), (n_donors,), (n_donors, k)))
@@ -183,10 +203,19 @@ def _draw_programs(rng: np.random.Generator, n_genes: int, n_donors: int) -> tup
         W[j, genes] = _draw_weights(rng, size)
         names[genes] = [f"{program.upper().replace(' ', '_')}{i + 1}" for i in range(size)]
     for d in range(n_donors):
-        profiles[d, list(islice(unused, _PROFILE_GENES))] = _draw_weights(rng, _PROFILE_GENES)
+        profiles[d, list(islice(unused, own))] = _draw_weights(rng, own)
         for j in rng.choice(k - len(_ACTIVITIES) - 1, _CHANGED_PROGRAMS, replace=False):
             programs[d, j, list(islice(unused, _CHANGED_GENES))] = _draw_weights(rng, _CHANGED_GENES)
     return W, profiles, programs, names
+
+
+def _draw_shared_profiles(rng: np.random.Generator, n: int, W: np.ndarray) -> np.ndarray:
+    """Draw (n, n_genes) profiles, each with genes of two programs; each profile sums to 1."""
+    profiles = np.zeros((n, W.shape[1]))
+    for profile in profiles:
+        genes = np.flatnonzero(W[rng.choice(len(W), 2, replace=False)].any(axis=0))
+        profile[rng.choice(genes, _SHARED_GENES, replace=False)] = _draw_weights(rng, _SHARED_GENES)
+    return profiles
 
 
 def _draw_weights(rng: np.random.Generator, n: int) -> np.ndarray:

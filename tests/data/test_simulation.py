@@ -67,6 +67,44 @@ def test_donor_effects_appear_only_in_their_genes(demo):
     assert not none.donor_programs.any()
 
 
+@pytest.mark.parametrize(("scenario", "rank"), [("demo_many", 2), ("demo_many_full", 40)])
+def test_many_donors_have_few_cells_each_and_an_effect_of_the_planted_rank(scenario, rank):
+    cells, truth = data.simulate(**simulation._SCENARIOS[scenario])
+    donors = cells.obs["donor_id"].value_counts(sort=False)
+    assert len(donors) == 40
+    assert donors.between(90, 160).all()
+    rates = np.expm1(truth.donor_profiles)  # without noise, what is added to the cells of each donor
+    assert np.linalg.matrix_rank(rates) == rank
+    np.testing.assert_array_equal(cells.uns["truth"]["added"], truth.donor_profiles)
+    assert not truth.donor_programs.any()
+
+
+def test_shared_profiles_are_added_in_the_given_amounts():
+    usages = np.array([[0.0, 0.0], [4.0, 0.0], [0.0, 4.0], [4.0, 4.0]])
+    options = {"donor_programs": 0, "composition_concentration": 1e6}  # the same shares of the types in each donor
+    cells, truth = data.simulate(3000, n_donors=4, donor_profiles=usages, **options)
+    rates = np.expm1(truth.donor_profiles)
+    assert not rates[0].any()
+    np.testing.assert_allclose(rates[1] + rates[2], rates[3])
+    codes = cells.obs["donor_id"].cat.codes.to_numpy()
+    means = np.array([cells.X[codes == d].toarray().mean(axis=0) for d in range(4)])
+    gain = means - means[0]
+    first, second = (rates[1] > 0) & (rates[2] == 0), (rates[2] > 0) & (rates[1] == 0)
+    of_first, of_second = gain[:, first].mean(axis=1), gain[:, second].mean(axis=1)
+    assert of_first[[1, 3]].min() > 0.5  # the other counts of these cells fall a little, because depth is limited
+    assert of_second[[2, 3]].min() > 0.5
+    assert max(of_first[2], of_second[1]) < 0.1
+
+
+@pytest.mark.parametrize(
+    "usages",
+    [np.ones((3, 2)), np.ones(2), np.ones((2, 0)), -np.ones((2, 2)), np.full((2, 1), np.nan), np.array([["a"]] * 2)],
+)
+def test_invalid_usages_of_shared_profiles_raise(usages):
+    with pytest.raises(ValueError, match=r"donor_profiles of shape .* is not valid\. Expected one row per donor \(2\)"):
+        data.simulate(100, n_donors=2, donor_profiles=usages)
+
+
 def test_too_few_genes_raise():
     with pytest.raises(ValueError, match=r"n_genes=500 is too small .* Set it to 1220 or more"):
         data.simulate(100, 500)
