@@ -25,8 +25,8 @@ clustering_seeds: list[int] = [0, 1, 2, 3, 4]  # one Leiden clustering per seed;
 classification_seeds: list[int] = [42]  # five folds per seed; 5 seeds as published
 # rarely changed
 unseen_seeds: list[int] = [42]  # five folds per seed, for the classification of unseen donors
-resolutions: list[float] = [0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.6]  # Leiden resolutions of the curve
-lisi: bool = False  # also compute LISI; needs the extra 'integration' (scib-metrics)
+resolutions: list[float] = [0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.6, 2.0]  # Leiden resolutions of the curve
+scib: bool = False  # also compute LISI, BRAS, CiLISI and kBET; needs the extra 'integration' (scib-metrics)
 
 # %%
 import logging
@@ -45,18 +45,17 @@ embeddings = results.read_embeddings(model_paths).with_extra(extra)
 embeddings = add_baselines(embeddings, baselines, cells_path, f"{out_dir}/baselines.h5ad", seed=seed)
 used_cell_type = pd.Series(embeddings.run.used_cell_type, name="cell_type used")
 n_columns = pd.Series({name: H.shape[1] for name, H in embeddings.H.items()})
-pd.DataFrame({"cell_type used": used_cell_type, "groups": embeddings.run.groups, "columns": n_columns})
+pd.DataFrame({"cell_type used": used_cell_type, "columns": n_columns})
 
 # %% [markdown]
 # All models must be trained on the same cells in the same order; otherwise the code above stops with an error. If
 # `cell_type used` is True, the penalty of the model used the cell types. The scores of this model against `cell_type`
-# are then not independent evidence. `groups` are the groups of cells within which the penalty compared donors. Both
-# columns describe the models. The training of other embeddings is unknown here; they count as `False` and `none`.
+# are then not independent evidence. The training of other embeddings is unknown here; they count as `False`.
 #
 # An entry of `extra` such as `PCA=pca.h5ad:X_pca` names an embedding, its file and its key in `obsm`. The file must
 # contain all cells; they are found by their names. Other embeddings are in all tables except the four published ones,
 # which contain only the models. Harmony corrects the principal components for the donor. Both baselines are in
-# `baselines.h5ad`, as `X_PCA` and `X_Harmony`.
+# `baselines.h5ad`, as `X_PCA` and `X_Harmony`. In the tables, `version` is the package of a baseline with its version.
 #
 # The next list shows the models that were skipped, with the reason. Usually the list is empty. The published tables
 # have one row without scores for each skipped model.
@@ -133,12 +132,25 @@ curve.pivot_table(index=["label", "Model"], columns="resolution", values="NMI", 
 # If the ranking of two models changes from one column to another, the ranking depends on the resolution and not on the
 # embeddings. In the demo, both conditional models are better than the other models at every resolution.
 #
+# The next table compares the models at the best resolution of each: the one with the highest NMI of `cell_type`. The
+# scores of `donor_id` are of the same resolution.
+
+# %%
+best = clustering.best_resolution(curve)
+results.write_table(embeddings.annotate(best), f"{out_dir}/clustering_best.csv")
+best.pivot_table(index="Model", columns="label", values=["NMI", "ARI", "resolution"], sort=False).round(3)
+
+# %% [markdown]
 # ## Are the labels mixed among neighbors?
 # These measures need no clusters. Purity is the share of a cell's neighbors that have the label of the cell. Compare
 # the purity of donors with the purity of random neighbors, which is 1/m for m donors with equal numbers of cells.
+#
+# The silhouette of donors can be misleading: donors that overlap in part score like donors that are mixed. With
+# `scib: true`, the table also contains scores that compare the donors within each cell type. BRAS, CiLISI and kBET are
+# near 0 if the donors are separate and near 1 if they are mixed.
 
 # %%
-mixing = integration.evaluate(graphs, embeddings.obs, lisi=lisi, seed=seed)
+mixing = integration.evaluate(graphs, embeddings.obs, scib=scib, seed=seed)
 results.write_table(embeddings.annotate(mixing), f"{out_dir}/integration.csv")
 mixing.drop(columns=["n_neighbors", "silhouette_cells"]).round(3)
 
@@ -214,7 +226,7 @@ unseen = classification.cross_validate(
     device=device,
     cache=f"{out_dir}/unseen_donors_scores.csv",
 )
-columns = [*classification.LONG, "cell_type_in_training", "n_scored", "groups_in_training"]
+columns = [*classification.LONG, "cell_type_in_training", "version", "n_scored"]
 results.write_table(embeddings.annotate(unseen)[columns], f"{out_dir}/unseen_donors_long.csv")
 results.write_table(classification.per_class(unseen), f"{out_dir}/unseen_donors_by_class.csv")
 unseen.pivot_table(index="Model", columns="classifier", values="F1", sort=False).round(3).join(used_cell_type)

@@ -20,7 +20,8 @@ from aenmf_lib.conditioning.variants import COLUMNS, Variant, VariantFitter, lab
 from aenmf_lib.data.labels import CELL_TYPE, DONOR, is_missing
 from aenmf_lib.data.preprocessing import read_labels
 from aenmf_lib.data.progress import hide_progress_bars
-from aenmf_lib.metrics import classification, classifiers, clustering, neighbors
+from aenmf_lib.metrics import classification, classifiers, clustering, integration, neighbors
+from aenmf_lib.metrics.baselines import package_version
 from aenmf_lib.metrics.classifiers import KNN, LOGISTIC
 from aenmf_lib.metrics.score_cache import ScoreCache, fingerprint, source_code
 from aenmf_lib.metrics.splits import Splits, stratified_subset
@@ -32,13 +33,17 @@ __all__ = ["format_table", "run", "summarize"]
 
 LABELS = {"type": CELL_TYPE, "on": DONOR}  # suffix of a score -> column that is predicted or compared
 SEEN = [f"{score}_{suffix}" for suffix in LABELS for score in (LOGISTIC, KNN, "NMI", "ARI")]
+SEEN += ["best_NMI_type", "best_resolution"]
 UNSEEN = [f"unseen_{name}" for name in SEEN]
-SCORES = ["error", "scatter", *SEEN, "unseen_error", "unseen_scatter", *UNSEEN]
+MIXING = ["LISI_type", "LISI_on", *(f"{score}_on" for score in integration.WITHIN_TYPES)]  # with scib-metrics
+UNSEEN_MIXING = [f"unseen_{name}" for name in MIXING]
+SCORES = ["error", "scatter", *SEEN, *MIXING, "unseen_error", "unseen_scatter", *UNSEEN, *UNSEEN_MIXING]
 _KEY = ("on", *COLUMNS, "seed")
-_SETTINGS = ["k", "n_cells", "n_unseen", "max_cells", "strength_left", "n_iter", "seconds", "date"]
+_SETTINGS = ["k", "n_cells", "n_unseen", "max_cells", "strength_left", "n_iter", "seconds", "version", "date"]
 _CODE = "data", "training", "models", "metrics", "conditioning"  # a change in these packages may change a score
 _PACKAGES = "aenmf_lib", "scikit-learn", "igraph", "numpy", "scipy", "torch", "scanpy"
 _LEIDEN_SEEDS = range(5)
+_CURVE_SEEDS = range(2)  # at each of the other resolutions
 
 
 def run(
@@ -49,6 +54,7 @@ def run(
     k: int = 80,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
     max_cells: int = 4000,
+    scib: bool = False,
     cache: str | Path | None = None,
 ) -> pd.DataFrame:
     """Fit and score every variant; return one row per column conditioned on, variant and seed.
@@ -65,21 +71,28 @@ def run(
     max_cells, cache
         Size of the random subset that is clustered and cross-validated (0: all cells); and a CSV file that records
         every row immediately, so that an interrupted study can resume.
+    scib
+        Also compute LISI, BRAS, CiLISI and kBET of this subset, which need the package scib-metrics; see
+        `metrics.integration`. Without it, their columns are empty.
 
     Returns
     -------
     DataFrame in the order of `on`, `plan` and `seeds`. Scores without prefix are for the cells of the fit: F1 of five
-    folds, NMI and ARI of five Leiden seeds. `unseen_` scores are for the held-out donors: F1 of classifiers trained on
-    the other donors, clusters of the held-out cells only, and ``‖X − H W‖ / ‖X‖``. `scatter` is the share of the
-    usage variance between groups within a cell type. `strength_left` is the effective strength: the strength after
-    subtracting the chance share. A label with one class has empty scores.
+    folds, NMI and ARI of five Leiden seeds at resolution 0.8. `best_NMI_type` is the highest NMI of the cell type over
+    `clustering.RESOLUTIONS`, each the mean of two seeds, and `best_resolution` is where it is. `unseen_` scores are for
+    the held-out donors: F1 of classifiers trained on the other donors, clusters and neighbors of the held-out cells
+    only, and ``‖X − H W‖ / ‖X‖``. `scatter` is the share of the usage variance between groups within a cell type.
+    `strength_left` is the effective strength: the strength after subtracting the chance share. `version` is the package
+    of a baseline with its version; it is empty for the models. A label with one class has empty scores.
 
     Raises
     ------
     ValueError
-        A column is missing, empty for some cells, or the same for all training donors; fewer than 3 donors; or
-        `max_cells` is too small for the classes.
+        A column is missing, empty for some cells, or the same for all training donors; fewer than 3 donors;
+        `max_cells` is too small for the classes; or scib-metrics is not installed.
     """
+    if scib:
+        integration.import_scib()  # an error now, and not after the first fits
     donors = cells.obs[DONOR].astype(str).to_numpy()
     labels = {name: _group_labels(cells.obs, name) for name in on}
     if (n_donors := len(np.unique(donors))) < 3:
@@ -95,9 +108,10 @@ def run(
             stratified_subset(pd.DataFrame({column: np.asarray(values)}), column, Splits(max_cells=max_cells))
     data = cells.obs_names.to_numpy(str), donors, read_labels(cells.obs, CELL_TYPE, partly=True).astype(str)
     total = cells.X.nnz, float(cells.X.sum(dtype=np.float64))
-    made_from = fingerprint(source_code(*_CODE), *data, *total, k, max_cells, packages=_PACKAGES)
+    packages = [*_PACKAGES, *["scib-metrics"] * scib]
+    made_from = fingerprint(source_code(*_CODE), *data, *total, k, max_cells, packages=packages)
     tasks = {
-        (name, *asdict(variant).values(), seed): fingerprint(made_from, labels[name])
+        (name, *asdict(variant).values(), seed): fingerprint(made_from, labels[name], package_version(variant.Model))
         for name, variant, seed in product(on, plan, seeds)
     }
     settings = {"k": k, "n_cells": cells.n_obs, "max_cells": max_cells, "date": run_info()["created"][:10]}
@@ -114,19 +128,26 @@ def run(
                 obs = cells.obs[[CELL_TYPE]].assign(**{DONOR: pd.Categorical(labels[key[0]])})
                 with hide_progress_bars(), redirect_stdout(StringIO()):  # scikit-learn prints every sweep
                     seen, rest = (fitter.fit(Variant(*key[1:-1]), key[0]) for fitter in fitters)
-                    scores = _score(cells, obs, out, seen, rest, max_cells)
-                yield key, {**settings, "n_unseen": out.sum(), **dict.fromkeys(SCORES, np.nan), **scores}
+                    scores = _score(cells, obs, out, seen, rest, max_cells, scib)
+                found = {"n_unseen": out.sum(), "version": package_version(key[1]), **dict.fromkeys(SCORES, np.nan)}
+                yield key, {**settings, **found, **scores}
 
-    scores = ScoreCache(cache, [*_KEY, *_SETTINGS, *SCORES], _KEY, text=["date"])
+    scores = ScoreCache(cache, [*_KEY, *_SETTINGS, *SCORES], _KEY, text=["date", "version"])
     return scores.evaluate(tasks, fit_and_score, description="study", unit="fit").astype(dict.fromkeys(SCORES, float))
 
 
 def summarize(long: pd.DataFrame) -> pd.DataFrame:
-    """Return mean and standard deviation (ddof 1) over the seeds; one row per column conditioned on and variant."""
+    """Return mean and standard deviation (ddof 1) over the seeds; one row per column conditioned on and variant.
+
+    A table that an older version wrote may lack some of the scores.
+    """
     groups = long.groupby(["on", *COLUMNS], sort=False)
-    table = groups[[*SCORES, "strength_left", "seconds"]].agg(["mean", "std"])
+    scores = [name for name in (*SCORES, "strength_left", "seconds") if name in long]
+    table = groups[scores].agg(["mean", "std"])
     table.columns = [score if statistic == "mean" else f"{score}_std" for score, statistic in table.columns]
     table.insert(0, "n_starts", groups.size())
+    if "version" in long:
+        table.insert(1, "version", groups["version"].first())
     return table.reset_index()
 
 
@@ -147,18 +168,18 @@ def held_out(donors: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _score(
-    cells: AnnData, obs: pd.DataFrame, out: np.ndarray, seen: Embedding, rest: Embedding, max_cells: int
+    cells: AnnData, obs: pd.DataFrame, out: np.ndarray, seen: Embedding, rest: Embedding, max_cells: int, scib: bool
 ) -> dict[str, float]:
     """Score `seen` on all cells, and `rest` (fitted without the held-out cells) on the held-out cells, mask `out`."""
     scores = {name: getattr(seen, name) for name in ("strength_left", "n_iter", "seconds", "error")}
     scores["scatter"] = between_donor_variance(seen.H, obs)
-    scores |= _cross_validate(seen.H, obs, max_cells) | _compare_clusters(seen.H, obs, max_cells)
+    scores |= _cross_validate(seen.H, obs, max_cells) | _score_neighbors(seen.H, obs, max_cells, scib)
     if rest.transform is None:
         return scores
     H = rest.transform(cells[out])
     unseen = {"scatter": between_donor_variance(H, obs[out])}
     unseen |= _transfer_scores(np.vstack([rest.H, H]), pd.concat([obs[~out], obs[out]]), len(rest.H))
-    unseen |= _compare_clusters(H, obs[out], max_cells)
+    unseen |= _score_neighbors(H, obs[out], max_cells, scib)
     if rest.W is not None:
         unseen["error"] = relative_error(cells[out], H, rest.W)
     return scores | {f"unseen_{name}": value for name, value in unseen.items()}
@@ -172,17 +193,26 @@ def _cross_validate(H: np.ndarray, obs: pd.DataFrame, max_cells: int) -> dict[st
     return {f"{name}_{suffix}": mean[name, column] for name in names for suffix, column in LABELS.items()}
 
 
-def _compare_clusters(H: np.ndarray, obs: pd.DataFrame, max_cells: int) -> dict[str, float]:
-    """Return NMI and ARI of Leiden clusters with each label that has two classes or more."""
+def _score_neighbors(H: np.ndarray, obs: pd.DataFrame, max_cells: int, scib: bool) -> dict[str, float]:
+    """Return the scores of the Leiden clusters, and the mixing, against each label that has two classes or more."""
     subset = np.sort(np.random.default_rng(42).choice(len(H), min(max_cells or len(H), len(H)), replace=False))
     obs = obs.iloc[subset]
     columns = {suffix: column for suffix, column in LABELS.items() if len(obs[column].unique()) > 1}
     if not columns:
         return {}
-    graphs = neighbors.neighbor_graphs({"H": H[subset]}, obs)
-    long = clustering.evaluate(graphs, obs, labels=list(columns.values()), seeds=_LEIDEN_SEEDS)
+    graphs, labels = neighbors.neighbor_graphs({"H": H[subset]}, obs), list(columns.values())
+    long = clustering.evaluate(graphs, obs, labels=labels, seeds=_LEIDEN_SEEDS)
     mean = long.groupby("label")[["NMI", "ARI"]].mean()
-    return {f"{score}_{suffix}": mean.loc[column, score] for score in mean for suffix, column in columns.items()}
+    scores = {f"{score}_{suffix}": mean.loc[column, score] for score in mean for suffix, column in columns.items()}
+    if CELL_TYPE in labels:
+        curve = clustering.resolution_curve(graphs, obs, clustering.RESOLUTIONS, labels=[CELL_TYPE], seeds=_CURVE_SEEDS)
+        if len(best := clustering.best_resolution(curve)):
+            scores |= {"best_NMI_type": best.loc[0, "NMI"], "best_resolution": best.loc[0, "resolution"]}
+    if scib:
+        mixing = integration.evaluate(graphs, obs, labels=labels, scib=True).set_index("label")
+        where = {name: name.split("_") for name in MIXING}
+        scores |= {name: mixing.loc[columns[end], score] for name, (score, end) in where.items() if end in columns}
+    return scores
 
 
 def _transfer_scores(H: np.ndarray, obs: pd.DataFrame, n_training: int) -> dict[str, float]:

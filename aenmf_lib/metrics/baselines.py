@@ -2,7 +2,10 @@
 
 import importlib
 import logging
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
@@ -24,21 +27,42 @@ log = logging.getLogger(__name__)
 
 PCA, HARMONY, LINEAR_SCVI = "PCA", "Harmony", "LinearSCVI"
 BASELINES = (PCA, HARMONY)
-_PACKAGES = {HARMONY: ("harmonypy", "harmonypy"), LINEAR_SCVI: ("scvi", "scvi-tools")}  # module, name for pip
+_PACKAGES = {  # module, name for pip, oldest version
+    PCA: ("sklearn", "scikit-learn", "1.6"),
+    HARMONY: ("harmonypy", "harmonypy", "2.1"),
+    LINEAR_SCVI: ("scvi", "scvi-tools", "1.2"),
+}
 _KEY = "X_{}"  # obsm, where {} is the name of a baseline
 _MADE_FROM = "made_from"  # uns: the fingerprint of each baseline in the file
 
 
 def require_package(name: str) -> ModuleType | None:
-    """Import and return the optional package of a baseline, or None if it needs none."""
+    """Import and return the package of a baseline, or None if it needs none of its own.
+
+    Raises ValueError if the package is missing or too old.
+    """
     if name not in _PACKAGES:
         return None
-    module, distribution = _PACKAGES[name]
+    module, package, oldest = _PACKAGES[name]
+    advice = f"Install it with \"pip install '{package}>={oldest}'\", or remove {name!r} from baselines."
     try:
-        return importlib.import_module(module)
+        found = importlib.import_module(module)
     except ModuleNotFoundError:
-        advice = f"Install it with 'pip install {distribution}', or remove {name!r} from baselines."
         raise ValueError(f"{name} is not installed. {advice}") from None
+    installed = version(package)
+    if _numbers(installed) < _numbers(oldest):
+        raise ValueError(f"{name} needs {package} {oldest} or newer, but {package} {installed} is installed. {advice}")
+    return found
+
+
+def package_version(name: str) -> str:
+    """Return the package that computes a baseline, with its version ('harmonypy 2.1.0'); '' for other methods."""
+    return f"{_PACKAGES[name][1]} {version(_PACKAGES[name][1])}" if name in _PACKAGES else ""
+
+
+def _numbers(text: str) -> list[int]:
+    """Return the first two numbers of a version."""
+    return [int(number) for number in re.findall(r"\d+", text)[:2]]
 
 
 def check(names: Sequence[str], taken: Sequence[str] = ()) -> None:
@@ -66,8 +90,7 @@ def harmony(H: np.ndarray, donors: Sequence[str], seed: int) -> np.ndarray:
     """Correct an embedding (n_cells, k) for the donor (Korsunsky et al. 2019, doi:10.1038/s41592-019-0619-0)."""
     obs = pd.DataFrame({DONOR: np.asarray(donors)})
     corrected = require_package(HARMONY).run_harmony(H, obs, [DONOR], random_state=seed, verbose=False)
-    Z = np.asarray(corrected.Z_corr)
-    return Z if Z.shape == H.shape else Z.T  # the orientation depends on the version of harmonypy
+    return np.asarray(corrected.Z_corr)
 
 
 def add_baselines(
@@ -126,7 +149,8 @@ def add_baselines(
         stored[PROVENANCE] = {"input": source, "parameters": {"k": k, "seed": seed}, **run_info()}
         obsm = {_KEY.format(name): H for name, H in found.items()}
         files.write_h5ad(AnnData(obs=embeddings.obs[[]].copy(), obsm=obsm, uns=stored), path)
-    return embeddings.with_extra([f"{name}={path}:{_KEY.format(name)}" for name in names])
+    embeddings = embeddings.with_extra([f"{name}={path}:{_KEY.format(name)}" for name in names])
+    return replace(embeddings, versions={name: package_version(name) for name in names})
 
 
 def _read_stored(path: str | Path, made_from: Mapping[str, str], names: pd.Index) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
+from aenmf_lib.data.labels import CELL_TYPE
 from aenmf_lib.data.preprocessing import LABELS
 from aenmf_lib.metrics import neighbors
 from aenmf_lib.metrics.neighbors import NeighborGraph
@@ -19,9 +20,10 @@ from aenmf_lib.metrics.score_cache import ScoreCache, fingerprint, mean_and_std,
 from aenmf_lib.metrics.splits import encode
 from aenmf_lib.metrics.validation import check_inputs
 
-__all__ = ["evaluate", "resolution_curve", "summarize"]
+__all__ = ["best_resolution", "evaluate", "resolution_curve", "summarize"]
 
 SEEDS = tuple(range(10))
+RESOLUTIONS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.6, 2.0)
 LONG = ["Model", "label", "seed", "ARI", "NMI", "n_clusters", "n_cells", "n_classes", "n_neighbors", "resolution"]
 _KEY = ("Model", "label", "seed", "resolution")
 
@@ -94,6 +96,22 @@ def resolution_curve(
                 yield (model, label, seed, resolution), scores
 
     return ScoreCache(cache, LONG, _KEY).evaluate(tasks, score, description="Leiden")
+
+
+def best_resolution(curve: pd.DataFrame) -> pd.DataFrame:
+    """Return the scores of each model at the resolution with the highest NMI against the cell type.
+
+    `curve` is from `resolution_curve`. The resolution is chosen by the mean over the seeds; of equal ones, the lowest
+    is chosen. The scores against other labels are of the same resolution. The result has one row per model and label:
+    `Model, label, resolution, ARI, NMI, n_clusters`. A model without scores against the cell type is left out.
+    """
+    by = curve.groupby(["Model", "label", "resolution"], sort=False)
+    mean = by[["ARI", "NMI", "n_clusters"]].mean().reset_index()
+    of_type = mean[mean["label"] == CELL_TYPE].dropna(subset="NMI").sort_values("resolution")
+    highest = of_type.sort_values("NMI", ascending=False, kind="stable").drop_duplicates("Model")
+    table = mean[mean["resolution"] == mean["Model"].map(highest.set_index("Model")["resolution"])]
+    order = {name: i for i, name in enumerate(curve["Model"].unique())}
+    return table.sort_values("Model", key=lambda names: names.map(order), kind="stable", ignore_index=True)
 
 
 def _agreement(clusters: np.ndarray, y: np.ndarray) -> dict[str, float]:

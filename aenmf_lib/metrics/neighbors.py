@@ -19,7 +19,7 @@ from scipy.sparse import csr_matrix
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
-__all__ = ["NeighborGraph", "leiden_clusters", "neighbor_graph", "neighbor_graphs", "umap", "umaps"]
+__all__ = ["NeighborGraph", "neighbor_graph", "neighbor_graphs", "umap", "umaps"]
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -176,12 +176,6 @@ def neighbor_graphs(H: Mapping[str, np.ndarray], obs: pd.DataFrame, device: str 
         logger.info("neighbors: computed on %s", device)
     models = tqdm(H.items(), desc="neighbors", unit="model")
     return {model: neighbor_graph(usages, device=device) for model, usages in models}
-
-
-def leiden_clusters(H: np.ndarray) -> np.ndarray:
-    """Return the clusters of benchmark 1 under its first seed, for usages H (n_cells, k): '0', '1', …, (n_cells,)."""
-    graph = neighbor_graph(H).connectivities
-    return leiden(igraph_graph(graph.indptr, graph.indices), seed=0).astype(str)
 
 
 def leiden(graph: igraph.Graph, seed: int, resolution: float = 0.8) -> np.ndarray:

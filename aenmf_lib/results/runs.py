@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from aenmf_lib.data import files
 from aenmf_lib.data.labels import CELL_TYPE, DONOR, LABELS, is_missing
 from aenmf_lib.results import extra, schema
 from aenmf_lib.results.files import NO_CELLS, embedding_of, read
-from aenmf_lib.results.schema import CELLS, GROUPS, MODELS, OBSM, PROVENANCE, SKIPPED, USED_CELL_TYPE, RunInfo
+from aenmf_lib.results.schema import CELLS, MODELS, OBSM, PROVENANCE, SKIPPED, USED_CELL_TYPE, RunInfo
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,8 @@ class Embeddings:
 
     H: dict[str, np.ndarray]  # model -> (n_cells, k) float32; the columns of another method may differ in number
     obs: pd.DataFrame  # one row per cell, in the order of H; cell_type (NaN if unknown) and donor_id are categorical
-    run: RunInfo  # of the models; another method counts as trained without cell types and groups
+    run: RunInfo  # of the models; another method counts as trained without cell types
+    versions: dict[str, str] = field(default_factory=dict)  # baseline -> its package with version, "harmonypy 2.1.0"
 
     def with_extra(self, entries: Sequence[str]) -> "Embeddings":
         """Return these embeddings and those of other methods, given as 'NAME=path:key of obsm'.
@@ -36,13 +37,15 @@ class Embeddings:
         found = self.H | extra.read(entries, self.obs.index, self.H)
         H = {name: found[name] for name in [*filter(found.__contains__, MODELS), *sorted({*found} - {*MODELS})]}
         used = dict.fromkeys(H, False) | dict(self.run.used_cell_type)
-        groups = dict.fromkeys(H, "none") | dict(self.run.groups)
-        return replace(self, H=H, run=replace(self.run, used_cell_type=used, groups=groups))
+        return replace(self, H=H, run=replace(self.run, used_cell_type=used))
 
     def annotate(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Add the columns `cell_type_in_training` and `groups_in_training` to a table with a column `Model`."""
-        used, groups = self.run.used_cell_type, self.run.groups
-        return table.assign(**{USED_CELL_TYPE: table["Model"].map(used), GROUPS: table["Model"].map(groups)})
+        """Add the columns `cell_type_in_training` and `version` to a table with a column `Model`.
+
+        `version` is the package of a baseline with its version; it is empty for the models and for embeddings of files.
+        """
+        version = [self.versions.get(name, "") for name in table["Model"]]
+        return table.assign(**{USED_CELL_TYPE: table["Model"].map(self.run.used_cell_type), "version": version})
 
     def published(self, table: pd.DataFrame) -> pd.DataFrame:
         """Return a table with one row per model, without other methods.
@@ -91,18 +94,16 @@ def _read_facts(paths: Sequence[str | Path]) -> tuple[dict[str, str | Path], Run
         if k != rank:
             raise ValueError(f"{path} is of rank {k}, but {first} is of rank {rank}. Pass models of the same rank.")
         # published files have no provenance: by their published settings, only model 1 read the cell types
-        used = bool(provenance.get(USED_CELL_TYPE, name == "CAE_NMF1"))
-        clusters = provenance.get("parameters", {}).get("labels") == "clusters"
-        found[name] = path, used, CELL_TYPE if used else "clusters" if clusters else "none"
+        found[name] = path, bool(provenance.get(USED_CELL_TYPE, name == "CAE_NMF1"))
         described = described or dict(provenance.get(CELLS, {}))
     if not found:
         reasons = "; ".join(f"{model}: {reason}" for model, reason in skipped.items())
         raise ValueError(f"All models were skipped ({reasons}). Pass the file of a model that was trained.")
-    files_of, used, groups = ({name: found[name][i] for name in MODELS if name in found} for i in range(3))
+    files_of, used = ({name: found[name][i] for name in MODELS if name in found} for i in range(2))
     columns = {column: str(described[key]) for column, key in _COLUMNS.items() if key in described}
     skipped = {name: skipped[name] for name in MODELS if name in skipped}
     sampled_from = int(described.get("sampled_from", 0))
-    return files_of, RunInfo(rank, None, used, groups, sampled_from=sampled_from, skipped=skipped, **columns)
+    return files_of, RunInfo(rank, None, used, sampled_from=sampled_from, skipped=skipped, **columns)
 
 
 def _count_cells(path: str | Path, name: str, k: int) -> int:

@@ -4,6 +4,7 @@ import importlib.util
 import re
 import sys
 from dataclasses import asdict
+from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from anndata import AnnData
 from scipy.sparse import csr_matrix, hstack
 from scipy.sparse import random as sparse_random
 from sklearn.decomposition import NMF
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, normalized_mutual_info_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -20,6 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from aenmf_lib import CAENMF1, CAENMF2, figures
 from aenmf_lib.conditioning import baselines, study, variants
 from aenmf_lib.conditioning.variants import Variant, VariantFitter
+from aenmf_lib.metrics import clustering, integration, neighbors
 from aenmf_lib.models.penalties import between_donor_variance
 from aenmf_lib.results import RunInfo
 
@@ -42,8 +44,8 @@ def cells() -> AnnData:
 
 @pytest.fixture(scope="module")
 def plan() -> list[Variant]:
-    labels, names = ["cell_type", "clusters", "none"], ["Types", "PCA", "Harmony", "Base_NMF"]
-    return variants.plan([0.2], at=0.2, labels=labels, gene_weights=["none", "shared"], baselines=names)
+    names = ["Types", "PCA", "Harmony", "Base_NMF"]
+    return variants.plan([0.2], at=0.2, gene_weights=["none", "shared"], baselines=names)
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +81,11 @@ def test_study_has_one_row_per_model_column_and_seed(long, plan):
 
 @pytest.mark.parametrize(("kind", "strength"), [(CAENMF1, 0.0), (CAENMF1, 0.2), (CAENMF2, 0.2)])
 def test_error_equals_the_error_of_the_dense_reconstruction(cells, long, kind, strength):
-    labels = "cell_type" if strength or kind is CAENMF1 else "none"
-    model = kind(k=K, seed=0, strength=strength, labels=labels).fit(by_condition(cells))
+    model = kind(k=K, seed=0, strength=strength).fit(by_condition(cells))
     X, H, d = cells.X.toarray(), model.transform(cells), cells.obs["condition"].cat.codes.to_numpy()
     donor_part = model.U_[d] if kind is CAENMF1 else np.einsum("ij,ijp->ip", H, model.U_[d])
     expected = np.linalg.norm(X - H @ model.W_ - donor_part) / np.linalg.norm(X)
-    assert row(long, Variant(kind.name, strength, labels))["error"] == pytest.approx(expected, rel=1e-3)
+    assert row(long, Variant(kind.name, strength))["error"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_error_of_the_baselines_equals_the_error_of_the_dense_reconstruction(cells, long):
@@ -121,11 +122,11 @@ def test_unseen_F1_uses_a_fit_and_a_classifier_of_the_other_donors(cells, long):
     out = study.held_out(cells.obs["donor_id"].to_numpy(), 0)
     assert 0 < out.sum() < len(out)
     assert not set(cells.obs["donor_id"][out]) & set(cells.obs["donor_id"][~out])
-    model = CAENMF2(k=K, seed=0, strength=0.2, labels="none").fit(by_condition(cells)[~out].copy())
+    model = CAENMF2(k=K, seed=0, strength=0.2).fit(by_condition(cells)[~out].copy())
     H, y = model.transform(cells), cells.obs["condition"].to_numpy(str)
     knn = make_pipeline(StandardScaler(), KNeighborsClassifier(15)).fit(H[~out], y[~out])
     expected = f1_score(y[out], knn.predict(H[out]), average="macro")
-    assert row(long, Variant("CAE_NMF2", 0.2, "none"))["unseen_knn_on"] == pytest.approx(expected, abs=0.02)
+    assert row(long, Variant("CAE_NMF2", 0.2))["unseen_knn_on"] == pytest.approx(expected, abs=0.02)
 
 
 def test_unseen_F1_averages_the_classes_of_the_held_out_cells():
@@ -141,7 +142,7 @@ def test_types_of_held_out_cells_do_not_change_the_fit(cells, long):
     out = study.held_out(cells.obs["donor_id"].to_numpy(), 0)
     types = cells.obs["cell_type"].to_numpy(str)
     types[out] = np.random.default_rng(1).permutation(types[out])
-    variant = Variant("CAE_NMF1", 0.2, "cell_type")
+    variant = Variant("CAE_NMF1", 0.2)
     shuffled = with_obs(cells, cell_type=pd.Categorical(types))
     shuffled = study.run(shuffled, [variant], on=["condition"], **ONE_START).iloc[0]
     original = row(long, variant)
@@ -166,6 +167,53 @@ def test_cells_without_a_type_are_in_no_score_against_the_type(cells, long):
     assert scores["scatter"] == pytest.approx(between_donor_variance(H[~missing], obs[~missing]), rel=1e-6)
     # if cells without a type were a class, the score would fall by a third
     assert scores["unseen_knn_type"] > row(long, Variant("AE_NMF"))["unseen_knn_type"] - 0.1
+
+
+def test_best_nmi_is_the_highest_over_the_resolutions(cells, long):
+    found = row(long, Variant("PCA"))
+    graph = neighbors.neighbor_graph(baselines.pca(cells, K, 0).H)
+    links = neighbors.igraph_graph(graph.connectivities.indptr, graph.connectivities.indices)
+    types = cells.obs["cell_type"].to_numpy(str)
+
+    def mean_nmi(resolution: float) -> float:
+        clusters = [neighbors.leiden(links, seed, resolution) for seed in (0, 1)]
+        return np.mean([normalized_mutual_info_score(types, names) for names in clusters])
+
+    nmi = {resolution: mean_nmi(resolution) for resolution in clustering.RESOLUTIONS}
+    assert found["best_NMI_type"] == pytest.approx(max(nmi.values()), abs=1e-9)
+    assert found["best_resolution"] == max(nmi, key=nmi.get) and len(set(nmi.values())) > 1
+    assert long["best_NMI_type"].between(0, 1).all()
+
+
+def test_rows_of_a_baseline_record_the_version_of_its_package(long):
+    versions = long.groupby("Model")["version"].unique().explode()
+    assert versions["Harmony"] == f"harmonypy {version('harmonypy')}"
+    assert set(versions[["AE_NMF", "Base_NMF", "CAE_NMF1", "CAE_NMF2", "Types"]]) == {""}
+    table = study.summarize(long)
+    assert table.groupby("Model")["version"].first().equals(long.groupby("Model")["version"].first())
+
+
+def test_scores_of_scib_metrics_are_empty_unless_requested(cells, long, monkeypatch):
+    assert long[[*study.MIXING, *study.UNSEEN_MIXING]].isna().all(axis=None)
+    monkeypatch.setattr(VariantFitter, "fit", None)
+    monkeypatch.setitem(sys.modules, "scib_metrics", None)
+    with pytest.raises(ValueError, match=r"not installed \(scib_metrics\)"):
+        study.run(cells, [Variant("PCA")], on=["condition"], **ONE_START, scib=True)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("scib_metrics"), reason="needs scib-metrics")
+def test_scores_of_scib_metrics_are_those_of_the_embedding(cells, long):
+    found = study.run(cells, [Variant("PCA")], on=["condition"], **ONE_START, scib=True).iloc[0]
+    obs, H = by_condition(cells).obs, baselines.pca(cells, K, 0).H
+    mixing = integration.evaluate(neighbors.neighbor_graphs({"H": H}, obs), obs, scib=True).set_index("label")
+    expected = {f"{score}_on": mixing.loc["donor_id", score] for score in ("LISI", "BRAS", "CiLISI", "kBET")}
+    expected["LISI_type"] = mixing.loc["cell_type", "LISI"]
+    assert found[study.MIXING].to_dict() == pytest.approx(expected, rel=1e-6)
+    assert (
+        found[study.UNSEEN_MIXING].notna().all()
+        and (found[study.UNSEEN_MIXING] != found[study.MIXING].to_numpy()).all()
+    )
+    pd.testing.assert_series_equal(found[study.SEEN], row(long, Variant("PCA"))[study.SEEN], check_names=False)
 
 
 # ----------------------------------------------------------------------------------------------- cache, output, summary
@@ -247,15 +295,11 @@ def test_figure_has_a_point_per_model_and_panel(long):
             "strengths=[0.2, 0.2] with at=0.2 is not valid. Give one or more above 0",
         ),
         ({"at": 0.0}, "at=0.0"),
-        (
-            {"labels": ["celltype"]},
-            "labels=['celltype'] is not valid. Give one or more of 'cell_type', 'clusters'",
-        ),
         ({"gene_weights": ["all"]}, "gene_weights=['all'] is not valid. Give one or more of 'none', 'shared'"),
     ],
 )
 def test_invalid_plan_raises(changed, message):
-    valid = {"strengths": [0.2], "at": 0.2, "labels": ["cell_type"], "gene_weights": ["none"], "baselines": []}
+    valid = {"strengths": [0.2], "at": 0.2, "gene_weights": ["none"], "baselines": []}
     with pytest.raises(ValueError, match=re.escape(message)):
         variants.plan(**(valid | changed))
 
@@ -265,8 +309,8 @@ def test_invalid_plan_raises(changed, message):
 )
 def test_error_names_the_package_that_a_baseline_needs(monkeypatch, name, module, package):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ValueError, match=f"'pip install {package}', or remove '{name}' from baselines"):
-        variants.plan([0.2], at=0.2, labels=["none"], gene_weights=["none"], baselines=[name])
+    with pytest.raises(ValueError, match=f"\"pip install '{package}>=.*'\", or remove '{name}' from baselines"):
+        variants.plan([0.2], at=0.2, gene_weights=["none"], baselines=[name])
 
 
 def test_invalid_column_or_too_few_donors_raise_before_any_fit(cells, plan, monkeypatch):

@@ -1,7 +1,9 @@
 """Embeddings of other methods in notebook 06: PCA and Harmony by name, planted embeddings, unchanged model scores."""
 
 import sys
+import tomllib
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 import anndata as ad
@@ -108,7 +110,7 @@ def test_scores_of_the_models_do_not_change_with_other_embeddings(runs):
         expected = (runs["models"] / name).read_bytes()
         assert (runs["baselines"] / name).read_bytes() == (runs["extra"] / name).read_bytes() == expected
     expected = tables(runs["models"])
-    assert len(expected) == 12
+    assert len(expected) == 13
     for run in ("baselines", "extra"):
         for name, table in tables(runs[run]).items():
             own = table[table["Model"].isin(MODELS)].reset_index(drop=True)
@@ -126,7 +128,8 @@ def test_other_embeddings_are_in_all_tables_but_the_published_ones(runs):
             scores = table[table["Model"].isin(others)].select_dtypes("number")
             assert scores.drop(columns="AUROC_std", errors="ignore").notna().all(axis=None), name
         if "cell_type_in_training" in table:
-            assert table["cell_type_in_training"].dtype == bool and set(table["groups_in_training"]) == {"none"}
+            assert table["cell_type_in_training"].dtype == bool
+            assert set(table["version"]) == {""}
     keys = {f"X_umap_{name}" for name in [*MODELS, "Harmony", "PCA", "Planted_1.0"]}
     assert set(ad.read_h5ad(runs["extra"] / "umap.h5ad").obsm) == keys
 
@@ -135,6 +138,11 @@ def test_baselines_by_name_and_as_files_have_the_same_scores(runs):
     found = tables(runs["extra"])
     for name, expected in tables(runs["baselines"]).items():
         table = found[name][found[name]["Model"] != "Planted_1.0"].reset_index(drop=True)
+        if "version" in table:  # that of an embedding in a file is unknown
+            versions = expected.groupby("Model")["version"].unique().explode().to_dict()
+            known = {"PCA": f"scikit-learn {version('scikit-learn')}", "Harmony": f"harmonypy {version('harmonypy')}"}
+            assert versions == dict.fromkeys(MODELS, "") | known
+            expected = expected.assign(version="")
         pd.testing.assert_frame_equal(table, expected, check_exact=True)
     maps = [ad.read_h5ad(runs[run] / "umap.h5ad").obsm for run in ("extra", "baselines")]
     for name in ("PCA", "Harmony"):
@@ -229,8 +237,25 @@ def test_no_baseline_reads_nothing(embeddings, tmp_path):
 def test_missing_package_is_named_before_anything_is_computed(add, monkeypatch):
     monkeypatch.setitem(sys.modules, "harmonypy", None)
     monkeypatch.setattr(baselines, "pca", None)
-    with pytest.raises(ValueError, match=r"Harmony is not installed\. Install it with 'pip install harmonypy', or"):
+    with pytest.raises(
+        ValueError, match=r"Harmony is not installed\. Install it with \"pip install 'harmonypy>=2\.1'\", or"
+    ):
         add("PCA", "Harmony")
+
+
+def test_package_that_is_too_old_is_named_before_anything_is_computed(add, monkeypatch):
+    monkeypatch.setattr(baselines, "version", lambda package: "2.0.12" if package == "harmonypy" else version(package))
+    monkeypatch.setattr(baselines, "pca", None)
+    with pytest.raises(
+        ValueError, match=r"needs harmonypy 2\.1 or newer, but harmonypy 2\.0\.12 is installed\. Install"
+    ):
+        add("PCA", "Harmony")
+
+
+def test_oldest_versions_are_those_of_the_package():
+    project = tomllib.loads((NOTEBOOK.parents[1] / "pyproject.toml").read_text())["project"]
+    declared = {*project["dependencies"], *project["optional-dependencies"]["baselines"]}
+    assert {f"{package}>={oldest}" for _, package, oldest in baselines._PACKAGES.values()} <= declared
 
 
 def test_faults_are_reported_before_anything_is_computed(add, embeddings, folder, tmp_path, monkeypatch):

@@ -97,6 +97,24 @@ def test_higher_resolutions_of_the_curve_give_more_clusters():
             clustering.resolution_curve(graphs, obs, wrong, **options)
 
 
+def test_best_resolution_has_the_highest_nmi_of_the_type_over_the_seeds():
+    rows = [  # Model, label, seed, resolution, NMI
+        ("B", "cell_type", 0, 0.4, 0.9), ("B", "cell_type", 1, 0.4, 0.1), ("B", "cell_type", 0, 1.2, 0.6),
+        ("B", "cell_type", 1, 1.2, 0.6), ("B", "donor_id", 0, 0.4, 0.9), ("B", "donor_id", 0, 1.2, 0.2),
+        ("A", "cell_type", 0, 1.2, 0.7), ("A", "cell_type", 0, 0.4, 0.7), ("A", "donor_id", 0, 0.4, 0.3),
+        ("C", "cell_type", 0, 0.4, np.nan), ("C", "donor_id", 0, 0.4, 0.5),
+    ]  # fmt: skip
+    curve = pd.DataFrame(rows, columns=["Model", "label", "seed", "resolution", "NMI"]).assign(ARI=0.5, n_clusters=3)
+    table = clustering.best_resolution(curve)
+    assert table[["Model", "label", "resolution", "NMI"]].to_numpy().tolist() == [
+        ["B", "cell_type", 1.2, 0.6],
+        ["B", "donor_id", 1.2, 0.2],
+        ["A", "cell_type", 0.4, 0.7],  # of equal resolutions, the lowest
+        ["A", "donor_id", 0.4, 0.3],
+    ]
+    assert list(table) == ["Model", "label", "resolution", "ARI", "NMI", "n_clusters"]
+
+
 def test_workers_do_not_reuse_the_graph_of_another_embedding():
     H, obs = simulate(n_cells=150)
     for usages in (H, H[:, ::2], H):
@@ -304,7 +322,8 @@ def test_cells_without_a_type_are_clustered_but_not_compared():
     H, obs = simulate(distance=0.3)
     without = np.random.default_rng(1).random(400) < 0.3
     long = run(H, obs.assign(cell_type=obs["cell_type"].mask(without)))
-    clusters = neighbors.leiden_clusters(H).astype(int)
+    links = neighbors.neighbor_graph(H).connectivities
+    clusters = neighbors.leiden(neighbors.igraph_graph(links.indptr, links.indices), seed=0)
     types, donors = (long[(long["label"] == label) & (long["seed"] == 0)] for label in ("cell_type", "donor_id"))
     left = obs["cell_type"].astype(str)[~without], clusters[~without]
     np.testing.assert_allclose(types["ARI"], adjusted_rand_score(*left), atol=1e-12)

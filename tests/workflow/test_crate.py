@@ -151,7 +151,7 @@ def test_action_has_what_its_notebook_read_set_and_wrote(folder):
     found = Crate(folder)
     action = found.of["#k2/06_benchmarks"]
     values = {of["name"]: of["value"] for of in found.refs(action, "object") if of["@type"] == "PropertyValue"}
-    assert values == {"seeds": [0, 1, 2], "lisi": False, "extra": "scVI=other/scvi.h5ad:X_scVI"}
+    assert values == {"seeds": [0, 1, 2], "scib": False, "extra": "scVI=other/scvi.h5ad:X_scVI"}
     read = [of["@id"] for of in found.refs(action, "object") if of["@type"] == "File"]
     assert read == ["k2/ae_nmf_k2.h5ad", "#other/scvi.h5ad"]  # and not the default of cells_path
     written = ["k2/clustering_long.csv", "k2/clustering_cell_type.csv", "k2/figures/fig1_benchmark.png"]
