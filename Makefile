@@ -6,8 +6,8 @@
     consensus differential project test lint format setup clean help resolved FORCE
 
 VARIABLES := DATASET DATA K MODELS QUICK MIN_CELLS SEED N_STARTS DONOR_KEY CELL_TYPE_KEY GENE_NAME_KEY LAYER FRACTIONAL \
-    SAMPLE_CELLS DROP_MISSING KEEP_UNLABELED DROP_EMPTY DROP_LABELS MERGE_LABELS PRIMARY_ONLY MAX_CELLS FOREST LISI \
-    N_JOBS STRENGTH LABELS GENE_WEIGHTS DEVICE SHARDS GENE_SETS EXTRA BASELINES FIGURE FORMAT WIDTH COLOR_BY SETTINGS \
+    SAMPLE_CELLS DROP_MISSING KEEP_UNLABELED DROP_EMPTY DROP_LABELS MERGE_LABELS PRIMARY_ONLY MAX_CELLS FOREST SCIB \
+    N_JOBS STRENGTH GENE_WEIGHTS DEVICE SHARDS GENE_SETS EXTRA BASELINES FIGURE FORMAT WIDTH COLOR_BY SETTINGS \
     BY CELLS MODEL EXECUTOR PYTHON
 
 empty :=
@@ -59,7 +59,8 @@ $(if $(strip $(odd) $(if $(ranks),,$(word 2,$(k)))),$(error K='$(K)': expected $
 value_of = $(shell sed -n -e "s/^$(1): *\"\(.*\)\".*/\1/p;t" -e "s/^$(1): *'\(.*\)'.*/\1/p;t" \
     -e "s/^$(1): *\(.*[^ ]\) *\#.*/\1/p;t" -e "s/^$(1): *\(.*[^ ]\) *$$/\1/p" $(2) /dev/null)
 data := $(or $(DATA),$(call value_of,data,$(params)),$(call value_of,path,$(wildcard $(DIR)/input.yaml)))
-cells := $(filter $(patsubst %,data/%.h5ad,demo demo_none demo_weak demo_confounded),$(data))# made by simulation
+cells := $(filter $(patsubst %,data/%.h5ad,demo demo_none demo_weak demo_confounded demo_many \
+    demo_many_full),$(data))# made by simulation
 gone := $(if $(cells),,$(shell test -e $(call quoted,$(data)) || echo gone))
 # A missing input is downloaded if the parameters file has a block 'fetch', unless its filtered cells exist.
 fetchable := $(if $(and $(gone),$(params)),$(shell grep -l '^fetch:' $(params)))
@@ -94,11 +95,12 @@ RUN := $(DIR)/k$(k)
 FIGURES := fig1_benchmark fig2_embeddings fig3_programs fig4_loadings fig5_matching fig6_donors figS1_training \
     figS3_cohort figS4_classes figS5_resolution
 ALL_MODELS := Base_NMF AE_NMF CAE_NMF1 CAE_NMF2
+OPTIONAL_MODELS := Untied_AE_NMF# trained only if MODELS names it
 lower = $(strip $(shell printf %s $(call quoted,$(1)) | tr 'A-Z,' 'a-z '))
-all_models := $(call lower,$(ALL_MODELS))
-chosen := $(if $(MODELS),$(call lower,$(MODELS)),$(all_models))
+all_models := $(call lower,$(ALL_MODELS) $(OPTIONAL_MODELS))
+chosen := $(patsubst all,$(all_models),$(call lower,$(or $(MODELS),$(ALL_MODELS))))
 $(if $(filter-out $(all_models),$(chosen))$(if $(chosen),,none),$(error MODELS='$(MODELS)': expected some of \
-    $(ALL_MODELS), such as MODELS="Base_NMF AE_NMF"))
+    $(ALL_MODELS) $(OPTIONAL_MODELS), such as MODELS="Base_NMF AE_NMF", or MODELS=all))
 MODEL_FILES := $(filter $(chosen),$(all_models))
 
 notebooks := $(sort $(wildcard notebooks/[0-9][0-9]_*.py))
@@ -111,10 +113,10 @@ by_donor := $(if $(filter cae_nmf2,$(MODEL_FILES))$(wildcard $(DIR)/sums.npz),--
 sums := $(if $(SHARDS),$(DIR)/sums$(if $(by_donor),,_pooled).npz)
 shards := $(if $(SHARDS),$(patsubst %,$(sums:.npz=)/%-of-$(SHARDS).npz,$(shell seq -w 0 $$(($(SHARDS) - 1)))))
 models := $(patsubst %,$(RUN)/%_k$(k).h5ad,$(MODEL_FILES))
-trained := $(foreach model,$(MODEL_FILES),$(patsubst notebooks/%.py,$(RUN)/%.ipynb,$(wildcard notebooks/0?_train_$(model).py)))
+trained := $(foreach model,$(MODEL_FILES),$(patsubst notebooks/%.py,$(RUN)/%.ipynb,$(wildcard notebooks/??_train_$(model).py)))
 tables := $(patsubst %,$(RUN)/%.csv,clustering_cell_type clustering_donor_id classification_cell_type \
-    classification_donor_id clustering_long classification_long clustering_resolution classification_by_class \
-    classification_confusion integration unseen_donors_long unseen_donors_by_class)
+    classification_donor_id clustering_long classification_long clustering_resolution clustering_best \
+    classification_by_class classification_confusion integration unseen_donors_long unseen_donors_by_class)
 umap := $(RUN)/umap.h5ad
 programs := $(foreach model,$(MODEL_FILES),$(RUN)/programs_$(model).csv $(RUN)/program_cards_$(model).csv) \
     $(patsubst %,$(RUN)/%.csv,usage_by_type program_matches gene_set_enrichment donor_genes donor_share)
@@ -142,9 +144,10 @@ on_request := conditioning/08_conditioning projection/11_project rank/12_rank co
 goals_of = $(filter $(foreach stage,$(1),$(patsubst %/,%,$(dir $(stage))) $($(patsubst %/,%,$(dir $(stage)))) \
     %/$(notdir $(stage)).ipynb),$(goals))
 # Values are written for the notebooks that the goals need: a value for a stage on request changes no other result.
+opt_out := $(if $(filter untied_ae_nmf,$(MODEL_FILES)),,15_%)
 own := $(foreach stage,$(on_request),$(if $(call goals_of,$(stage)),$(notdir $(stage))))
 of_cells := filter $(filtered) $(cohort) $(DIR)/01_filter.ipynb $(call goals_of,$(wordlist 1,4,$(on_request)))
-own += $(if $(filter-out $(of_cells),$(goals)),$(filter-out 01_% 09_% $(notdir $(on_request)),$(patsubst \
+own += $(if $(filter-out $(of_cells),$(goals)),$(filter-out 01_% 09_% $(opt_out) $(notdir $(on_request)),$(patsubst \
     notebooks/%.py,%,$(notebooks))))
 values := $(patsubst %,$(DIR)/params/%.yaml,01_filter $(filter 12_rank,$(own))) \
     $(patsubst %,$(RUN)/params/%.yaml,$(filter-out 12_rank,$(own)))
@@ -246,7 +249,7 @@ training := data training models results metrics/neighbors metrics/validation
 analysis := data training models results metrics programs
 from_cells := -p cells_path $(filtered) -p out
 fitted := $(models) $(trained)
-# the AE-NMF from which models 1 and 2 start. If AE_NMF is not in MODELS, they fit it themselves
+# the AE-NMF from which models 1 and 2 start. If AE_NMF is not in MODELS, they fit it themselves; so does the untied model
 ae_nmf := $(if $(filter ae_nmf,$(MODEL_FILES)),$(RUN)/ae_nmf_k$(k).h5ad)
 # $(call train,NOTEBOOK,MODEL,SUMS,AE_NMF)
 train = $(call stage,$(1),$(RUN)/$(2)_k$(k).h5ad,$(filtered) $(3) $(4),$(training),$(from_cells) \
@@ -260,6 +263,7 @@ $(eval $(call train,02_train_base_nmf,base_nmf))
 $(eval $(call train,03_train_ae_nmf,ae_nmf,$(sums)))
 $(eval $(call train,04_train_cae_nmf1,cae_nmf1,$(sums),$(ae_nmf)))
 $(eval $(call train,05_train_cae_nmf2,cae_nmf2,$(sums),$(ae_nmf)))
+$(if $(opt_out),,$(eval $(call train,15_train_untied_ae_nmf,untied_ae_nmf,$(sums))))
 $(eval $(call stage,06_benchmarks,$(tables) $(umap),$(fitted),data training results metrics extra,$(from_cells)_dir $(RUN),\
     $(scores)))
 $(eval $(call stage,10_programs,$(programs),$(fitted),$(analysis) gene_sets,-p out_dir $(RUN)))

@@ -11,6 +11,7 @@ from importlib import import_module
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _MODELS = {"AENMF": "aenmf", "CAENMF1": "conditional", "CAENMF2": "conditional", "BaseNMF": "base_nmf"}
+_MODELS |= {"UntiedAENMF": "untied"}
 _PACKAGES = ("conditioning", "data", "figures", "metrics", "models", "programs", "results", "training", "workflow")
 __all__ = [*_MODELS, *_PACKAGES]
 

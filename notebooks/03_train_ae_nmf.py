@@ -22,7 +22,7 @@ max_iter: int = 1000  # largest number of iterations
 init: str = "cells"  # starting point: 'cells' (means of random cells) or 'nndsvd' (singular vectors)
 row_norm: bool = False  # keep the rows of W at length 1
 mode: str = "auto"  # representation of XᵀX: 'implicit', 'explicit', or 'auto' for the cheaper one
-untied: bool = False  # also report the error with the best H for the same W
+tie_cost: bool = False  # also report the error with the best H for the same W
 preset: str = ""  # 'published' sets lambda_W, row_norm and gene_weights to the published values
 
 # %%
@@ -73,12 +73,12 @@ figures.loss_curve(model.loss_history_)
 #
 # ## How well does the model reconstruct the cells?
 # The summary gives the reason for stopping and the share of ‖X‖² that the model explains. This share counts the penalty
-# λ_W ‖W‖² as error. With `untied`, a second line compares two errors for this W: with H = X Wᵀ, and with the H ≥ 0 that
-# reconstructs X best.
+# λ_W ‖W‖² as error. With `tie_cost`, a second line compares two errors for this W: with H = X Wᵀ, and with the H ≥ 0
+# that reconstructs X best.
 
 # %%
 print(model.summary())
-if untied:
+if tie_cost:
     print(model.tie_cost(cells))
 
 # %% [markdown]

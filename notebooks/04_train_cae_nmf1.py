@@ -12,15 +12,13 @@ cells_path: str = "results/demo/filtered.h5ad"  # filtered cells, written by 01
 out: str = "results/lab/cae_nmf1_k12.h5ad"  # results file
 k: int = 12  # number of programs
 seed: int = 42  # random seed
-strength: float = 0.2  # size of the penalty relative to the error of AE-NMF; 0 uses gamma, eta and invariance
-labels: str = "cell_type"  # groups in which donors are compared: 'cell_type' or 'clusters'; 'none' uses HSIC
+strength: float = 0.2  # size of the penalty relative to the error of AE-NMF; 0 uses gamma and eta
 # rarely changed
 ae_nmf_path: str = ""  # results file of notebook 03, set by make; empty: AE-NMF is fitted here
 lambda_U: float = 1e-1  # weight of ‖U‖²
 gamma: float = 1e-3  # weight of the invariance penalty, which uses cell_type; only if strength is 0
 eta: float = 0.256  # weight of the HSIC penalty; only if strength is 0
-invariance: str = "published"  # 'centered' penalizes only differences between donors; only if strength is 0
-preset: str = ""  # 'published' sets strength, labels, invariance, row_norm and all weights to the published values
+preset: str = ""  # 'published' sets strength, row_norm and all weights to the published values
 # explained in notebook 03
 n_starts: int = 1
 gene_weights: str = "none"
@@ -32,7 +30,7 @@ max_iter: int = 1000
 init: str = "cells"
 row_norm: bool = False
 mode: str = "auto"
-untied: bool = False
+tie_cost: bool = False
 
 # %%
 import logging
@@ -59,19 +57,18 @@ results.require_donors(cells, out, CAENMF1)
 # file `ae_nmf_path`, or fitted here if `ae_nmf_path` is empty. `n_starts` counts the AE-NMF fits; model 1 is fitted
 # once, from the best of them. The tables of starts below describe AE-NMF.
 #
-# **Penalty.** The penalty compares the mean usages of the donors within each cell type or cluster. With `labels` set to
-# 'cell_type', training uses the cell types. With 'none', the penalty is HSIC: it measures, over all cells together, how
-# much the usages depend on the donor.
+# **Penalty.** The penalty compares the mean usages of the donors within each cell type. Training uses the cell types.
+# Cells without types can be clustered first; notebooks/README.md shows how.
 #
-# **Strength.** At the AE-NMF solution, the weight γ of the penalty (η of HSIC) is set so that the penalty is `strength`
-# times the reconstruction error. The size of the penalty is then comparable between data sets. Donor means also differ
-# by chance. If chance explains a share s of the penalty, the *effective strength* is `strength` × (1 − s). The log and
-# the summary report it. If donors cannot be compared, because no type or cluster has cells of two donors, there is no
-# penalty, and the log and the summary report it.
+# **Strength.** At the AE-NMF solution, the weight γ of the penalty is set so that the penalty is `strength` times the
+# reconstruction error. The size of the penalty is then comparable between data sets. Donor means also differ by chance.
+# If chance explains a share s of the penalty, the *effective strength* is `strength` × (1 − s). The log and the summary
+# report it. If donors cannot be compared, because no type has cells of two donors, there is no penalty, and the log and
+# the summary report it.
 
 # %%
 model = CAENMF1(
-    strength=strength, labels=labels, lambda_U=lambda_U, gamma=gamma, eta=eta, invariance=invariance,
+    strength=strength, lambda_U=lambda_U, gamma=gamma, eta=eta,
     # as in notebook 03
     k=k, seed=seed, n_starts=n_starts, lambda_W=lambda_W, row_norm=row_norm, preset=preset or None, tol=tol,
     max_iter=max_iter, init=init, mode=mode, gene_weights=gene_weights, device=device,
@@ -97,7 +94,7 @@ figures.loss_curve(model.loss_history_)
 
 # %%
 print(model.summary())
-if untied:
+if tie_cost:
     print(model.tie_cost(cells))
 pd.Series((model.U_**2).sum(axis=1) ** 0.5, index=model.donors_, name="‖U‖ of the donor").to_frame()
 

@@ -14,12 +14,11 @@ out: str = "results/lab/cae_nmf2_k12.h5ad"  # results file
 k: int = 12  # number of programs
 seed: int = 42  # random seed
 strength: float = 0.2  # size of the penalty relative to the error of AE-NMF; 0: no penalty, as published
-labels: str = "cell_type"  # groups in which donors are compared: 'cell_type' or 'clusters'; 'none' uses HSIC
 # rarely changed
 ae_nmf_path: str = ""  # results file of notebook 03, set by make; empty: AE-NMF is fitted here
 lambda_U: float = 5e-2  # weight of ‖U‖²
 donor_U: bool = False  # write U (donors × k × genes) into the results file
-preset: str = ""  # 'published' sets strength, labels, row_norm and all weights to the published values
+preset: str = ""  # 'published' sets strength, row_norm and all weights to the published values
 # explained in notebook 03
 n_starts: int = 1
 gene_weights: str = "none"
@@ -31,7 +30,7 @@ max_iter: int = 1000
 init: str = "cells"
 row_norm: bool = False
 mode: str = "auto"
-untied: bool = False
+tie_cost: bool = False
 
 # %%
 import logging
@@ -59,7 +58,7 @@ results.require_donors(cells, out, CAENMF2)
 
 # %%
 model = CAENMF2(
-    strength=strength, labels=labels, lambda_U=lambda_U,
+    strength=strength, lambda_U=lambda_U,
     # as in notebook 03
     k=k, seed=seed, n_starts=n_starts, lambda_W=lambda_W, row_norm=row_norm, preset=preset or None, tol=tol,
     max_iter=max_iter, init=init, mode=mode, gene_weights=gene_weights, device=device,
@@ -81,7 +80,7 @@ figures.loss_curve(model.loss_history_)
 
 # %%
 print(model.summary())
-if untied:
+if tie_cost:
     print(model.tie_cost(cells))
 pd.Series((model.U_**2).sum(axis=(1, 2)) ** 0.5, index=model.donors_, name="‖U‖ of the donor").to_frame()
 

@@ -14,7 +14,7 @@ cells_path: str = "results/demo/filtered.h5ad"  # filtered cells, written by 01
 out_dir: str = "results/lab"  # folder for the table
 k: int = 12  # number of programs
 seed: int = 42  # random seed
-model: str = "CAE_NMF1"  # AE_NMF, CAE_NMF1, CAE_NMF2 or Base_NMF
+model: str = "CAE_NMF1"  # AE_NMF, CAE_NMF1, CAE_NMF2, Base_NMF or Untied_AE_NMF
 new_donors: list[str] = []  # donors to project; if empty, the last three eighths of the donors by name
 
 # %%

@@ -76,20 +76,26 @@ def mean(score: str, cells: str, on: str, model: str, strength: float = 0, weigh
     """Return the mean over the starts of a score of the conditioning study."""
     table = csv(f"conditioning_{cells}")
     rows = (table["on"] == on) & (table["Model"] == model) & (table["strength"] == strength)
-    rows &= (table["gene_weights"] == weights) & table["labels"].isin(["none"] if not strength else ["cell_type"])
-    if not strength and not rows.any():
+    rows &= table["gene_weights"] == weights
+    if not rows.any():
         raise ValueError(f"No rows of {model} in conditioning_{cells}.csv")
     return table.loc[rows, score].mean()
 
 
-def removed(cells: str, on: str, model: str, score: str = "scatter") -> float:
-    """Return the percentage of the variance between groups that strength 0.2 removes, relative to AE-NMF."""
-    return 100 * (1 - mean(score, cells, on, model, 0.2) / mean(score, cells, on, "AE_NMF"))
+def removed(cells: str, on: str, *model: object, score: str = "scatter") -> float:
+    """Return the percentage of the variance between groups that a model removes, relative to AE-NMF."""
+    return 100 * (1 - mean(score, cells, on, *model) / mean(score, cells, on, "AE_NMF"))
 
 
-def worse(cells: str, on: str) -> float:
-    """Return by how many percent model 1 with strength 0.2 raises the error of AE-NMF."""
-    return 100 * (mean("error", cells, on, "CAE_NMF1", 0.2) / mean("error", cells, on, "AE_NMF") - 1)
+def worse(cells: str, on: str, *model: object) -> float:
+    """Return by how many percent the error of a model is higher than that of AE-NMF."""
+    return 100 * (mean("error", cells, on, *model) / mean("error", cells, on, "AE_NMF") - 1)
+
+
+def reading(form: str, other: str, genes: int) -> float:
+    """Return the ratio of the times of one core to read two formats and to keep this number of genes."""
+    table = csv("reader").query("genes == @genes and cores == 1").pivot_table("seconds", "run", "format")
+    return table[form].median() / table[other].median()
 
 
 def seconds(name: str, solver: str, other: str = "") -> float:
@@ -133,7 +139,7 @@ def code(module: str, name: str) -> float:
 
 
 SOURCES: dict[str, Callable] = {
-    f.__name__: f for f in (csv, mean, removed, worse, seconds, cell, text, setting, parameter, code)
+    f.__name__: f for f in (csv, mean, removed, worse, reading, seconds, cell, text, setting, parameter, code)
 } | {"min": min, "max": max, "len": len, "float": float}
 
 

@@ -10,21 +10,21 @@ from anndata import AnnData
 
 from aenmf_lib.conditioning import baselines as methods
 from aenmf_lib.conditioning.baselines import CELL_TYPE_ONLY, Embedding
-from aenmf_lib.data import CELL_TYPE, DONOR
+from aenmf_lib.data import DONOR
 from aenmf_lib.metrics.baselines import HARMONY, LINEAR_SCVI, PCA, require_package
-from aenmf_lib.models import penalties
 from aenmf_lib.models.aenmf import AENMF
 from aenmf_lib.models.base import relative_error, squared_error
 from aenmf_lib.models.base_nmf import BaseNMF
 from aenmf_lib.models.conditional import CAENMF1, CAENMF2
 from aenmf_lib.models.gene_weights import RULES
+from aenmf_lib.models.untied import UntiedAENMF
 from aenmf_lib.training.moments import Moments
 
 __all__ = ["Variant", "label", "plan"]
 
 BASELINES = (CELL_TYPE_ONLY, PCA, HARMONY, LINEAR_SCVI, BaseNMF.name)
-COLUMNS = ("Model", "strength", "labels", "gene_weights")
-_CONDITIONAL = {model.name: model for model in (CAENMF1, CAENMF2)}
+COLUMNS = ("Model", "strength", "gene_weights")
+_CONDITIONAL = {model.name: model for model in (CAENMF1, CAENMF2, UntiedAENMF)}
 
 
 @dataclass(frozen=True)
@@ -32,28 +32,22 @@ class Variant:
     """One model of the study with its settings."""
 
     Model: str
-    strength: float = 0.0  # 0: the published weights
-    labels: str = "none"  # labels that the penalty uses: "cell_type", "clusters" or "none"
+    strength: float = 0.0  # 0: the published weights, or no penalty in the untied model
     gene_weights: str = "none"
 
 
 def plan(
-    strengths: Sequence[float],
-    *,
-    at: float,
-    labels: Sequence[str],
-    gene_weights: Sequence[str],
-    baselines: Sequence[str],
+    strengths: Sequence[float], *, at: float, gene_weights: Sequence[str], baselines: Sequence[str]
 ) -> list[Variant]:
     """Return the variants of a study.
 
     Parameters
     ----------
     strengths, at
-        Strengths of both conditional models, combined with the first of `labels` and without gene weights, and the
-        strength for the other entries of `labels` and `gene_weights`. The published weights are always included.
-    labels, gene_weights, baselines
-        Values of these parameters of `CAENMF1` to try, and some of `BASELINES`.
+        Strengths of the conditional models with the gene weights that each has by default, and the strength of the
+        other `gene_weights`. Strength 0 is always included.
+    gene_weights, baselines
+        Values of this parameter of the models to try, and some of `BASELINES`.
 
     Raises
     ------
@@ -66,18 +60,15 @@ def plan(
         require_package(name)
     if not strengths or min(*strengths, at) <= 0 or len(set(strengths)) < len(strengths):
         raise ValueError(f"strengths={list(strengths)} with at={at} is not valid. Give one or more above 0, each once.")
-    for name, values, known in (("labels", labels, penalties.PENALTY_LABELS), ("gene_weights", gene_weights, RULES)):
-        if not values or len(set(values)) < len(values) or set(values) - set(known):
-            expected = f"Give one or more of {', '.join(map(repr, known))}, each once."
-            raise ValueError(f"{name}={list(values)} is not valid. {expected}")
-    rules = [rule for rule in gene_weights if rule != "none"]
+    if not gene_weights or len(set(gene_weights)) < len(gene_weights) or set(gene_weights) - set(RULES):
+        expected = f"Give one or more of {', '.join(map(repr, RULES))}, each once."
+        raise ValueError(f"gene_weights={list(gene_weights)} is not valid. {expected}")
     variants = [Variant(name) for name in baselines]
-    variants += [Variant(AENMF.name, gene_weights=rule) for rule in ("none", *rules)]
-    for name in _CONDITIONAL:
-        variants += [Variant(name, labels=CELL_TYPE if name == CAENMF1.name else "none")]  # its γ > 0 needs cell types
-        variants += [Variant(name, strength, labels[0]) for strength in sorted(strengths)]
-        variants += [Variant(name, at, other) for other in labels[1:]]
-        variants += [Variant(name, at, labels[0], rule) for rule in rules]
+    variants += [Variant(AENMF.name, gene_weights=rule) for rule in dict.fromkeys(("none", *gene_weights))]
+    for name, model in _CONDITIONAL.items():
+        usual = model.gene_weights
+        variants += [Variant(name, strength, usual) for strength in (0.0, *sorted(strengths))]
+        variants += [Variant(name, at, rule) for rule in gene_weights if rule != usual]
     return variants
 
 
@@ -86,8 +77,8 @@ def label(variant: Variant) -> str:
     weighted = ", weighted" if variant.gene_weights != "none" else ""
     if variant.Model not in _CONDITIONAL:
         return variant.Model + weighted
-    reads = {CELL_TYPE: "", "none": ", no labels"}.get(variant.labels, f", {variant.labels}")
-    return f"{variant.Model}, " + (f"{variant.strength:g}{reads}" if variant.strength else "published") + weighted
+    none = "no penalty" if variant.Model == UntiedAENMF.name else "published"
+    return f"{variant.Model}, " + (f"{variant.strength:g}" if variant.strength else none) + weighted
 
 
 class VariantFitter:
@@ -125,9 +116,10 @@ class VariantFitter:
             found = others[variant.Model]()
             return replace(found, seconds=time.perf_counter() - begin) if np.isnan(found.seconds) else found
         settings = {name: value for name, value in asdict(variant).items() if name != "Model"}
-        aenmf = self._fit_aenmf(variant.gene_weights) if variant.strength else None
-        source = cells if variant.labels == "clusters" else self._get_moments(on)  # clusters need the cells
-        return self._embed(_CONDITIONAL[variant.Model](**start, **settings).fit(source, aenmf=aenmf))
+        model = _CONDITIONAL[variant.Model](**start, **settings)
+        starts_from_aenmf = variant.strength or isinstance(model, UntiedAENMF)
+        aenmf = self._fit_aenmf(variant.gene_weights) if starts_from_aenmf else None
+        return self._embed(model.fit(self._get_moments(on), aenmf=aenmf))
 
     def _get_moments(self, on: str) -> Moments:
         """Return the moments of all cells (`on` = "") or those by the groups of a column."""

@@ -270,13 +270,14 @@ def _compare_donors(found: LabelSummary) -> None:
         found.warnings.append(f"{text}.{more}")
     if len(types) < 2:
         text = f"Only the cell type {types[0]!r} is left" if types else "No cell has a type"
-        found.warnings.append(f"{text}: scores against the cell type cannot be computed.")
+        more = "" if types else " Models that compare donors within types cannot be trained."
+        found.warnings.append(f"{text}: scores against the cell type cannot be computed.{more}")
     if len(donors) == 1 or not types:
         return
     shared = int(kept.drop_duplicates()["type"].value_counts().gt(1).sum())
     if not shared:
         text = "No type has cells of two donors, so donors cannot be compared within types"
-        found.warnings.append(f"{text}. Use LABELS=none or another DONOR_KEY.")
+        found.warnings.append(f"{text}. Choose another CELL_TYPE_KEY or DONOR_KEY.")
         return
     text = f"{shared} of {len(types)} types have cells of two donors or more"
     text += "" if shared == len(types) else "; donors can be compared only within these"

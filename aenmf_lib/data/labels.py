@@ -12,6 +12,10 @@ log = logging.getLogger(__name__)
 DONOR = "donor_id"
 CELL_TYPE = "cell_type"
 LABELS = (CELL_TYPE, DONOR)  # the labels that every embedding is scored against
+WITHOUT_TYPES = (  # what to do if cells have no types
+    "Choose another column (cell_type_key); or cluster the usages of AE-NMF and use the clusters as cell types "
+    "(notebooks/README.md shows how); or train without this penalty (strength=0, and gamma=0 in model 1)."
+)
 NO_TYPE = " "  # replaces a missing type in arrays of strings; `is_missing` treats blank labels as missing
 
 _ENSEMBL_VERSION = re.compile(r"^(ENS[A-Z]*[0-9]{6,})\.[0-9]+")  # ENSG00000141510.18, ENSG00000182378.14_PAR_Y
@@ -52,7 +56,8 @@ def read_labels(obs: pd.DataFrame, name: str, *, partly: bool = False) -> np.nda
     """Return a column as text, (n_cells,) object. Missing labels are `NO_TYPE` if `partly`, or raise ValueError."""
     if name not in obs:
         columns = ", ".join(map(repr, obs)) or "no columns"
-        raise ValueError(f"obs['{name}'] is needed to train this model; the cells have {columns}. Add the column.")
+        advice = WITHOUT_TYPES if partly else "Add the column, or choose another one."
+        raise ValueError(f"obs['{name}'] is needed to train this model; the cells have {columns}. {advice}")
     labels = as_text(obs[name])
     if n := int(labels.isna().sum()):
         if not partly:

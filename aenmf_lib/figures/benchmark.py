@@ -211,7 +211,7 @@ def _describe(points: pd.DataFrame, tables: dict[str, pd.DataFrame], blocks, pai
     sentences = [
         "Scores of the embeddings against "
         + " and ".join(name[label] for label in BETTER if label in {*dict(map(reversed, blocks))}),
-        *style.run_note(cells, run, tables[CLUSTERING]),
+        *style.run_note(cells, run),
         describe_others(style.in_order(points["Model"]), run),
         "Each model was fit once: the points show the spread of Leiden seeds and of folds, not of repeated fits",
     ]
@@ -270,7 +270,7 @@ def figS5_resolution(curve: pd.DataFrame, run: RunInfo = style.NO_RUN) -> style.
     points = read_points(curve, RESOLUTION, _SHOWN[CLUSTERING], run)
     unscored, note = (
         list_unscored(curve, run),
-        style.run_note(f"{style.value_range(curve['n_cells'])} cells", run, curve),
+        style.run_note(f"{style.value_range(curve['n_cells'])} cells", run),
     )
     if points.empty:
         return style.empty_figure(points, "no label has two values", [*note, *unscored])

@@ -18,7 +18,7 @@ from aenmf_lib.figures.style import NO_RUN
 from aenmf_lib.figures.tables import check_columns, check_run, check_table
 from aenmf_lib.results import RunInfo
 
-_CONDITIONAL = ("CAE_NMF1", "CAE_NMF2")
+_CONDITIONAL = ("CAE_NMF1", "CAE_NMF2", "Untied_AE_NMF")
 _DONORS = 24  # rows of a heat map; of more donors, those whose own share is largest
 _LEAST_WIDTH = 12  # of the figure, in lines of text
 _LEAST_HEAT = 10  # lines of text; a narrower heat map has the bars below it
@@ -84,11 +84,10 @@ def fig6_donors(
     size = _Sizes.fit(donor_share[DONOR].unique(), [*names.values()])
     models = filter({*donor_genes["Model"]}.__contains__, _CONDITIONAL)
     panels = [_choose(donor_genes, donor_share, model, int(size.heat / (1.2 * style.line()))) for model in models]
-    variance = cards[cards["Model"].isin(["AE_NMF", *_CONDITIONAL])].melt(
-        ["Model", "program"], list(SHARES), "quantity"
-    )
+    drawn = ["AE_NMF", *_CONDITIONAL[:2], *({_CONDITIONAL[2]} & {*donor_share["Model"]})]  # untied: only with donors
+    variance = cards[cards["Model"].isin(drawn)].melt(["Model", "program"], list(SHARES), "quantity")
     variance = variance.dropna(subset="value")
-    order = [model for model in ("AE_NMF", *_CONDITIONAL) if model in set(variance["Model"])]
+    order = [model for model in drawn if model in set(variance["Model"])]
 
     places = [_Places.of(part, names[part.model], size) for part in panels]
     rows = VariancePlan.fit({model: names[model] for model in order}, stacked=size.stacked) if order else None
@@ -255,11 +254,11 @@ def _notes(panels: Sequence[_Panel], share: pd.DataFrame, run: RunInfo, *, has_v
     donors = "donors" if run.donor_column == DONOR else f"values of {style.printable(run.donor_column)}"
     n = share.groupby("Model")[DONOR].nunique().max()
     shown = max(len(part.donors) for part in panels)
-    absent = [style.name_of(model) for model in _CONDITIONAL
+    absent = [style.name_of(model) for model in _CONDITIONAL[:2]
               if model in run.used_cell_type and model not in set(share["Model"])]  # fmt: skip
     same = [style.name_of(model) for model in style.in_order(share["Model"])
             if model not in [part.model for part in panels]]  # fmt: skip
-    first, last = "abcd"[: len(panels)], "abcd"[len(panels) :][: 2 * has_variance]  # letters of the panels
+    first, last = "abcde"[: len(panels)], "abcde"[len(panels) :][: 2 * has_variance]  # letters of the panels
     return [
         f"Content of the donor part of the conditional models, for {n:,} {donors}",
         f"Only the {shown} {donors} with the largest own share are shown" if shown < n else "",

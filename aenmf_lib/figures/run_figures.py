@@ -164,7 +164,7 @@ def _facts(name: str, tables: RunTables) -> RunInfo:
         name == "conditioning" and not all(Path(path).is_file() for path in tables.model_paths)
     ):
         return NO_RUN
-    return replace(tables.run, used_cell_type={}, groups={}, skipped={}) if name == "conditioning" else tables.run
+    return replace(tables.run, used_cell_type={}, skipped={}) if name == "conditioning" else tables.run
 
 
 def _take(tables: RunTables, table: str) -> object:

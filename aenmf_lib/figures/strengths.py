@@ -17,13 +17,8 @@ from aenmf_lib.figures.tables import check_table
 from aenmf_lib.results import RunInfo
 
 _PANELS = {"NMI": "clusters (NMI)", "knn": "15 neighbors (F1)", "unseen_NMI": "clusters, held-out donors (NMI)"}
-_LABELS = {  # labels that the penalty used -> marker, name
-    CELL_TYPE: ("o", f"penalty within {CELL_TYPE}"),
-    "clusters": ("D", "penalty within inferred clusters"),
-    "none": ("^", "penalty without labels"),
-}
 _TYPES_ONLY = "Types"  # the baseline that contains the cell types and nothing else
-_COLUMNS = ["on", "Model", "strength", "labels", "gene_weights", "n_starts"]
+_COLUMNS = ["on", "Model", "strength", "gene_weights", "n_starts"]
 _SPAN = 0.1  # minimum range of an axis, so that small differences look small
 _SIZES = (2.5, 3.5, 6.5)  # points: marker of strength 0, of the smallest and of the largest strength
 
@@ -33,8 +28,9 @@ def conditioning(table: pd.DataFrame, run: RunInfo = NO_RUN) -> style.Sheet:
     """Plot the cell-type score against the donor score of each model, 183 mm wide.
 
     One panel per conditioning column and score, one color per model, mean ± s.d. over the starts. A line connects the
-    strengths of a model, from 0 (the published weights); larger markers are larger strengths. Table: one row per point,
-    ``on, Model, strength, labels, gene_weights, n_starts, score, type, type_std, on_value, on_std``.
+    strengths of a model, from 0 (the published weights, or no penalty); larger markers are larger strengths. Table: one
+    row per point,
+    ``on, Model, strength, gene_weights, n_starts, score, type, type_std, on_value, on_std``.
 
     Parameters
     ----------
@@ -42,7 +38,7 @@ def conditioning(table: pd.DataFrame, run: RunInfo = NO_RUN) -> style.Sheet:
     """
     columns = {"type": "type", "type_std": "type_std", "on_value": "on", "on_std": "on_std"}
     scores = [f"{score}_{end}" for score in _PANELS for end in columns.values()]
-    check_table(table, "table of the study", [*_COLUMNS, *scores], [], labels=_LABELS)
+    check_table(table, "table of the study", [*_COLUMNS, *scores], [])
     values = {score: {name: table[f"{score}_{end}"] for name, end in columns.items()} for score in _PANELS}
     parts = [table[_COLUMNS].assign(score=score, **part) for score, part in values.items()]
     points = pd.concat(parts, ignore_index=True).dropna(subset=["type", "on_value"])
@@ -55,14 +51,13 @@ def conditioning(table: pd.DataFrame, run: RunInfo = NO_RUN) -> style.Sheet:
 def _draw(points: pd.DataFrame, run: RunInfo, *, legend: bool = False) -> tuple[style.Sheet, bool]:
     """Return the figure, with the names of the models in the panels or in a legend, and whether all names fit."""
     chosen, width = style.label_columns(run), style.page_width("double")
-    used = dict.fromkeys(points.loc[points["labels"] == CELL_TYPE, "Model"], True)
-    run = replace(run, used_cell_type=used)
+    run = replace(run, used_cell_type=dict.fromkeys(_conditional(points), True))
     names = style.model_names(points.loc[points["Model"] != _TYPES_ONLY, "Model"], run)
     found = set(points[["on", "score"]].itertuples(index=False, name=None))
     panels = [panel for panel in itertools.product(points["on"].unique(), _PANELS) if panel in found]
     n_columns = int(np.clip(width // (13 * style.line()), 1, len(_PANELS)))
     n_rows = -(-len(panels) // n_columns)
-    keys = _list_keys(points, chosen)
+    keys = _list_keys(points)
     n_lines = len(keys) + len(names) * legend
     height = n_rows * (min(width / n_columns * 0.8, 18 * style.line()) + 3 * style.line())
     height += (n_lines + 1) * style.line()
@@ -105,18 +100,14 @@ def _sizes(points: pd.DataFrame) -> dict[float, float]:
     return {0: _SIZES[0]} | dict(zip(strengths, sizes, strict=False))
 
 
-def _list_keys(points: pd.DataFrame, chosen: dict[str, str]) -> dict[str, Line2D]:
+def _list_keys(points: pd.DataFrame) -> dict[str, Line2D]:
     """Return the keys to the sizes and the kinds of the markers of the conditional models."""
     conditional = points[points["Model"].isin(_conditional(points))]
     keys = {}
     for strength, size in _sizes(points).items() if len(conditional) else ():
         if strength in set(conditional["strength"]):
-            name = f"strength {strength:g}" + " (published weights)" * (strength == 0)
+            name = f"strength {strength:g}" + " (published weights, or no penalty)" * (strength == 0)
             keys[name] = Line2D([], [], color="0.3", marker="o", ls="", markersize=size)
-    kinds = set(conditional["labels"][conditional["strength"] > 0])
-    for kind, (marker, name) in _LABELS.items() if len(kinds) > 1 else ():
-        if kind in kinds:
-            keys[name.replace(CELL_TYPE, chosen[CELL_TYPE])] = Line2D([], [], color="0.3", marker=marker, ls="")
     if (points["gene_weights"] != "none").any():
         keys["genes weighted"] = Line2D([], [], color="0.3", marker="o", ls="", mfc="1", mew=0.8)
     return keys
@@ -135,11 +126,10 @@ def _draw_points(ax: Axes, points: pd.DataFrame, sizes: dict[float, float]) -> N
     conditional = _conditional(points)
     for point in points.itertuples():
         color, size = style.color_of(point.Model), sizes[point.strength] if point.Model in conditional else 4
-        marker = _LABELS[point.labels][0] if point.strength else "o"
         weighted = point.gene_weights != "none"
         bars = {"xerr": np.nan_to_num(point.on_std), "yerr": np.nan_to_num(point.type_std), "elinewidth": 0.5}
         ax.errorbar(
-            point.on_value, point.type, fmt=marker, color=color, **bars, markersize=size,
+            point.on_value, point.type, fmt="o", color=color, **bars, markersize=size,
             mfc="1" if weighted else color, mew=0.8 * weighted,
         )  # fmt: skip
     for model in sorted(conditional):
@@ -150,15 +140,15 @@ def _draw_points(ax: Axes, points: pd.DataFrame, sizes: dict[float, float]) -> N
 
 
 def _path(points: pd.DataFrame) -> pd.DataFrame:
-    """Return the points of one model over the strengths, with cell types and without gene weights."""
-    chosen = (points["gene_weights"] == "none") & ((points["labels"] == CELL_TYPE) | (points["strength"] == 0))
-    return points[chosen].sort_values("strength")
+    """Return the points of one model over the strengths, for the gene weights with the most strengths."""
+    rules = points.groupby("gene_weights", sort=False)["strength"].nunique()
+    return points[points["gene_weights"] == rules.idxmax()].sort_values("strength")
 
 
 def _name_points(ax: Axes, points: pd.DataFrame, names: dict[str, str]) -> set[str]:
     """Write the name of each model at the point of its largest strength; return the models whose name has space."""
     points = points[points["Model"].isin(names)]
-    ends = [(_path(part) if len(_path(part)) else part).iloc[-1] for _, part in points.groupby("Model", sort=False)]
+    ends = [_path(part).iloc[-1] for _, part in points.groupby("Model", sort=False)]
     models = [end["Model"] for end in ends]
     missing = place_labels(
         ax, [end["on_value"] for end in ends], [end["type"] for end in ends], [names[model] for model in models],
@@ -175,8 +165,8 @@ def _notes(points: pd.DataFrame, run: RunInfo, n_panels: int, *, legend: bool) -
         f"{letters}Score against the cell type, and against the column conditioned on, of each model"
         f" (mean{' ± s.d.' * bool(several)} of {style.value_range(points['n_starts'])} starts)",
         *style.run_note("", replace(run, used_cell_type={})),
-        "Lines connect the strengths of the penalty of a model, from the published weights; a larger marker is a "
-        "larger strength" if _conditional(points) else "",
+        "Lines connect the strengths of the penalty of a model, from 0 (the published weights, or no penalty in the "
+        "untied model); a larger marker is a larger strength" if _conditional(points) else "",
         "" if legend else "Names are at the largest strength; a name that has no space in one panel is in another",
         "The dotted line is the score of an embedding that contains only the cell types"
         if _TYPES_ONLY in set(points["Model"]) else "",

@@ -23,7 +23,8 @@ from aenmf_lib.data.tables import write_table
 from aenmf_lib.figures.labels import fix_layout
 from aenmf_lib.figures.settings import _FORMATS, MM, POINTS, Settings, current, line, page_width, use
 from aenmf_lib.figures.text import printable, shorten_labels, text_width, wrap  # noqa: F401
-from aenmf_lib.results import GROUPS, MODELS, RunInfo
+from aenmf_lib.results import MODELS, RunInfo
+from aenmf_lib.results.schema import PUBLISHED
 
 log = logging.getLogger(__name__)
 logging.getLogger("fontTools").setLevel(logging.WARNING)  # it describes each font that it embeds
@@ -182,7 +183,7 @@ def at_least(low: float, high: float, span: float) -> tuple[float, float]:
 
 
 def in_order(models: Iterable[str]) -> list[str]:
-    """Return the models in the order of every figure: the four, then others in the order in which they appear."""
+    """Return the models in the order of every figure: ours, then others in the order in which they appear."""
     found = dict.fromkeys(map(str, models))
     return [*filter(found.__contains__, MODELS), *(model for model in found if model not in MODELS)]
 
@@ -224,17 +225,13 @@ def dagger_note(run: RunInfo) -> str:
     return f"† marks models that were trained with {labels}"
 
 
-def run_note(cells: str, run: RunInfo, table: pd.DataFrame | None = None) -> list[str]:
-    """Return the sentences of a caption about the run. The donor groups in `table` replace those of `run`."""
-    groups, skipped = dict(run.groups), {}  # skipped: reason -> models
+def run_note(cells: str, run: RunInfo) -> list[str]:
+    """Return the sentences of a caption about the run."""
+    skipped = {}  # reason -> models
     for model in filter(run.skipped.get, MODELS):
         skipped.setdefault(printable(run.skipped[model]).split(". ")[0].rstrip("."), []).append(name_of(model))
-    if table is not None and GROUPS in table:
-        groups |= dict(zip(table["Model"], table[GROUPS], strict=True))
-    clusters = [name_of(model) for model in MODELS if groups.get(model) == "clusters"]
-    donors = "Donors" if run.donor_column == DONOR else f"Values of {printable(run.donor_column)}"
-    known = {*run.used_cell_type, *run.groups}
-    missing = [name_of(model) for model in MODELS if known and model not in known and not run.skipped.get(model)]
+    known = run.used_cell_type
+    missing = [name_of(model) for model in PUBLISHED if known and model not in known and not run.skipped.get(model)]
     facts = [
         f"n = {cells}" if cells else "",
         f"a random sample of {run.n_cells:,} of {run.sampled_from:,} cells" if run.sampled_from and run.n_cells else "",
@@ -243,7 +240,6 @@ def run_note(cells: str, run: RunInfo, table: pd.DataFrame | None = None) -> lis
     found = ", ".join(filter(None, facts))
     return [
         found if cells else found.capitalize(),
-        f"{donors} were compared within clusters in the training of {join(clusters)}" if clusters else "",
         *(f"{join(models)} {be(models)} skipped: {reason}" for reason, models in skipped.items()),
         f"{join(missing)} {be(missing)} not part of this run" if missing else "",
     ]

@@ -198,9 +198,7 @@ def _describe(
         kinds = [CLASSIFIERS[kind][0] for kind in CLASSIFIERS if kind in set(own["classifier"])]
     sentences = [
         "Scores of the embeddings of one fit of each model (mean ± s.d.)",
-        *style.run_note(
-            f"{cells[CLUSTERING]} cells ({cells[CLASSIFICATION]} in the classification)", run, tables[CLUSTERING]
-        ),
+        *style.run_note(f"{cells[CLUSTERING]} cells ({cells[CLASSIFICATION]} in the classification)", run),
         "NMI and ARI measure the agreement of Leiden clusters with the label, over Leiden seeds "
         f"(n = {parts[CLUSTERING]['seed'].nunique()})",
         f"Macro F1, macro AUROC and accuracy measure the prediction of the label by {style.join(kinds)}, over all "

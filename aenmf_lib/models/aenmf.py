@@ -86,7 +86,7 @@ class AENMF(base.Model):
         State files that the fit may have left.
     donor_key_, cell_type_key_ : str
         Columns of obs with the donors and the cell types.
-    U_, overlap_, donors_, groups_, penalty_, strength_
+    U_, overlap_, donors_, penalty_, strength_
         Empty, zero or None: these belong to the conditional models.
 
     Raises
@@ -128,8 +128,7 @@ class AENMF(base.Model):
         super().__post_init__()
         base.check_seeds(self.seed, self.n_starts, "starts")
         if self.preset == "published":
-            for field, value in self.published.items():
-                setattr(self, field, value)
+            vars(self).update(self.published)
 
     @property
     def encoder_(self) -> np.ndarray:
@@ -214,7 +213,7 @@ class AENMF(base.Model):
             self._check_U(self.U_)
             self._donor_codes(cells)  # raises for donors that were not in the fit
         moments = self._apply_weights(self._moments(cells))
-        W, U = torch.from_numpy(self._to_fit_units(self.W_)).to(self.device, moments.dtype), None
+        W, U = torch.from_numpy(self._variable()).to(self.device, moments.dtype), None
         if self.U_ is not None:  # only of the donors of these cells
             rows = np.searchsorted(self.donors_, moments.donors)
             U = torch.from_numpy(self._to_fit_units(self.U_[rows])).to(self.device, moments.dtype)
@@ -231,8 +230,7 @@ class AENMF(base.Model):
             if (keys := (self.donor_key_, self.cell_type_key_)) != (DONOR, CELL_TYPE):
                 raise ValueError(f"sums are grouped by {DONOR} and {CELL_TYPE}, not by {' and '.join(keys)}. Leave out "
                                  "donor_key and cell_type_key, or sums.")  # fmt: skip
-            settings = {"by_donor": self.by_donor, "mode": self.mode, "device": self.device}
-            moments = sharding.load_sums(sums, cells, **settings)
+            moments = sharding.load_sums(sums, cells, by_donor=self.by_donor, mode=self.mode, device=self.device)
         elif isinstance(cells, Moments):
             moments = cells
         else:
@@ -245,10 +243,9 @@ class AENMF(base.Model):
 
     def _moments(self, cells: Cells) -> Moments:
         """Compute the moments that this model needs."""
-        labels = {"donor": self.conditional and self.donor_key_}
-        labels["cell_type"] = self.uses_cell_type and self.cell_type_key_
+        names = self.conditional and self.donor_key_, self.uses_cell_type and self.cell_type_key_
         settings = {"by_donor": self.by_donor, "k": self.k, "mode": self.mode, "device": self.device}
-        return Moments.from_cells(cells, **labels, **settings)
+        return Moments.from_cells(cells, donor=names[0], cell_type=names[1], **settings)
 
     def _check_moments(self, moments: Moments) -> None:
         """Raise ValueError if moments do not fit this model. Those computed by `_moments` fit."""
@@ -276,6 +273,10 @@ class AENMF(base.Model):
     def _apply_weights(self, moments: Moments) -> Moments:
         """Return the moments of ``X diag(w)``."""
         return moments if self.gene_weights_ is None else moments.with_gene_weights(self.gene_weights_)
+
+    def _variable(self) -> np.ndarray:
+        """Return what the solver minimizes over, in the units of the fit: W."""
+        return self._to_fit_units(self.W_)
 
     def _to_fit_units(self, decoder: np.ndarray) -> np.ndarray:
         """Convert W or U (…, n_genes) from the units of X to those of ``X diag(w)``."""
@@ -326,11 +327,10 @@ class AENMF(base.Model):
         """Return what a checkpoint must agree with before a fit resumes from it."""
         data = {"cells": moments.n_cells, "genes": _hash(moments.genes), "sq_norm": moments.sq_norm}
         data |= {"second_moment": moments.mode, "version": version("aenmf_lib")}
-        groups = {} if self.groups_ is None else {"groups": _hash(self.groups_)}
         if self.conditional:
             sizes = zip(moments.donors, moments.donor_counts.tolist(), strict=True)
-            groups["donors"] = _hash(f"{donor} {n:.0f}" for donor, n in sizes)
-        return {"model": self.name, **asdict(self), **data, **groups}
+            data["donors"] = _hash(f"{donor} {n:.0f}" for donor, n in sizes)
+        return {"model": self.name, **asdict(self), **data}
 
     def _store(self, solution: solver.Solution, moments: Moments) -> None:
         """Set the fitted attributes of one solution."""

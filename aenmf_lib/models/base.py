@@ -2,6 +2,7 @@
 
 import inspect
 import numbers
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ class Model:
     choices: ClassVar[dict[str, tuple]] = {}  # parameter -> its valid values
 
     # Values of fitted attributes that only some models set.
-    symbols_ = U_ = overlap_ = gene_weights_ = groups_ = penalty_ = None
+    symbols_ = U_ = overlap_ = gene_weights_ = penalty_ = None
     strength_, second_moment_ = 0.0, ""
     _donor_part = None  # of a loaded model 2: its donor part at the mean usages of all cells, (n_genes, n_donors)
     donors_ = starts_ = stability_ = checkpoint_files_ = ()
@@ -118,9 +119,9 @@ class Model:
         )
 
     def tie_cost(self, cells: Cells) -> str:
-        """Return one line with the relative error for ``H = X Wᵀ`` and for the best H ≥ 0 (`refit`)."""
-        tied, free = (relative_error(cells, H, self.W_) for H in (self.transform(cells), self.refit(cells)))
-        return f"{self.name}: ‖X − H W‖ / ‖X‖ = {tied:.4f} with H tied to W, {free:.4f} with H by least squares"
+        """Return one line with the relative error for ``H = X Eᵀ`` and for the best H ≥ 0 (`refit`)."""
+        encoded, free = (relative_error(cells, H, self.W_) for H in (self.transform(cells), self.refit(cells)))
+        return f"{self.name}: ‖X − H W‖ / ‖X‖ = {encoded:.4f} with H = X Eᵀ, {free:.4f} with H by least squares"
 
 
 def relative_error(cells: Cells, H: np.ndarray, W: np.ndarray) -> float:
@@ -214,13 +215,13 @@ def _check_parameter(name: str, value: object, choices: tuple | None) -> None:
 
 
 def with_inherited_entries(model: type[Model]) -> type[Model]:
-    """Insert the parameters and attributes of the two parents of a conditional model into its docstring."""
-    doc = inspect.cleandoc(model.__doc__)
+    """Insert parameters and attributes of its two parents into the docstring of a model; its own replace theirs."""
+    docs = [inspect.cleandoc(of.__doc__) for of in (model.__mro__[2], model.__mro__[1], model)]
     for title in ("Parameters", "Attributes"):
         header = f"\n\n{title}\n{'-' * len(title)}\n"
-        parents = [inspect.cleandoc(parent.__doc__) for parent in (model.__mro__[2], model.__mro__[1])]
-        entries = [parent.split(header)[1].split("\n\n")[0] for parent in parents]
-        entries[0] = entries[0].split("\nU_, ")[0]  # without the attributes that AE-NMF leaves empty
-        doc = doc.replace(header, "\n".join([header + entries[0], entries[1], ""]))
-    model.__doc__ = doc
+        sections = [doc.split(header)[1].split("\n\n")[0] for doc in docs]
+        entries = [entry for section in sections for entry in re.split(r"\n(?=\S)", section)]
+        last = {re.split(" : |\n", entry)[0]: entry for entry in entries if not entry.startswith("U_, ")}
+        docs[2] = docs[2].replace(header + sections[2], header + "\n".join(last.values()))
+    model.__doc__ = docs[2]
     return model

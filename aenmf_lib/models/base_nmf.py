@@ -58,7 +58,7 @@ class BaseNMF(Model):
         Columns of obs with the donors and the cell types, which `results.write` copies.
     second_moment_, starts_, stability_, gene_weights_, checkpoint_files_
         Empty or None: these belong to the other models.
-    U_, overlap_, donors_, groups_, penalty_, strength_
+    U_, overlap_, donors_, penalty_, strength_
         Empty, zero or None: these belong to the conditional models.
 
     Raises

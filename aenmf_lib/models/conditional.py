@@ -1,18 +1,15 @@
 """The conditional models: AE-NMF with a donor part, and penalties that reduce donor information in the usages."""
 
-import logging
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pandas as pd
+import torch
 
-from aenmf_lib.data.labels import CELL_TYPE, DONOR, NO_TYPE, read_labels
-from aenmf_lib.data.streaming import CellStream
-from aenmf_lib.metrics import neighbors
+from aenmf_lib.data.labels import CELL_TYPE, DONOR, read_labels
 from aenmf_lib.models import base, penalties
 from aenmf_lib.models.aenmf import AENMF
 from aenmf_lib.models.objectives import AdditiveDonorObjective, AENMFObjective, DonorDecoderObjective
@@ -21,11 +18,7 @@ from aenmf_lib.training.checkpoint import role_path
 from aenmf_lib.training.inputs import Cells, as_cells
 from aenmf_lib.training.moments import Moments
 
-__all__ = ["CAENMF1", "CAENMF2", "strength_path"]
-
-log = logging.getLogger(__name__)
-
-_CLUSTERING_STRENGTH = 0.2  # above it, HSIC also removes types that donors have in different shares
+__all__ = ["CAENMF1", "CAENMF2"]
 
 
 @dataclass(kw_only=True)
@@ -35,17 +28,13 @@ class _Conditional(AENMF):
     Parameters
     ----------
     strength
-        Strength of the penalty, relative to the reconstruction error of AE-NMF. 0: published weights, or those given.
-    labels
-        Groups in which the penalty compares donors: 'cell_type'; 'clusters', found without labels; or 'none', HSIC over
-        all cells. 'clusters' and 'none' lose more of the cell types, except where the donor effect is strong.
+        Strength of the penalty, which compares donors within cell types, relative to the reconstruction error of
+        AE-NMF. 0: published weights, or those given.
 
     Attributes
     ----------
     donors_ : (n_donors,)
         Donors, in the order of U.
-    groups_ : (n_cells,) Series or None
-        Cluster of each cell, with ``labels='clusters'``.
     penalty_ : PenaltyWeights
         Weights γ and η of the penalties, and a note if there is no penalty or if few cells determine it.
     strength_ : float
@@ -55,53 +44,32 @@ class _Conditional(AENMF):
     """
 
     strength: float = penalties.STRENGTH
-    labels: str = "cell_type"
 
     conditional: ClassVar[bool] = True
-    published: ClassVar[dict] = AENMF.published | {"strength": 0.0, "labels": "cell_type", "row_norm": True}
-    choices: ClassVar[dict] = AENMF.choices | {"labels": penalties.PENALTY_LABELS}
-    gamma, eta, invariance = 0.0, 0.0, "centered"  # penalty weights if strength=0; parameters of model 1 only
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.labels == "clusters" and not self.strength:
-            raise ValueError("labels='clusters' needs a strength above 0, used to find the clusters. Set strength=0.2.")
+    published: ClassVar[dict] = AENMF.published | {"strength": 0.0, "row_norm": True}
+    gamma = eta = 0.0  # penalty weights if strength=0; parameters of model 1 only
 
     @property
     def uses_cell_type(self) -> bool:
-        return self.gamma > 0 or (self.labels == "cell_type" and self.strength > 0)
+        return self.strength > 0 or self.gamma > 0
 
     def fit(self, cells, *, sums=None, checkpoint=None, aenmf=None, start=None,
             donor_key=DONOR, cell_type_key=CELL_TYPE) -> "_Conditional":  # fmt: skip
-        """Fit the model to all cells and return it; see `AENMF.fit`. ``labels='clusters'`` needs cells in memory."""
-        begin, self.groups_ = time.perf_counter(), None
+        """Fit the model to all cells and return it; see `AENMF.fit`."""
+        begin = time.perf_counter()
         self._set_names(cells, donor_key, cell_type_key)
-        if not isinstance(cells, Moments):
-            cells = as_cells(cells)
-        if self.labels == "clusters" and (sums or isinstance(cells, Moments | CellStream)):
-            found = "sums" if sums else type(cells).__name__
-            raise ValueError(f"labels='clusters' needs the cells in memory, but fit got {found}. Load an AnnData with "
-                             "data.load (no SHARDS), or set labels='none'.")  # fmt: skip
         moments = self._load_moments(cells, sums)
-        if self.strength:  # first step: AE-NMF, and the groups in which donors are compared
+        if self._from_aenmf:  # first step: AE-NMF
             aenmf = self._find_aenmf(aenmf, cells, moments, checkpoint and role_path(checkpoint, "aenmf"))
             self._check_aenmf(aenmf, moments)
-            if self.labels == "clusters":
-                hsic = replace(self, labels="none", strength=min(self.strength, _CLUSTERING_STRENGTH))
-                hsic.fit(moments, aenmf=aenmf, checkpoint=checkpoint and role_path(checkpoint, "hsic"))
-                self.groups_ = pd.Series(neighbors.leiden_clusters(hsic.transform(cells)), cells.obs_names)
-                log.info("%s: the penalty compares donors within %d clusters", self.name, self.groups_.nunique())
-                moments = moments.with_groups(cells, self.groups_.to_numpy(), donor_key=donor_key)
-                start = hsic.W_ if start is None else start
-        moments = self._weight_genes(moments, aenmf if self.strength else None)
-        if self.strength:  # second step: weights of the penalties, at the AE-NMF solution
-            at = self._to_tensor(aenmf.W_, moments)
-            self.penalty_, self.strength_ = penalties.weights_from_strength(self.strength, self.labels, moments, at)
             start = aenmf.W_ if start is None else start
+        moments = self._weight_genes(moments, aenmf if self._from_aenmf else None)
+        if self.strength:  # second step: weight of the penalty, at the AE-NMF solution
+            self.penalty_, self.strength_ = self._penalty_at(self._to_tensor(aenmf.W_, moments), moments)
         else:
-            self.penalty_, self.strength_ = penalties.given_weights(self.gamma, self.eta, self.invariance, moments), 0.0
+            self.penalty_, self.strength_ = penalties.PenaltyWeights(self.gamma, self.eta, centered=False), 0.0
         self._fit(moments, self._to_tensor(start, moments), checkpoint)  # third step: the model itself
-        if self.strength:
+        if self._from_aenmf:
             self.starts_, self.stability_ = aenmf.starts_, aenmf.stability_
         self.seconds_ = time.perf_counter() - begin
         return self
@@ -118,6 +86,15 @@ class _Conditional(AENMF):
         """
         shared, latent = self.transform(cells := as_cells(cells)), self.cond_latent(cells)
         return {"shared": shared, "cond_latent": latent, "concat_full": np.hstack([shared, latent])}
+
+    @property
+    def _from_aenmf(self) -> bool:
+        """Whether the fit starts from an AE-NMF."""
+        return self.strength > 0
+
+    def _penalty_at(self, W: torch.Tensor, moments: Moments) -> tuple[penalties.PenaltyWeights, float]:
+        """Return the weights that the strength gives at the AE-NMF solution W (k, n_genes); the effective strength."""
+        return penalties.weights_from_strength(self.strength, moments, W)
 
     def _find_aenmf(self, aenmf, cells, moments: Moments, checkpoint: str | Path | None = None) -> AENMF:
         """Return the AE-NMF from which the weights are computed: given, read from the given file, or fitted."""
@@ -140,14 +117,6 @@ class _Conditional(AENMF):
         P = self.penalty_.rows(moments)
         return self.objective_class(moments, lambda_W=self.lambda_W, lambda_U=self.lambda_U, P=P)
 
-    def _moments(self, cells: Cells) -> Moments:
-        """Compute the moments that this model needs; cells that were not in the fit are in no cluster."""
-        moments = super()._moments(cells)
-        if self.groups_ is not None:
-            groups = self.groups_.reindex(cells.obs_names).fillna(NO_TYPE).to_numpy()
-            moments = moments.with_groups(cells, groups, donor_key=self.donor_key_)
-        return moments
-
     def _check_moments(self, moments: Moments) -> None:
         super()._check_moments(moments)
         if self.uses_cell_type:
@@ -169,7 +138,6 @@ class _Conditional(AENMF):
 
     def _donor_codes(self, cells: Cells) -> np.ndarray:
         """Return the row of U for each cell, (n_cells,)."""
-        self._check_U(self.overlap_)
         donor = read_labels(as_cells(cells).obs, self.donor_key_)
         if unknown := sorted(map(str, set(donor) - set(self.donors_))):
             raise ValueError(f"{len(unknown)} donors were not in the fit (first: {unknown[0]!r}). See model.donors_.")
@@ -182,9 +150,9 @@ class CAENMF1(_Conditional):
     """Conditional AE-NMF, model 1: one additive profile per donor, ``X̂ = X Wᵀ W + C U``.
 
     Minimizes ``(1/n) ‖X − X̂‖² + λ_W ‖W‖² + λ_U ‖U‖² + γ I(H) + η HSIC(H, C)`` over W, U ≥ 0, with C the one-hot
-    donors. ``I = (1/n) Σ n_td ‖h̄_td‖²`` shrinks the mean usages of every group of type t and donor d; centered, it
-    shrinks their distance from the mean of the type. HSIC is linear [1]_. With a `strength`, only one
-    penalty is used: I_c, or HSIC if ``labels='none'``; the strength sets its weight (module `penalties`).
+    donors. ``I = (1/n) Σ n_td ‖h̄_td‖²`` shrinks the mean usages of every group of type t and donor d. HSIC is linear
+    [1]_. With a `strength`, the only penalty is the centered invariance ``I_c = (1/n) Σ n_td ‖h̄_td − h̄_t‖²``, which
+    shrinks their distance from the mean of the type; the strength sets its weight γ (module `penalties`).
 
     In five runs on four real data sets, strength 0.2 removed 91, 91, 83, 75 and 39 % of the between-donor variance
     within types; this is not a guarantee. `CAENMF2` usually removes more, and classifiers of the cell type lose less.
@@ -196,8 +164,6 @@ class CAENMF1(_Conditional):
         λ_U, the weight of ‖U‖².
     gamma, eta
         Only used if strength=0: the weights γ of the invariance I, which reads ``cell_type``, and η of HSIC.
-    invariance
-        Only used if strength=0. 'published': I as above. 'centered': I_c, the penalty that a strength uses.
 
     Attributes
     ----------
@@ -225,28 +191,18 @@ class CAENMF1(_Conditional):
     lambda_U: float = 1e-1
     gamma: float = 1e-3
     eta: float = 0.256
-    invariance: str = "published"
 
     name: ClassVar[str] = "CAE_NMF1"
     objective_class: ClassVar = AdditiveDonorObjective
-    choices: ClassVar[dict] = _Conditional.choices | {"invariance": ("published", "centered")}
-    published: ClassVar[dict] = _Conditional.published | {
-        "lambda_U": 1e-1, "gamma": 1e-3, "eta": 0.256, "invariance": "published"
-    }  # fmt: skip
+    published: ClassVar[dict] = _Conditional.published | {"lambda_U": 1e-1, "gamma": 1e-3, "eta": 0.256}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        labels_unused = self.labels != "cell_type"
-        if self.strength:
-            given = [name for name in ("gamma", "eta", "invariance") if getattr(self, name) != self.published[name]]
-            if labels_unused and self.gamma == 0:
-                given.remove("gamma")
-            if given:
-                values = ", ".join(f"{name}={getattr(self, name)!r}" for name in given)
-                raise ValueError(f"{values} would be ignored, because strength={self.strength:g} sets the weights of "
-                                 "the penalties. Set strength=0 to use your own weights.")  # fmt: skip
-        if labels_unused:
-            self.gamma = 0.0
+        given = [name for name in ("gamma", "eta") if getattr(self, name) != self.published[name]]
+        if self.strength and given:
+            values = ", ".join(f"{name}={getattr(self, name)!r}" for name in given)
+            raise ValueError(f"{values} would be ignored, because strength={self.strength:g} sets the weight of the "
+                             "penalty. Set strength=0 to use your own weights.")  # fmt: skip
 
     def cond_latent(self, cells: Cells) -> np.ndarray:
         """Return ``C U Eᵀ``, (n_cells, k): the usages of the profile of each cell's donor.
@@ -255,6 +211,7 @@ class CAENMF1(_Conditional):
         fit.
         """
         base.check_genes(self, cells)
+        self._check_U(self.overlap_)
         return self.overlap_[self._donor_codes(cells)]
 
     def _overlap(self) -> np.ndarray:
@@ -309,42 +266,8 @@ class CAENMF2(_Conditional):
     def cond_latent(self, cells: Cells) -> np.ndarray:
         """Return ``h ∘ diag(U_d Eᵀ)``, (n_cells, k). Raises as `transform` does, and for new donors."""
         cells = base.check_genes(self, cells)
+        self._check_U(self.overlap_)
         return self.transform(cells) * self.overlap_[self._donor_codes(cells)]
 
     def _overlap(self) -> np.ndarray:
         return np.einsum("djp,jp->dj", self.U_, self.encoder_)
-
-
-def strength_path(
-    model: _Conditional, moments: Moments, strengths: Sequence[float], *, aenmf: AENMF | None = None, sweeps: int = 5
-) -> Iterator[_Conditional]:
-    """Fit a conditional model at increasing strengths, each from the solution of the previous one.
-
-    Parameters
-    ----------
-    model, moments
-        The settings of the fits, except `strength` and `max_iter`, and the sums over the cells.
-    strengths, aenmf
-        Strengths, in any order, and a fitted AE-NMF of the same cells; if None, it is fitted first.
-    sweeps
-        Largest number of iterations per strength. For model 1, 5 ended within 0.8 % of the objective of separate fits.
-        Model 2 continues from W but not from U and needs some tens.
-
-    Yields
-    ------
-    The fitted model at each strength.
-
-    Raises
-    ------
-    ValueError
-        The model has the published preset or ``labels='clusters'``.
-    """
-    if not len(strengths):
-        raise ValueError("strengths is empty. Pass at least one strength, such as [0.05, 0.2].")
-    if model.preset == "published" or model.labels == "clusters":
-        raise ValueError(f"strength_path got preset={model.preset!r} and labels={model.labels!r}. Neither "
-                         "'published' nor 'clusters' is supported. Fit such models separately.")  # fmt: skip
-    fitted = aenmf = model._find_aenmf(aenmf, moments, moments)
-    for strength in sorted(strengths):
-        fitted = replace(model, strength=strength, max_iter=sweeps).fit(moments, aenmf=aenmf, start=fitted.W_)
-        yield fitted

@@ -16,15 +16,18 @@ from aenmf_lib.models.base import Model
 from aenmf_lib.models.base_nmf import BaseNMF
 from aenmf_lib.models.conditional import CAENMF1, CAENMF2
 from aenmf_lib.models.penalties import PenaltyWeights
+from aenmf_lib.models.untied import UntiedAENMF
 from aenmf_lib.results import schema
-from aenmf_lib.results.schema import GROUPS, PROVENANCE
+from aenmf_lib.results.schema import PROVENANCE
 from aenmf_lib.training.second_moment import check_device
 
 __all__ = ["load_model"]
 
 log = logging.getLogger(__name__)
 
-_CLASSES = {model.name: model for model in (AENMF, CAENMF1, CAENMF2, BaseNMF)}
+# parameters of earlier versions, which are ignored, and the values that they always have now
+_REMOVED = {"labels": "cell_type", "invariance": "published"}
+_CLASSES = {model.name: model for model in (AENMF, CAENMF1, CAENMF2, BaseNMF, UntiedAENMF)}
 
 
 def load_model(path: str | Path) -> Model:
@@ -38,11 +41,11 @@ def load_model(path: str | Path) -> Model:
     Parameters
     ----------
     path
-        Results file (``.h5ad``) of AE-NMF, Base NMF or a conditional model.
+        Results file (``.h5ad``) of a model.
 
     Returns
     -------
-    AENMF, CAENMF1, CAENMF2 or BaseNMF
+    AENMF, CAENMF1, CAENMF2, BaseNMF or UntiedAENMF
         The fitted model. ``U_`` of model 2 is None unless the file was written with ``donor_U=True`` or by
         ``model.save``. `embeddings` works without it, unless the file is of an early version, which did not store the
         overlap of U with the programs either: then `embeddings` raises ValueError. If the device of the fit is not
@@ -52,7 +55,8 @@ def load_model(path: str | Path) -> Model:
     ------
     OSError, TypeError, ValueError
         `path` is not a path; the file cannot be read, is not a results file, or is damaged; the model was skipped; or
-        the file contains parameters of a newer version of this library.
+        the file contains parameters of a newer version of this library. Parameters that earlier versions had are
+        ignored, and a log line lists them.
 
     Examples
     --------
@@ -82,6 +86,11 @@ def load_model(path: str | Path) -> Model:
 def _construct(name: str, k: int, provenance: Mapping) -> Model:
     """Return the model with the parameters in the provenance, or with the published parameters if there are none."""
     given = {key: _plain(value) for key, value in provenance.get("parameters", {}).items()}
+    if removed := {key: given.pop(key) for key in _REMOVED if key in given}:
+        listed = ", ".join(f"{key}={value!r} (now always {_REMOVED[key]!r})" for key, value in removed.items())
+        log.info("%s was written by an earlier version; these parameters are ignored: %s", name, listed)
+        if given.get("strength"):  # without types, model 1 had gamma=0
+            given.pop("gamma", None)
     known = {field.name for field in fields(_CLASSES[name])}
     if unknown := sorted(set(given) - known):
         written = provenance.get("version_aenmf_lib", "unknown")
@@ -129,19 +138,21 @@ def _restore_fit(model: Model, found: AnnData, provenance: Mapping) -> None:
         penalty = {key: _plain(value) for key, value in penalty.items()}
         model.penalty_ = PenaltyWeights(**penalty | {"note": penalty.get("note") or ""})
     elif isinstance(model, CAENMF1 | CAENMF2):
-        model.penalty_ = PenaltyWeights(model.gamma, model.eta, model.invariance == "centered")
+        model.penalty_ = PenaltyWeights(model.gamma, model.eta, centered=False)
     keys = provenance.get(schema.FIT_KEYS, {})
     names = (str(keys.get(key, getattr(model, f"{key}_"))) for key in ("donor_key", "cell_type_key"))
     model._set_names(found, *names)
 
 
 def _restore_programs(model: Model, found: AnnData, path: str | Path) -> None:
-    """Set the programs, the gene weights, the groups, the usages of Base NMF, and the donor part."""
+    """Set the programs, the gene weights, the usages of Base NMF, and the donor part."""
     name, k, keys = model.name, model.k, schema.VARM[model.name]
     model.genes_ = found.var_names.copy()
     model.W_ = _rows(found.varm[keys["W"].format(k=k)])
     if not model.W_.any():
         raise files.Fault("has no program with a weight above 0", "Train the model again, with smaller penalties.")
+    if "E" in keys:
+        model.encoder_ = _rows(found.varm[keys["E"].format(k=k)])
     if schema.GENE_WEIGHTS in found.varm:
         model.gene_weights_ = np.asarray(found.varm[schema.GENE_WEIGHTS])[:, 0].copy()
     with files.open_cells(path) as file:
@@ -151,19 +162,15 @@ def _restore_programs(model: Model, found: AnnData, path: str | Path) -> None:
                 raise files.Fault(f"has no cells and no uns/{PROVENANCE}/n_cells", "Write it again with model.save.")
             n_cells = file["obsm"][key].shape[0]
         model.n_cells_ = int(n_cells)
-        if GROUPS in found.uns:
-            model.groups_ = found.uns[GROUPS][GROUPS].astype(str)
-        elif GROUPS in file.get("obs", ()):
-            model.groups_ = files.read_element(file, "obs", path)[GROUPS].astype(str)
         if name == "Base_NMF":
             model.H_ = np.asarray(found.uns[key] if key in found.uns else files.read_element(file, f"obsm/{key}", path))
-        if not isinstance(model, CAENMF1 | CAENMF2):
+        if not isinstance(model, CAENMF1 | CAENMF2 | UntiedAENMF):
             return
         meta = found.uns[schema.META[name].format(k=k)]
         donors = meta.get("donors") if isinstance(meta, Mapping) else None
         if donors is None and DONOR in file.get("obs", ()):  # a published file: rows of U are in the order of names
             donors = sorted(as_text(files.read_element(file, "obs", path)[DONOR]).dropna().unique())
-    model.donors_ = np.array(donors, dtype=str) if donors is not None else ()
+    model.donors_ = np.array(donors, dtype=str) if donors is not None and len(donors) else ()
     U = found.varm.get(keys["U"].format(k=k)) if "U" in keys else None
     model.U_ = _rows(U) if U is not None else found.uns.get(schema.U_DONOR.format(k=k))
     model._donor_part = found.varm.get(schema.DONOR_PART.format(k=k))

@@ -1,9 +1,9 @@
 """Penalties that reduce donor information in the usages, and the rule that sets their weights.
 
 Both penalties have the form ``‖P Wᵀ‖²`` with rows P made of group sums, so they need no pass over the cells. A strength
+uses only the centered invariance, ``I_c = (1/n_l) Σ n_td ‖h̄_td − h̄_t‖²``, a mean over the n_l cells with a type. It
 means the same on every data set: at strength 1 the penalty at the AE-NMF solution is as large as the reconstruction
-error. Cells without a type are in no group of the invariance, ``I_c = (1/n_l) Σ n_td ‖h̄_td − h̄_t‖²``, a mean over the
-n_l cells with a type. HSIC and the reconstruction error use all n cells.
+error. Without a strength, the penalties are the published ones. HSIC and the reconstruction error use all n cells.
 """
 
 import logging
@@ -13,24 +13,26 @@ import numpy as np
 import pandas as pd
 import torch
 
-from aenmf_lib.data.labels import CELL_TYPE, DONOR, is_missing
+from aenmf_lib.data.labels import CELL_TYPE, DONOR, WITHOUT_TYPES, is_missing
 from aenmf_lib.models.objectives import AENMFObjective, squared_norm
 from aenmf_lib.training.moments import Moments
 
 log = logging.getLogger(__name__)
 
 STRENGTH = 0.2  # default of the conditional models
-_ADVICE = " Set labels='none' (LABELS=none), or choose another donor column (DONOR_KEY=…)."
-PENALTY_LABELS = ("cell_type", "clusters", "none")  # groups in which donors are compared; "none": all cells together
+# Default of the untied model: the smallest of 0.2, 0.4 and 1 at which R(H) after training was at or below what chance
+# explains, on every data set tried. No test score was used.
+UNTIED_STRENGTH = 1.0
+_ADVICE = " Choose other columns of donors and cell types (DONOR_KEY=…, CELL_TYPE_KEY=…)."
 
 
 @dataclass(frozen=True)
 class PenaltyWeights:
     """Weights of the two penalties, ``γ I(H) + η HSIC(H, C)``."""
 
-    gamma: float  # of the invariance, which needs the groups
+    gamma: float  # of the invariance, which needs the types
     eta: float  # of the HSIC between usages and donor
-    centered: bool  # I_c: only differences between donors within a type
+    centered: bool  # I_c: only differences between donors within a type, as a strength sets it
     note: str = ""  # why there is no penalty, or how few groups and cells determine it
 
     def rows(self, moments: Moments) -> torch.Tensor:
@@ -44,80 +46,76 @@ class PenaltyWeights:
         return torch.cat(rows) if rows else moments.donor_sums[:0]
 
 
-def weights_from_strength(
-    strength: float, labels: str, moments: Moments, W: torch.Tensor
-) -> tuple[PenaltyWeights, float]:
-    """Compute the weights of the penalties from a strength, at the AE-NMF solution W.
+def weights_from_strength(strength: float, moments: Moments, W: torch.Tensor) -> tuple[PenaltyWeights, float]:
+    """Compute the weight γ from a strength c, at the AE-NMF solution W: ``γ = c SSE₀ / (n I_c(H₀))``.
 
-    ``γ = c SSE₀ / (n I_c(H₀))`` or ``η = c SSE₀ / (n HSIC(H₀, C))``. With finitely many cells, neither penalty is 0 if
-    the donors do not differ. So the share that chance explains is subtracted from the strength c.
+    Returns the weights, and the effective strength; see `penalty_weight`.
+    """
+    n, aenmf = moments.n_cells, AENMFObjective(moments, lambda_W=0.0)
+    point = aenmf.point(W.to(moments.dtype))
+    HtH = point.F.sum(0).double()  # HᵀH (k, k)
+    weight, effective, note = penalty_weight(strength, moments, W.double(), HtH, n * aenmf.value(point))
+    return PenaltyWeights(weight / n, 0.0, centered=True, note=note), effective
 
-    For I_c (labels 'cell_type' and 'clusters'), chance is that of an analysis of variance: with Ω the covariance of the
-    usages within groups, ``I_c n_l`` has mean ``f tr Ω`` and variance ``2 f tr Ω²``, with f = G − T degrees of freedom
-    for G groups of T types (exact for normal usages); the mean plus two standard deviations is subtracted. Ω uses all
-    cells, and those without a type count as one more type. For HSIC (labels 'none'), shuffled donors would give
-    ``n/(n−1)³ · Σ_d n_d (1 − n_d/n) · V`` on average, with V the total variance of the usages.
+
+def penalty_weight(
+    strength: float, moments: Moments, E: torch.Tensor, HtH: torch.Tensor, sse: float
+) -> tuple[float, float, str]:
+    """Return the weight for which ``weight · I_c(H) = c · SSE``, the effective strength c, and a note.
+
+    With finitely many cells, I_c is not 0 if the donors do not differ. So the share that chance explains is subtracted
+    from the strength. Chance is that of an analysis of variance: with Ω the covariance of the usages within groups,
+    ``I_c n_l`` has mean ``f tr Ω`` and variance ``2 f tr Ω²``, with f = G − T degrees of freedom for G groups of T
+    types (exact for normal usages); the mean plus two standard deviations is subtracted. Ω uses all cells, and those
+    without a type count as one more type.
+
+    Parameters
+    ----------
+    E, HtH
+        Encoder of the usages ``H = X Eᵀ``, (k, n_genes), and ``HᵀH``, (k, k), both float64.
+    sse
+        Squared error of the reconstruction.
 
     Returns
     -------
-    The weights, and the effective strength ``c (1 − chance / found)₊``.
+    The weight, the effective strength ``strength · (1 − chance / I_c)₊``, and why there is no penalty, or how few
+    groups and cells determine it.
     """
-    n, W, aenmf = moments.n_cells, W.double(), AENMFObjective(moments, lambda_W=0.0)
-    point = aenmf.point(W.to(moments.dtype))
-    group = "cluster" if labels == "clusters" else "type"
-    sse, second = n * aenmf.value(point), point.F.sum(0).double()  # second = HᵀH (k, k)
-    comparable, note = (True, "") if labels == "none" else _compare_donors(moments, group)
-    if labels == "none":
-        n_d, mean = moments.donor_counts.double(), W @ moments.donor_sums.double().sum(0) / n
-        found = squared_norm(_hsic_rows(moments).double() @ W.T) / (n - 1) ** 2
-        variance = float(second.trace()) / n - squared_norm(mean)
-        chance = n / (n - 1) ** 3 * float((n_d * (1 - n_d / n)).sum()) * variance
-    else:
-        typed = moments.group_type[moments.group_type >= 0]
-        between, within = len(typed) - len(typed.unique()), n - len(moments.group_counts)  # degrees of freedom
-        rows = invariance_rows(moments, centered=True).double() @ W.T
-        found = squared_norm(rows) / moments.n_labeled if comparable else 0.0
-        sums, counts = moments.group_sums.double() @ W.T, moments.group_counts.double()
-        omega = (second - sums.T @ (sums / counts[:, None])) / max(within, 1)
-        chance = (between * float(omega.trace()) + 2 * (2 * between * squared_norm(omega)) ** 0.5) / moments.n_labeled
+    comparable, note = _compare_donors(moments)
+    typed = moments.group_type[moments.group_type >= 0]
+    between, within = len(typed) - len(typed.unique()), moments.n_cells - len(moments.group_counts)  # f, n − G
+    sums, counts = moments.group_sums.double() @ E.T, moments.group_counts.double()
+    omega = (HtH - sums.T @ (sums / counts[:, None])) / max(within, 1)
+    chance = (between * float(omega.trace()) + 2 * (2 * between * squared_norm(omega)) ** 0.5) / moments.n_labeled
+    rows = invariance_rows(moments, centered=True).double() @ E.T
+    found = squared_norm(rows) / moments.n_labeled if comparable else 0.0
     effective = strength * max(0.0, 1 - chance / found) if found else 0.0
-    weight = effective * sse / (n * found) if found else 0.0
-    symbol, (gamma, eta) = ("η", (0.0, weight)) if labels == "none" else ("γ", (weight, 0.0))
     if effective:
         log.info("strength %g: chance accounts for up to %.1f %% of the donor penalty, so the effective strength is "
-                 "%.3g (%s = %.4g)", strength, 100 * chance / found, effective, symbol, weight)  # fmt: skip
+                 "%.3g", strength, 100 * chance / found, effective)  # fmt: skip
     else:
         chance_note = "chance accounts for all of the donor penalty" if comparable else ""
         note = "; ".join(filter(None, [note, chance_note, "there is no penalty"]))
     if note:
         log.warning("strength %g: %s.%s", strength, note, "" if comparable else _ADVICE)
-    return PenaltyWeights(gamma, eta, centered=True, note=note), effective
+    return effective * sse / found if found else 0.0, effective, note
 
 
-def given_weights(gamma: float, eta: float, invariance: str, moments: Moments) -> PenaltyWeights:
-    """Return given weights of the penalties, with a note if I_c compares no donors, or only few."""
-    comparable, note = _compare_donors(moments, "type") if gamma and invariance == "centered" else (True, "")
-    if note:
-        note += "" if comparable else "; the invariance penalty is 0"
-        log.warning("gamma = %g: %s.%s", gamma, note, "" if comparable else _ADVICE)
-    return PenaltyWeights(gamma, eta, invariance == "centered", note)
-
-
-def _compare_donors(moments: Moments, group: str) -> tuple[bool, str]:
-    """Return whether I_c can compare donors, and a note if it cannot, or only within few groups (types or clusters)."""
+def _compare_donors(moments: Moments) -> tuple[bool, str]:
+    """Return whether I_c can compare donors, and a note if it cannot, or only within few types."""
     typed = moments.group_type >= 0
     codes, counts = moments.group_type[typed], moments.group_counts[typed].double()
     donors = torch.bincount(codes)  # (n_types,), of each type
     n_types, n_shared = int((donors > 0).sum()), int((donors > 1).sum())
     if not n_shared:
-        return False, f"no {group} has cells of two donors, so donors cannot be compared within {group}s"
+        return False, "no type has cells of two donors, so donors cannot be compared within types"
     if moments.n_cells == len(moments.group_counts):
-        return False, (f"every {group} has a single cell per donor, so differences between donors cannot be compared "
+        return False, ("every type has a single cell per donor, so differences between donors cannot be compared "
                        "with differences between cells")  # fmt: skip
     n_cells = int(counts[(donors > 1)[codes]].sum())
     if n_shared == n_types or (n_shared > 1 and 2 * n_shared >= n_types and 2 * n_cells >= moments.n_labeled):
         return True, ""
-    return True, (f"donors can be compared only within {n_shared} of {n_types} {group}s, with {n_cells:,} of "
+    return True, (f"donors can be compared only within {n_shared} of {n_types} types, with {n_cells:,} of "
                   f"{moments.n_labeled:,} cells")  # fmt: skip
 
 
@@ -167,4 +165,4 @@ def check_labeled(moments: Moments, key: str = CELL_TYPE) -> None:
     """Raise ValueError if no cell has a type; `key` is the column of types."""
     if not moments.n_labeled:
         raise ValueError(f"obs[{key!r}] is empty for all {moments.n_cells:,} cells. The penalty compares donors "
-                         "within a type. Provide types for some cells or set labels='none'.")  # fmt: skip
+                         f"within cell types. {WITHOUT_TYPES}")  # fmt: skip

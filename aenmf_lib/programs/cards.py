@@ -15,7 +15,7 @@ from aenmf_lib.programs import enrichment
 from aenmf_lib.programs.contents import Contents, UsageSums, read_fits
 from aenmf_lib.programs.genes import list_genes
 from aenmf_lib.programs.tables import list_matches, list_usages
-from aenmf_lib.results.schema import CARD_COLUMNS, GENE_COLUMNS, MODELS, SET_COLUMNS
+from aenmf_lib.results.schema import CARD_COLUMNS, GENE_COLUMNS, MODELS, PUBLISHED, SET_COLUMNS
 from aenmf_lib.training.inputs import Cells
 
 __all__ = ["program_cards", "write_program_tables"]
@@ -134,8 +134,11 @@ def write_program_tables(
 def _make_cards(fits: Mapping[str, Contents], enriched: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Return the cards of all models."""
     cards = [_describe(fit, fits, enriched.get(name)).assign(Model=name) for name, fit in fits.items()]
-    table = pd.concat(cards, ignore_index=True)[["Model", *CARD_COLUMNS]]
-    return table.astype({f"nearest_{model}": "Int64" for model in MODELS})  # whole numbers, also beside empty ones
+    first, last = CARD_COLUMNS
+    models = [model for model in MODELS if model in PUBLISHED or model in fits]
+    nearest = [f"{what}_{model}" for model in models for what in ("nearest", "cosine")]
+    table = pd.concat(cards, ignore_index=True)[["Model", *first, *nearest, *last]]
+    return table.astype({f"nearest_{model}": "Int64" for model in models})  # whole numbers, also beside empty ones
 
 
 def _enrich(fits: Mapping[str, Contents], sets: Mapping[str, Sequence[str]]) -> dict[str, pd.DataFrame]:

@@ -32,7 +32,7 @@ class _DonorPart:
     n_cells: np.ndarray  # (n_donors,)
     genes: np.ndarray  # (n_genes,) ids
     symbols: np.ndarray  # (n_genes,)
-    weights: np.ndarray  # (n_donors, n_genes): u_d (model 1) or h̄ U_d (model 2)
+    weights: np.ndarray  # (n_donors, n_genes): u_d, or h̄ U_d in model 2
     shared: float  # sum over the genes of the other part of x̂, h̄ W
 
 
@@ -41,10 +41,11 @@ def write_donor_tables(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write what the donor part of the conditional models contains: ``donor_genes.csv`` and ``donor_share.csv``.
 
-    A conditional model reconstructs a cell of donor d as ``x̂ = h W + r``, where the donor part r is ``u_d`` (model 1)
-    or ``h U_d`` (model 2), and both terms are non-negative. Donors are compared at the same usages, the mean h̄ over all
-    cells: ``r_d = u_d`` or ``r_d = h̄ U_d``, the mean of r over all cells if all of them were of donor d. So donors with
-    other shares of the cell types do not differ for this reason. Units are those of X, log1p of counts per 10,000.
+    A conditional model reconstructs a cell of donor d as ``x̂ = h W + r``, where the donor part r is ``u_d`` (model 1
+    and the untied model) or ``h U_d`` (model 2), and both terms are non-negative. Donors are compared at the same
+    usages, the mean h̄ over all cells: ``r_d = u_d`` or ``r_d = h̄ U_d``, the mean of r over all cells if all of them
+    were of donor d. So donors with other shares of the cell types do not differ for this reason. Units are those of X,
+    log1p of counts per 10,000.
 
     Parameters
     ----------
@@ -99,6 +100,9 @@ def _read(path: str | Path) -> _DonorPart | None:
     name, k = schema.identify(found)
     if name not in schema.META or name == "Base_NMF":
         return None
+    meta = found.uns[schema.META[name].format(k=k)]
+    if name == "Untied_AE_NMF" and not ("donors" in meta and len(meta["donors"])):  # trained without a penalty
+        return None
     key = (schema.DONOR_PART if name == "CAE_NMF2" else schema.VARM[name]["U"]).format(k=k)
     if key not in found.varm:
         log.warning("%s has no varm[%r], so the tables of donors leave out %s. Train the model again with this version",
@@ -106,7 +110,6 @@ def _read(path: str | Path) -> _DonorPart | None:
         return None
     fit = read_contents(path)
     n_cells = fit.usages.groups.groupby(DONOR)["n_cells"].sum()
-    meta = found.uns[schema.META[name].format(k=k)]
     donors = np.array(meta["donors"] if "donors" in meta else n_cells.index, dtype=object)  # else a published file
     weights = check_programs(found.varm[key].T, f"{path}: varm[{key!r}]")
     shared = float(fit.usages.sums.sum(0) @ fit.W.sum(1) / n_cells.sum())

@@ -42,12 +42,16 @@ class DonorSums:
                 self.gram[d] += H[own].T.astype(np.float64) @ H[own]
 
     def donor_part(self) -> tuple[np.ndarray | None, np.ndarray]:
-        """Return U (n_donors, n_genes) of model 1 or None, and the overlap of U with the encoder, (n_donors, k)."""
+        """Return U (n_donors, n_genes), None for model 2; and its overlap with the encoder, (n_donors, k), or None."""
         model, found = self.model, self.completion.aligned.found
         w = np.ones(len(found)) if model.gene_weights_ is None else model.gene_weights_.astype(np.float64)
         to_data = np.divide(1, w, out=np.zeros_like(w), where=w > 0)
         known = model.U_ is not None and not found.all()
         mean = np.asarray(model.U_).mean(axis=0) if known else 0.0  # replaces U at the missing genes
+        if model.name == "Untied_AE_NMF":  # the overlap is not part of its embeddings
+            cells, weight = self._complete_cells(), self.n_cells + model.n_cells_ * model.lambda_U
+            U = np.maximum(cells - cells @ model.encoder_.T @ model.W_, 0) / weight[:, None]
+            return np.where(found, U * (w > 0), mean).astype(model.W_.dtype), None
         W = torch.from_numpy((model.W_ * w).astype(model.W_.dtype))
         if not self.products:
             U = self._objective(self._complete_cells() * w).closed_form_U(W).numpy() * to_data

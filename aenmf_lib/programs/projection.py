@@ -262,7 +262,9 @@ def _with_donors(
         log.info("%d donors have the name of a donor of the fit (first: %r). Their donor part is computed anew from "
                  "the new cells", len(known), known[0])  # fmt: skip
     new = copy.copy(model)
-    new.donors_, new.groups_, (new.U_, new.overlap_) = donors, None, sums.donor_part()
+    new.donors_, (new.U_, new.overlap_) = donors, sums.donor_part()
+    if new.overlap_ is None:
+        return new, {"shared": H}
     latent = new.overlap_[code] if model.by_donor is False else H * new.overlap_[code]
     latent = latent.astype(np.float32)
     return new, {"shared": H, "cond_latent": latent, "concat_full": np.hstack([H, latent])}

@@ -19,6 +19,7 @@ from aenmf_lib.models.aenmf import AENMF
 from aenmf_lib.models.base import Model, relative_error
 from aenmf_lib.models.base_nmf import BaseNMF
 from aenmf_lib.models.conditional import CAENMF1, CAENMF2
+from aenmf_lib.models.untied import UntiedAENMF
 from aenmf_lib.programs.projection import project
 from aenmf_lib.results.schema import OBSM, PROJECTION, PROVENANCE
 
@@ -26,7 +27,7 @@ __all__ = ["compare_projection"]
 
 log = logging.getLogger(__name__)
 
-_MODELS = {model.name: model for model in (AENMF, CAENMF1, CAENMF2, BaseNMF)}
+_MODELS = {model.name: model for model in (AENMF, CAENMF1, CAENMF2, BaseNMF, UntiedAENMF)}
 _NEW = 3 / 8  # share of the donors that are new if no donor is given
 
 

@@ -7,11 +7,11 @@ from aenmf_lib.data.provenance import run_info
 from aenmf_lib.data.tables import write_table
 from aenmf_lib.results.files import checkpoint_path, embedding, read, write
 from aenmf_lib.results.runs import Embeddings, history, read_embeddings, read_run
-from aenmf_lib.results.schema import GENE_WEIGHTS, GROUPS, MODELS, OBSM, VARM, RunInfo, check, identify
+from aenmf_lib.results.schema import GENE_WEIGHTS, MODELS, OBSM, VARM, RunInfo, check, identify
 from aenmf_lib.results.skipping import Skipped, require_donors
 
 __all__ = [
-    "GENE_WEIGHTS", "GROUPS", "MODELS", "OBSM", "VARM", "Embeddings", "RunInfo", "Skipped", "check", "checkpoint_path",
+    "GENE_WEIGHTS", "MODELS", "OBSM", "VARM", "Embeddings", "RunInfo", "Skipped", "check", "checkpoint_path",
     "embedding", "history", "identify", "load_model", "read", "read_embeddings", "read_run", "require_donors",
     "run_info", "write", "write_h5ad", "write_table",
 ]  # fmt: skip

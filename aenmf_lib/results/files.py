@@ -13,10 +13,11 @@ from aenmf_lib.data import files
 from aenmf_lib.data.labels import CELL_TYPE, DONOR
 from aenmf_lib.data.provenance import run_info
 from aenmf_lib.results import schema
-from aenmf_lib.results.schema import CELLS, GROUPS, OBSM, PROVENANCE, USED_CELL_TYPE
+from aenmf_lib.results.schema import CELLS, OBSM, PROVENANCE, USED_CELL_TYPE
 
 log = logging.getLogger(__name__)
 
+_ATTRIBUTES = {"W": "W_", "E": "encoder_", "U": "U_"}  # part of varm -> attribute of the fitted model
 NO_CELLS = ("has no embedding: it is a model without cells, written by model.save. To write the embeddings, use "
              "results.write(new_path, results.load_model(path), cells).")  # fmt: skip
 
@@ -51,8 +52,6 @@ def write(path: str | Path, model, cells, *, donor_U: bool = False) -> None:
     out = without_matrix(cells, model.donor_key_, model.cell_type_key_)
     for role, H in embeddings.items():
         out.obsm[OBSM[name][role].format(k=k)] = H.astype(np.float32)
-    if model.groups_ is not None:
-        out.obs[GROUPS] = model.groups_.astype("category")
     part = model._donor_part
     if name == "CAE_NMF2" and model.U_ is not None:
         usages = embeddings["shared"].mean(axis=0, dtype=np.float64).astype(model.U_.dtype)
@@ -72,8 +71,6 @@ def write_model(path: str | Path, model) -> None:
     out = AnnData(obs=pd.DataFrame(index=[]), var=pd.DataFrame(index=model.genes_))
     if model.symbols_ is not None:
         out.var["feature_name"] = model.symbols_
-    if model.groups_ is not None:
-        out.uns[GROUPS] = model.groups_.rename(GROUPS).to_frame()
     if hasattr(model, "H_"):
         out.uns[OBSM[model.name]["shared"].format(k=model.k)] = model.H_
     described = describe_cells(out, model.donor_key_, model.cell_type_key_)
@@ -87,14 +84,15 @@ def add_model(out: AnnData, model, described: Mapping, *, donor_U: bool) -> None
     name, k = model.name, model.k
     # Programs keep the precision of the fit, so that a loaded model computes the same usages.
     for part, key in schema.VARM[name].items():
-        out.varm[key.format(k=k)] = (model.W_ if part == "W" else model.U_).T
+        if (array := getattr(model, _ATTRIBUTES[part])) is not None:
+            out.varm[key.format(k=k)] = array.T
     if model.gene_weights_ is not None:
         out.varm[schema.GENE_WEIGHTS] = model.gene_weights_[:, None]
     parameters = {field: "" if value is None else value for field, value in asdict(model).items()}
     if name in schema.META:
-        donors = {"donors": list(model.donors_)} if len(model.donors_) else {}
+        donors = {"donors": list(model.donors_)} if len(model.donors_) or name not in schema.PUBLISHED else {}
         out.uns[schema.META[name].format(k=k)] = parameters | donors
-    if len(model.donors_):
+    if model.overlap_ is not None:
         out.uns[schema.OVERLAP.format(k=k)] = model.overlap_
     if donor_U and name == "CAE_NMF2":
         if model.U_ is None:

@@ -20,14 +20,21 @@ OBSM = {
     "CAE_NMF2": _CONDITIONAL,
     "AE_NMF": {"shared": "H_shared_k{k}"},
     "Base_NMF": {"shared": "H_sklearn_nmf_k{k}"},
+    "Untied_AE_NMF": {"shared": "H_untied_k{k}"},
 }
 VARM = {
     "CAE_NMF1": {"W": "W_concat_k{k}", "U": "U_concat_gene_k{k}"},
     "CAE_NMF2": {"W": "W_concat_k{k}"},
     "AE_NMF": {"W": "W_tied_k{k}"},
     "Base_NMF": {"W": "W_sklearn_nmf_k{k}"},
+    "Untied_AE_NMF": {"W": "W_untied_k{k}", "E": "E_untied_k{k}", "U": "U_untied_k{k}"},  # U only with donors
 }
-META = {"CAE_NMF1": "cond_meta_concat_k{k}", "CAE_NMF2": "cond_meta_concat_k{k}", "Base_NMF": "sklearn_nmf_k{k}"}
+META = {
+    "CAE_NMF1": "cond_meta_concat_k{k}",
+    "CAE_NMF2": "cond_meta_concat_k{k}",
+    "Base_NMF": "sklearn_nmf_k{k}",
+    "Untied_AE_NMF": "untied_meta_k{k}",
+}
 GENE_WEIGHTS = "gene_weights"  # varm, only if the genes have different weights: H = X (W diag(w²))ᵀ
 U_DONOR = "U_donor_k{k}"  # uns, model 2, optional
 OVERLAP = "donor_overlap_k{k}"  # uns, conditional models: U Eᵀ (model 1) or diag(U_d Eᵀ) (model 2), (n_donors, k)
@@ -38,14 +45,14 @@ SKIPPED = "skipped"  # in the provenance: why a model was not trained; the file 
 FIT_KEYS = "fit_keys"  # in the provenance: names of the columns of donor and cell type in the cells of the fit
 CELLS = "cells"  # in the provenance: original columns of donor and cell type, and the number of cells before sampling
 USED_CELL_TYPE = "cell_type_in_training"  # in the provenance and in tables
-GROUPS = "groups_in_training"  # in obs: the clusters of a fit with labels="clusters"; in tables: the labels of a fit
 MODELS = tuple(OBSM)  # the order of rows in every table and figure
+PUBLISHED = ("CAE_NMF1", "CAE_NMF2", "AE_NMF", "Base_NMF")  # the models of the paper, which `make all` trains
 # columns of programs_<model>.csv and of program_cards_<model>.csv
 GENE_COLUMNS = ("program", "rank", "gene", "symbol", "weight", "specificity", "ribosomal", "mitochondrial")
-CARD_COLUMNS = (
-    "program", "top_genes", "specific_genes", "share_of_norm", "top_type", "usage_by_type", "variance_by_type",
-    "variance_by_donor", "stability", *(f"{what}_{model}" for model in MODELS for what in ("nearest", "cosine")),
-    "gene_set", "gene_set_overlap", "gene_set_fdr",
+CARD_COLUMNS = (  # and between the two parts nearest_<model> and cosine_<model>
+    ("program", "top_genes", "specific_genes", "share_of_norm", "top_type", "usage_by_type", "variance_by_type",
+     "variance_by_donor", "stability"),
+    ("gene_set", "gene_set_overlap", "gene_set_fdr"),
 )  # fmt: skip
 # columns of usage_by_type.csv, program_matches.csv and gene_set_enrichment.csv
 USAGE_COLUMNS = ("Model", "program", CELL_TYPE, "mean_usage", "n_cells")
@@ -65,7 +72,6 @@ class RunInfo:
     k: int | None = None
     n_cells: int | None = None
     used_cell_type: Mapping[str, bool] = field(default_factory=dict)  # model -> whether training read cell_type
-    groups: Mapping[str, str] = field(default_factory=dict)  # model -> groups within which its penalty compared donors
     donor_column: str = DONOR  # column of the input that is donor_id
     cell_type_column: str = CELL_TYPE
     sampled_from: int = 0  # number of cells before a random sample was drawn; 0 if all cells are used
@@ -90,7 +96,7 @@ def _find_models(keys: Iterable[str]) -> list[tuple[str, int]]:
     """Return the models and ranks whose programs are among the keys of varm."""
     found = []
     for name in MODELS:
-        prefix = re.escape(list(VARM[name].values())[-1].removesuffix("{k}"))
+        prefix = re.escape(VARM[name]["U" if name == "CAE_NMF1" else "W"].removesuffix("{k}"))
         matches = (re.fullmatch(rf"{prefix}([0-9]{{1,9}})", key) for key in keys)
         found += [(name, int(match[1])) for match in matches if match]
     # both conditional models have the same keys, except the U of model 1
@@ -156,8 +162,10 @@ def find_faults(cells: AnnData) -> list[str]:
         faults += _find_array_faults(cells.obsm, "obsm", key.format(k=k), shape)
     n_donors = _count_donors(cells, name, k)
     for part, key in VARM[name].items():
-        shape = (cells.n_vars, k if part == "W" else n_donors)
-        faults += _find_array_faults(cells.varm, "varm", key.format(k=k), shape, ("f4", "f8") if part == "W" else ())
+        if (part, name, n_donors) == ("U", "Untied_AE_NMF", 0) and key.format(k=k) not in cells.varm:
+            continue  # trained without a penalty
+        shape = (cells.n_vars, n_donors if part == "U" else k)
+        faults += _find_array_faults(cells.varm, "varm", key.format(k=k), shape, () if part == "U" else ("f4", "f8"))
     for key, shape in ((OVERLAP, (n_donors, k)), (U_DONOR, (n_donors, k, cells.n_vars))):
         if name in ("CAE_NMF1", "CAE_NMF2") and key.format(k=k) in cells.uns:
             faults += _find_array_faults(cells.uns, "uns", key.format(k=k), shape)
@@ -170,6 +178,8 @@ def find_faults(cells: AnnData) -> list[str]:
         weighted = not faults and cells.uns[PROVENANCE].get("parameters", {}).get("gene_weights") == "shared"
         if weighted or GENE_WEIGHTS in cells.varm:
             faults += _find_array_faults(cells.varm, "varm", GENE_WEIGHTS, (cells.n_vars, 1))
+    elif name not in PUBLISHED:
+        faults.append(f"uns has no {PROVENANCE!r}")
     return faults
 
 

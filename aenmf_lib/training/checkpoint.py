@@ -17,12 +17,12 @@ from aenmf_lib.data import files
 SECONDS = 60.0  # minimum time between two writes
 _FORMAT = 1  # version of the file format
 _DELETE = "Delete it to start again."
-# fits that training a model may run: the model, the AE-NMF that sets the scale of `strength`, HSIC to find clusters
-_SUFFIXES = {"model": "", "aenmf": ".plain", "hsic": ".hsic"}
+# fits that training a model may run: the model, and the AE-NMF that sets the scale of `strength`
+_SUFFIXES = {"model": "", "aenmf": ".plain"}
 
 
 def role_path(path: str | Path, role: str = "model", start: int = 0) -> Path:
-    """Return the checkpoint file of a start of one fit (AE-NMF, HSIC, model) that training a model runs."""
+    """Return the checkpoint file of a start of one fit (AE-NMF, model) that training a model runs."""
     suffix = _SUFFIXES[role] + (f".start{start}" if start else "")
     return Path(path).with_suffix(f"{suffix}.npz") if suffix else Path(path)
 

@@ -8,6 +8,7 @@ donor d), a step t of entry j changes the squared error by ``c₁ t + c₂ t² +
     c₃ = 2 (α_j + s v_j)                    c₄ = s
 """
 
+import functools
 import logging
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,9 +39,14 @@ _VISITS = 4  # U is updated four times per W update, without a new product with 
 
 def _is_compiled(kernel: Dispatcher) -> bool:
     """Return whether a kernel is compiled: in this process, or in a numba cache file newer than its source."""
-    source, cache = Path(_kernels.__file__), Path(kernel.stats.cache_path)
+    source, cache = Path(kernel.py_func.__code__.co_filename), Path(kernel.stats.cache_path)
     index = cache.glob(f"{source.stem}.{kernel.__name__}-*.nbi")
     return bool(kernel.signatures) or any(file.stat().st_mtime > source.stat().st_mtime for file in index)
+
+
+@functools.cache  # once per process
+def _announce_compilation() -> None:
+    log.info("Compiling the coordinate descent kernels: once after installation, about a minute")
 
 
 class _Descent:
@@ -52,10 +58,11 @@ class _Descent:
 
     window = 10  # sweeps over which the decrease is measured, and after which all products are recomputed
     separate: ClassVar[bool]  # whether each partition keeps its own second moment
+    kernel: ClassVar[Dispatcher]  # compiled when the first fit needs it
 
     def __init__(self, objective: Objective, W: torch.Tensor, **more: np.ndarray) -> None:
-        if not _is_compiled(_kernels.visit):
-            log.info("Compiling the coordinate descent kernels: once after installation, about a minute")
+        if not _is_compiled(type(self).kernel):
+            _announce_compilation()
         self.objective, self.n = objective, objective.n
         self.second = objective.moments.second_moment.for_descent(separate=self.separate)
         self.squares = np.ascontiguousarray(objective.gene_sq[:, 0].double().numpy())
@@ -108,6 +115,7 @@ class CoordinateDescent(_Descent):
     """Descent for AE-NMF and model 1; at fixed U, donor part and penalty are quadratic in W."""
 
     separate = False
+    kernel = _kernels.visit
 
     def _compute(self) -> None:
         self.H = self.second.track(self.W[None])
@@ -145,6 +153,7 @@ class DonorCoordinateDescent(_Descent):
     """
 
     separate = True
+    kernel = _kernels.visit_shared
 
     def __init__(self, objective: Objective, W: torch.Tensor) -> None:
         shape = (len(objective.moments.partitions), *W.shape)
@@ -211,13 +220,18 @@ class DonorCoordinateDescent(_Descent):
 
 def compile_kernels() -> None:
     """Compile all kernels for float32 cells into numba's cache: run one sweep of each descent on a few cells."""
+    from aenmf_lib.training.untied_descent import UntiedDescent  # which imports this module
+
     n_cells, n_genes = 8, GENES + 8  # one full and one partial block, two donors: all array layouts that occur
     X = csr_matrix(np.random.default_rng(0).random((n_cells, n_genes), dtype=np.float32))
     cells = AnnData(X, obs=pd.DataFrame({DONOR: ["a", "b"] * (n_cells // 2)}, index=[str(i) for i in range(n_cells)]))
     moments = Moments.from_cells(cells, cell_type=False, by_donor=True, mode="implicit")
     W, rows = torch.rand(2, n_genes), torch.ones(1, n_genes, dtype=torch.float64)
     summed = moments.gene_sq.sum(0, keepdim=True)
-    for descent, gene_sq in ((CoordinateDescent, summed), (DonorCoordinateDescent, moments.gene_sq)):
-        objective = SimpleNamespace(moments=moments, n=n_cells, gene_sq=gene_sq[:, None], lambda_W=1.0, lambda_U=1.0)
-        objective.quadratic = lambda W: (rows, rows, 0.0)
+    objective = SimpleNamespace(moments=moments, n=n_cells, lambda_W=1.0, lambda_U=1.0, gamma=1.0, P=rows)
+    objective.quadratic, objective.totals = lambda W: (rows, rows, 0.0), rows[0]
+    objective.M, objective.donor_weight = moments.donor_sums, moments.donor_counts
+    of = {CoordinateDescent: summed, DonorCoordinateDescent: moments.gene_sq, UntiedDescent: summed}
+    for descent, gene_sq in of.items():
+        objective.gene_sq = gene_sq[:, None]
         descent(objective, W).step()

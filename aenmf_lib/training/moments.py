@@ -254,13 +254,6 @@ class Moments:
         second_moment = self.second_moment.subset(chosen)
         return Moments(self.genes, self.sums.subset(chosen), second_moment, sample, self.reason)
 
-    def with_groups(self, cells: AnnData, cell_type: np.ndarray, *, donor_key: str = DONOR) -> "Moments":
-        """Return the moments of the same cells with new cell types, (n_cells,) str. The second moment is not copied."""
-        donor = preprocessing.read_labels(cells.obs, donor_key)
-        partition = donor if self.by_donor else np.full(len(donor), "")
-        sums = GroupSums.from_cells(as_cells(cells).X, cell_type, donor, partition)
-        return Moments(self.genes, sums, self.second_moment, self._sample, self.reason)
-
     def with_gene_weights(self, w: np.ndarray) -> "Moments":
         """Return the moments of ``X diag(w)``, for gene weights w ≥ 0, (n_genes,)."""
         gene_sq = {name: w**2 * squares for name, squares in self.sums.gene_sq.items()}

@@ -18,13 +18,14 @@ from aenmf_lib.metrics import baselines, classifiers
 from aenmf_lib.models.aenmf import AENMF
 from aenmf_lib.models.base_nmf import BaseNMF
 from aenmf_lib.models.conditional import CAENMF1, CAENMF2
+from aenmf_lib.models.untied import UntiedAENMF
 from aenmf_lib.results import extra
 from aenmf_lib.training.second_moment import check_device
 from aenmf_lib.workflow import cluster, costs, parameters, report
 from aenmf_lib.workflow.cells_check import check_cells
-from aenmf_lib.workflow.costs import BENCHMARKS, CONDITIONAL, FIGURES, FILTER, STAGES, Size, Speed
+from aenmf_lib.workflow.costs import BENCHMARKS, FIGURES, FILTER, STAGES, Size, Speed
 
-_MODELS = {model.name: model for model in (BaseNMF, AENMF, CAENMF1, CAENMF2)}
+_MODELS = {model.name: model for model in (BaseNMF, AENMF, CAENMF1, CAENMF2, UntiedAENMF)}
 
 
 @dataclass
@@ -56,7 +57,7 @@ def examine(
     values : notebook -> parameter -> value
         The values that are set, from `parameters.resolve`. All others have the defaults of the notebook.
     models
-        The models to train: `Base_NMF, AE_NMF, CAE_NMF1, CAE_NMF2`, or some of them.
+        The models to train: `Base_NMF, AE_NMF, CAE_NMF1, CAE_NMF2, Untied_AE_NMF`, or some of them.
     slurm
         Whether the stages run on a cluster. Then the GPU and the memory of this machine do not matter.
     variables
@@ -116,12 +117,9 @@ def _check_models(settings: Mapping[str, dict], models: Sequence[str], slurm: bo
         if "preset" in own:
             own["preset"] = own["preset"] or None
         before = len(found.errors)
-        if name in CONDITIONAL and own["labels"] == "clusters":  # valid only together with a strength
-            separate = {key: value for key, value in own.items() if key != "labels"}
-        else:
-            separate = own
-        for key, value in separate.items():
-            found.attempt(model, **{key: value}, dropped=key.upper())
+        for key, value in own.items():
+            strength = {"strength": own["strength"]} if key in ("gamma", "eta") else {}  # they need strength=0
+            found.attempt(model, **strength | {key: value}, dropped=key.upper())
         if len(found.errors) == before:
             found.attempt(model, **own)
         if not slurm and "device" in own:
@@ -145,9 +143,9 @@ def _check_benchmarks(values: Mapping[str, Any], found: report.Findings) -> None
     found.attempt(
         classifiers.find_classifiers, [classifiers.LOGISTIC, classifiers.KNN, values["forest"]], dropped="FOREST"
     )
-    if values["lisi"] and not importlib.util.find_spec("scib_metrics"):
-        text = "lisi=true needs the package scib-metrics. Run `pip install scib-metrics`, or leave out LISI=true."
-        found.error(text, "LISI")
+    if values["scib"] and not importlib.util.find_spec("scib_metrics"):
+        text = "scib=true needs the package scib-metrics. Run `pip install scib-metrics`, or leave out SCIB=true."
+        found.error(text, "SCIB")
     found.attempt(extra.check, values["extra"], dropped="EXTRA")
     found.attempt(baselines.check, values["baselines"], [entry.partition("=")[0] for entry in values["extra"]],
                   dropped="BASELINES")  # fmt: skip
@@ -158,10 +156,11 @@ def _predict(
     size: Size, settings: Mapping[str, dict], models: Sequence[str], found: report.Findings
 ) -> pd.DataFrame | None:
     """Return the predicted cost of each stage, or None if there is no model to train."""
-    trained = [name for name in models if name in _MODELS and (size.n_donors > 1 or name not in CONDITIONAL)]
+    known = [name for name in models if name in _MODELS]
+    trained = [name for name in known if size.n_donors > 1 or not costs.compares_donors(name, settings)]
     if not trained:
         text = "All models in MODELS compare donors, and there is only one donor. Add Base_NMF or AE_NMF to MODELS."
-        found.error(text if set(models) <= set(CONDITIONAL) else "There is no model to train. Set MODELS.")
+        found.error(text if known else "There is no model to train. Set MODELS.")
         return None
     speed = Speed.measure()
     table = costs.predict(size, settings, models=trained, speed=speed)

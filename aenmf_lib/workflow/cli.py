@@ -90,7 +90,7 @@ def _plan(options: argparse.Namespace) -> plan.Plan:
     files = [file for file in options.out if file.suffix == ".yaml"]
     for file in files:
         parameters.require_known(file.stem, values, f"--out {file}", "notebook")
-    models = [name.upper().replace("BASE", "Base") for name in options.models]
+    models = [name.upper().replace("BASE", "Base").replace("UNTIED", "Untied") for name in options.models]
     digests = [file for file in options.out if file not in files]
     return plan.Plan(
         values, options.notebooks, files, digests, options.folder, options.run, models, variables, options.slurm

@@ -12,7 +12,7 @@ import pandas as pd
 from aenmf_lib.data.files import open_cells
 from aenmf_lib.data.labels import CELL_TYPE, DONOR
 from aenmf_lib.workflow import metadata
-from aenmf_lib.workflow.costs import BENCHMARKS, CLASSIFICATION, CONDITIONAL, STAGES, Size, Speed, predict
+from aenmf_lib.workflow.costs import BENCHMARKS, CLASSIFICATION, STAGES, Size, Speed, compares_donors, predict
 
 REQUESTS = Path("slurm/stages.tsv")
 SCORES = "06_scores"  # the classification, in one job per model, label and seed
@@ -100,7 +100,7 @@ def requests(
     from the file. If `size` is None, a stage without numbers in the file has no row.
     """
     table, rows = read_requests(path), {}
-    trained = [m for m in models if size and (size.n_donors > 1 or m not in CONDITIONAL)]
+    trained = [m for m in models if size and (size.n_donors > 1 or not compares_donors(m, values))]
     speed = speed or Speed()
     predicted = {
         cpus: _by_stage(size, values, trained, replace(speed, cores=cpus)) if trained else {}

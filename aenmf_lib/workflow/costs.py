@@ -22,10 +22,11 @@ STAGES = {  # model -> notebook that trains it
     "AE_NMF": "03_train_ae_nmf",
     "CAE_NMF1": "04_train_cae_nmf1",
     "CAE_NMF2": "05_train_cae_nmf2",
+    "Untied_AE_NMF": "15_train_untied_ae_nmf",
 }
 FILTER, BENCHMARKS, FIGURES, PROGRAMS = "01_filter", "06_benchmarks", "07_figures", "10_programs"
 CLASSIFICATION, OTHERS = "classification", "other embeddings"  # parts of 06
-CONDITIONAL = ("CAE_NMF1", "CAE_NMF2")
+CONDITIONAL, UNTIED = ("CAE_NMF1", "CAE_NMF2"), "Untied_AE_NMF"
 _GB = 1e9
 _WORKER = 0.25e9  # bytes of a parallel worker
 _RESOLUTION = 0.8  # of benchmark 1; the resolution curve computes only the others
@@ -42,12 +43,12 @@ _COMPONENT = 2.2e-9  # a nonzero in the PCA of k components, times k^1.37
 _HARMONY = 7e-5  # a cell
 _GPU = 20.0  # a GPU computes the iterations this many times faster than two cores
 _STARTUP = {
-    FILTER: 5.5, "Base_NMF": 7.0, "AE_NMF": 10.5, "CAE_NMF1": 11.0, "CAE_NMF2": 11.5, BENCHMARKS: 25.0, FIGURES: 16.0,
-    PROGRAMS: 8.0,
+    FILTER: 5.5, "Base_NMF": 7.0, "AE_NMF": 10.5, "CAE_NMF1": 11.0, "CAE_NMF2": 11.5, "Untied_AE_NMF": 11.0,
+    BENCHMARKS: 25.0, FIGURES: 16.0, PROGRAMS: 8.0,
 }  # fmt: skip
 _MEMORY = {
-    FILTER: 0.5, "Base_NMF": 0.3, "AE_NMF": 0.65, "CAE_NMF1": 0.65, "CAE_NMF2": 0.65, BENCHMARKS: 0.6, FIGURES: 0.5,
-    PROGRAMS: 0.6,
+    FILTER: 0.5, "Base_NMF": 0.3, "AE_NMF": 0.65, "CAE_NMF1": 0.65, "CAE_NMF2": 0.65, "Untied_AE_NMF": 0.65,
+    BENCHMARKS: 0.6, FIGURES: 0.5, PROGRAMS: 0.6,
 }  # fmt: skip
 
 
@@ -88,6 +89,11 @@ class _Run:
     def parallel(self, seconds: float, share: float = 0.6) -> float:
         """Return the time of a computation on all cores; each core after the first adds `share`."""
         return seconds / (1 + share * (min(self.speed.cores, 16) - 1))
+
+
+def compares_donors(model: str, values: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Return whether a model compares donors, and so needs two of them."""
+    return model in CONDITIONAL or (model == UNTIED and values.get(STAGES[UNTIED], {}).get("strength", 1) > 0)
 
 
 def predict(
@@ -139,9 +145,10 @@ def _training(run: _Run, model: str) -> dict[str, Any]:
     s, stage, values, k = run.size, STAGES[model], run.of(STAGES[model]), run.size.k
     sums = bool(values.get("sums_path"))
     embeddings = 3 if model in CONDITIONAL else 1
-    U = {"CAE_NMF1": s.n_donors * s.n_genes, "CAE_NMF2": s.n_donors * k * s.n_genes}.get(model, 0)
-    in_file = 0 if model == "CAE_NMF2" and not values.get("donor_U") else U
-    disk = 4 * (embeddings * s.n_cells * k + s.n_genes * k + in_file) + (40 + s.names) * s.n_cells + 60 * s.n_genes
+    U = {"CAE_NMF2": s.n_donors * k * s.n_genes}.get(model, s.n_donors * s.n_genes)
+    in_file = U if compares_donors(model, run.values) and (model != "CAE_NMF2" or values.get("donor_U")) else 0
+    in_file += s.n_genes * k * (2 if model == UNTIED else 1)
+    disk = 4 * (embeddings * s.n_cells * k + in_file) + (40 + s.names) * s.n_cells + 60 * s.n_genes
     memory = _MEMORY[model] * _GB + (2 * s.names + 50) * s.n_cells + 8 * embeddings * s.n_cells * k
     if not sums:
         memory += 8 * s.nnz  # the cells
@@ -164,8 +171,9 @@ def _base_nmf(run: _Run, values: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _autoencoder(run: _Run, model: str, values: Mapping[str, Any], sums: bool) -> tuple[float, float, str]:
-    """Return seconds, memory and mode of AE-NMF and of the conditional models, which start from it."""
+    """Return seconds, memory and mode of AE-NMF and of the models that start from it."""
     s, k, by_donor = run.size, run.size.k, model == "CAE_NMF2"
+    products = 2 if by_donor or model == UNTIED else 1  # with S, in a sweep
     n_parts = max(s.n_donors, 1) if by_donor else 1
     on_gpu = str(values.get("device", "cpu")).startswith("cuda")
     mode = EXPLICIT if sums else _mode(run, values, n_parts)
@@ -181,24 +189,22 @@ def _autoencoder(run: _Run, model: str, values: Mapping[str, Any], sums: bool) -
     if mode == EXPLICIT:
         setup += 0 if sums else s.n_cells * s.n_genes**2 * _DENSE / 2
         aenmf = s.n_genes**2 * k * 2 * _DENSE + genes + blocks
-        own = n_parts * (2 if by_donor else 1) * s.n_genes**2 * k * 2 * _DENSE
+        own = n_parts * products * s.n_genes**2 * k * 2 * _DENSE
     else:
         aenmf = sweep(s.nnz)
-        own = sweep((2 if by_donor else 1) * s.nnz)
+        own = sweep(products * s.nnz)
     if by_donor:
         own += 4 * n_parts * genes
     iterations = min(values.get("max_iter", 1000), 20 + k / 6)
     of_aenmf = values.get("n_starts", 1) * (start + iterations * aenmf / (_GPU if on_gpu else 1))
-    conditional = {"CAE_NMF1": 50, "CAE_NMF2": 65}.get(model, 0)
-    of_model = min(values.get("max_iter", 1000), conditional) * own / (_GPU if on_gpu else 1)
-    if values.get("labels") == "clusters" and model in CONDITIONAL:
-        of_model = 2 * of_model + _graph(run, s.n_cells)
+    more = {"CAE_NMF1": 50, "CAE_NMF2": 65, UNTIED: 60}.get(model, 0)
+    of_model = min(values.get("max_iter", 1000), more) * own / (_GPU if on_gpu else 1)
     if model in CONDITIONAL and not values.get("strength", 0.2):
         of_aenmf = start
-    elif model in CONDITIONAL and "AE_NMF" in run.models:  # notebook 03 fits it
+    elif more and "AE_NMF" in run.models:  # notebook 03 fits it
         of_aenmf = 0.0
-    untied = s.nnz * k * 20 * _SPARSE if values.get("untied") else 0.0
-    seconds = run.speed.sparse * (setup + run.parallel(of_aenmf + of_model) + untied)
+    tie_cost = s.nnz * k * 20 * _SPARSE if values.get("tie_cost") else 0.0
+    seconds = run.speed.sparse * (setup + run.parallel(of_aenmf + of_model) + tie_cost)
     return seconds, _autoencoder_memory(run, model, mode, n_parts), mode
 
 
@@ -215,12 +221,14 @@ def _mode(run: _Run, values: Mapping[str, Any], n_parts: int) -> str:
 def _autoencoder_memory(run: _Run, model: str, mode: str, n_parts: int) -> float:
     """Return the memory of a fit, beyond the cells and the program."""
     s, k, by_donor = run.size, run.size.k, model == "CAE_NMF2"
-    groups = (50 if model in CONDITIONAL else 0) * s.n_donors * s.n_types * s.n_genes
-    programs = n_parts * k * s.n_genes * (33 if by_donor else 20)
+    groups = (50 if compares_donors(model, run.values) else 0) * s.n_donors * s.n_types * s.n_genes
+    programs = n_parts * k * s.n_genes * {"CAE_NMF2": 33, UNTIED: 40}.get(model, 20)
     if mode == EXPLICIT:
         return groups + programs + 12 * n_parts * s.n_genes**2 + 8 * 1024 * s.n_genes
-    copies = 2 if by_donor else 1
-    return groups + programs + (16 + 8 * (copies - 1)) * s.nnz + 8 * copies * s.n_cells * k + 1024 * n_parts * s.n_genes
+    copies = 2 if by_donor or model == UNTIED else 1  # of the usages; model 2 also keeps two of the cells
+    return (
+        groups + programs + (24 if by_donor else 16) * s.nnz + 8 * copies * s.n_cells * k + 1024 * n_parts * s.n_genes
+    )
 
 
 def _graph(run: _Run, n: int) -> float:
@@ -256,9 +264,10 @@ def _clustering(run: _Run) -> tuple[float, float]:
     others = [r for r in values.get("resolutions", range(1, 7)) if r != _RESOLUTION]
     runs = len(values.get("clustering_seeds", range(10))) + len(others)
     leiden = 6e-5 * s.n_cells * (max(s.n_cells, 3000) / 12_000) ** 0.4
-    silhouette = 2 * 2.4e-8 * min(s.n_cells, SILHOUETTE_CELLS) ** 2
-    mixing = silhouette + (2 * 4e-4 * s.n_cells if values.get("lisi") else 0)
+    scib = bool(values.get("scib"))
+    mixing = (2 * 2.4e-8 + 5e-8 * scib) * min(s.n_cells, SILHOUETTE_CELLS) ** 2
     seconds = run.n_embeddings * (_graph(run, s.n_cells) + mixing + runs * leiden / _jobs(run))
+    seconds += 2.5 * scib * s.n_types  # JAX compiles its functions once for each size of a cell type
     distances = min(2**30, 4 * min(s.n_cells, SILHOUETTE_CELLS) ** 2)  # scikit-learn computes 1 GiB of them at a time
     return seconds + 6, max(distances, _jobs(run) * (_WORKER + 9000.0 * s.n_cells))
 

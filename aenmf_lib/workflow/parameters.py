@@ -191,10 +191,6 @@ def parse_variables(
             _convert(text, kinds[name], name, text=True)
         if read_by := _OF_GOALS.get(name):
             _require_goal(name, read_by, goals)
-    if "SHARDS" in given and given.get("LABELS") == "clusters":
-        raise ParameterError(
-            "SHARDS does not work with LABELS=clusters, which needs all cells in memory. Pass only one of the two."
-        )
     read = {*types.get("01_filter", ()), *types.get("08_conditioning", ())}
     unread = [name for name in given if name == "SHARDS" or (name in kinds and parameters[name] not in read)]
     if unread and list(goals) == ["conditioning"]:

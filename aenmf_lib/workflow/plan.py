@@ -15,7 +15,7 @@ from aenmf_lib.workflow.digests import Digest
 log = logging.getLogger(__name__)
 _CHECKED = {"all", "filter", "train", "scores", "benchmarks", "programs", "figures"}  # goals that are checked before
 # goals that do not run all stages, and the beginnings of the names of those that they run
-_TRAINED = ("01", "02", "03", "04", "05")
+_TRAINED = ("01", "02", "03", "04", "05", "15")
 _RUN_BY = {"filter": ("01",), "train": _TRAINED, "scores": _TRAINED, "benchmarks": (*_TRAINED, "06")}
 _RUN_BY |= {"programs": (*_TRAINED, "10"), "conditioning": ("01", "08"), "projection": ("01", "11")}
 _RUN_BY |= {"rank": ("01", "12"), "consensus": ("01", "13"), "differential": (*_TRAINED, "14")}

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from aenmf_lib.data.stand_in import StandIn
+from aenmf_lib.results.schema import PUBLISHED
 from aenmf_lib.workflow import cluster, costs, executed, parameters, report
 from aenmf_lib.workflow.costs import BENCHMARKS, CLASSIFICATION, Size, Speed
 
@@ -72,8 +73,8 @@ class Rehearsal:
         quick = variables.get("QUICK") == "true"
         values = parameters.resolve(notebooks, params if params.is_file() else None, given, quick=quick)
         values = {path.stem: parameters.defaults(path) | values[path.stem] for path in notebooks}
-        chosen = variables.get("MODELS", "").lower().replace(",", " ").split()
-        models = [model for model in costs.STAGES if not chosen or model.lower() in chosen]
+        chosen = variables.get("MODELS", "").lower().replace(",", " ").split() or [*map(str.lower, PUBLISHED)]
+        models = [model for model in costs.STAGES if model.lower() in chosen or "all" in chosen]
         return cls(StandIn(cells=cells), variables, values, models)
 
     @property

@@ -49,7 +49,7 @@ def _flip(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 # ---- YAML ------------------------------------------------------------------------------------------------------------
-_YAML = b"k: 12\nseed: 3\nlabels: none\nsums_path: ''\n03_train_ae_nmf:\n  max_iter: 40\n"
+_YAML = b"k: 12\nseed: 3\ngene_weights: none\nsums_path: ''\n03_train_ae_nmf:\n  max_iter: 40\n"
 _NOTEBOOK = '# %% tags=["parameters"]\nk: int = 80  # programs\nseed: int = 42\nmax_iter: int = 100\n' + (
     'labels: str = ""\nsums_path: str = ""\nstrengths: list[float] = [0.1]\n'
 )

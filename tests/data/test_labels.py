@@ -137,7 +137,7 @@ def test_cells_that_are_not_primary_data_are_reported_and_dropped_on_request(as_
 
 def test_confounded_donors_are_reported():
     (warning,) = summarize(["a"] * 4 + ["b"] * 4 + ["c"] * 4, ["T"] * 4 + ["B"] * 4 + ["NK"] * 4).warnings
-    assert "No type has cells of two donors, so donors cannot be compared within types. Use LABELS=none" in warning
+    assert "so donors cannot be compared within types. Choose another CELL_TYPE_KEY or DONOR_KEY." in warning
     (warning,) = summarize(["a"] * 6 + ["b"] * 6, list("TTBCDE" + "TFGHIJ")).warnings
     assert warning == "1 of 10 types have cells of two donors or more; donors can be compared only within these."
     summary = summarize()

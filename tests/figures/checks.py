@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -40,14 +41,12 @@ CASES = {  # types, donors, cells, programs
     "large": (40, 25, 12_000, 80),
     "many": (200, 100, 12_000, 256),
 }
-EXTRA = ("PCA", "my embedding")  # embeddings beside the four models
-RUN = RunInfo(12, 400, {"CAE_NMF1": True, "CAE_NMF2": False, "AE_NMF": False, "Base_NMF": False})
+EXTRA = ("PCA", "my embedding")  # embeddings beside the models
+RUN = RunInfo(12, 400, dict.fromkeys(results.MODELS, False) | {"CAE_NMF1": True})
 
 
 def settings(*, font: float = 1, width: float = 1, **options) -> figures.settings.Settings:
     """Return the default settings with the font and the width multiplied."""
-    from dataclasses import replace
-
     default = figures.read_settings()
     sizes = {"font_size": default.font_size * font, "single": default.single * width, "double": default.double * width}
     return replace(default, **sizes, **options)
@@ -58,7 +57,7 @@ LAYOUTS = {"default": {}, "font doubled": {"font": 2}, "width halved": {"width":
 
 @functools.cache
 def simulate(case: str, extra: tuple[str, ...] = ()) -> dict:
-    """Return random tables in the shape that the benchmarks write them, also of embeddings beside the four models."""
+    """Return random tables in the shape that the benchmarks write them, also of embeddings beside the models."""
     n_types, n_donors, n_cells, k = CASES[case]
     rng = np.random.default_rng(0)
     scores, fits, lines, curve, by_class, confusion = [], [], [], [], [], []
@@ -120,7 +119,7 @@ def simulate(case: str, extra: tuple[str, ...] = ()) -> dict:
         "umap": coords,
         "H": H,
         "training": pd.concat(lines, ignore_index=True),
-        "run": RunInfo(k, n_cells, {"CAE_NMF1": True, "CAE_NMF2": False, "AE_NMF": False, "Base_NMF": False}),
+        "run": replace(RUN, k=k, n_cells=n_cells),
     }
 
 

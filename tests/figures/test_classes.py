@@ -136,7 +136,7 @@ def test_200_types_are_numbered_with_a_key_of_their_names():
         assert key[number] == f"{number} {name} (60)" or "…" in key[number]
     for model in results.MODELS:
         assert "200" in [text.get_text() for text in axes(fig)[model].get_xticklabels()]
-    assert fig.get_figheight() * 25.4 < 300
+    assert fig.get_figheight() * 25.4 < 310
 
 
 def test_long_and_odd_names_fit_and_are_all_in_the_csv(tmp_path):
@@ -217,13 +217,13 @@ def test_files_have_the_same_bytes_twice(drawn, tmp_path):
 
 def test_invalid_tables_raise(small):
     drop = ~((small["confusion"]["class"] == "type 3") & (small["confusion"]["Model"] == "AE_NMF"))
-    with pytest.raises(ValueError, match=r"contain 32 and 31 pairs of a model and a cell type, of which 31 are in"):
+    with pytest.raises(ValueError, match=r"contain 40 and 39 pairs of a model and a cell type, of which 39 are in"):
         draw({**small, "confusion": small["confusion"][drop]})
     with pytest.raises(ValueError, match=r"classification_by_class\.csv has no column 'F1'"):
         draw({**small, "by_class": small["by_class"].drop(columns="F1")})
     holed = small["by_class"].copy()
     holed.loc[4, "F1"] = np.nan
-    with pytest.raises(ValueError, match=r"'F1' is not a finite number in 1 of 96 rows \(first: nan in row 5\)"):
+    with pytest.raises(ValueError, match=r"'F1' is not a finite number in 1 of 120 rows \(first: nan in row 5\)"):
         draw({**small, "by_class": holed})
     with pytest.raises(ValueError, match="contains AE_NMF, which is not among the models of this run"):
         draw(small, used_cell_type={"CAE_NMF1": True})

@@ -54,7 +54,7 @@ def test_training_in_a_narrow_figure_names_the_lines_above_the_panel(font, width
     fig = figures.figS1_training(tables["training"], tables["run"], settings=settings(font=font, width=width))
     assert check_layout(fig) == []
     (ax,) = fig.axes
-    assert len(fig.legends[0].get_texts()) == 4 and ax.bbox.width > 0.4 * fig.bbox.width
+    assert len(fig.legends[0].get_texts()) == 5 and ax.bbox.width > 0.4 * fig.bbox.width
     assert check_layout(figures.loss_curve([3, 2, 1.5], settings=settings(font=font, width=width))) == []
 
 

@@ -67,7 +67,7 @@ def test_captions_report_design_and_donors():
     numbers = "unpaired t-tests of donors, not cells (2 to 4 control, 3 stimulated)"
     for part in ("n = 5,000 cells", "rank k = 12", numbers, "that were not tested", "trained with cell types"):
         assert part in text
-    assert "a, b, c, d, Rows are programs" in text
+    assert "a, b, c, d, e, Rows are programs" in text
     alone = figures.differential(simulate(models=["AE_NMF"]))
     assert " Rows are programs" in alone.caption and ", Rows" not in alone.caption
     text = figures.differential(simulate(design="paired", n_pairs=8), run=RunInfo(donor_column="patient")).caption
@@ -78,7 +78,7 @@ def test_models_without_a_significant_test_are_in_the_caption(tmp_path):
     table = simulate(share=0)
     table.loc[3, "fdr"] = 0.01
     fig = figures.differential(table)
-    none = "Conditional AE-NMF 2 (84 tests), AE-NMF (84 tests) and NMF (84 tests)"
+    none = "Conditional AE-NMF 2 (84 tests), AE-NMF (84 tests), NMF (84 tests) and Untied AE-NMF (84 tests)"
     assert f"No test has FDR < .05 in {none}" in fig.caption
     assert [ax.get_title(loc="left") for ax in fig.axes][:1] == ["Conditional AE-NMF 1"]
     fig = figures.differential(simulate(share=0))
@@ -123,9 +123,9 @@ def test_bad_tables_raise():
     with pytest.raises(ValueError, match="table of program cards has no column 'top_genes'"):
         figures.differential(table, table[["Model", "program"]])
     cards = cards_of(table)
-    with pytest.raises(ValueError, match=r"cards: 1 of 49 rows repeat the Model, program .*\(first: AE_NMF, 3\)"):
+    with pytest.raises(ValueError, match=r"cards: 1 of 61 rows repeat the Model, program .*\(first: AE_NMF, 3\)"):
         figures.differential(table, pd.concat([cards, cards[(cards["Model"] == "AE_NMF") & (cards["program"] == 3)]]))
-    with pytest.raises(ValueError, match=r"usage\.csv: 384 of 768 rows repeat the Model, program, cell_type"):
+    with pytest.raises(ValueError, match=r"usage\.csv: 480 of 960 rows repeat the Model, program, cell_type"):
         figures.differential(pd.concat([table, table]))
 
 

@@ -13,9 +13,9 @@ from matplotlib.patches import Rectangle
 from aenmf_lib import figures
 from aenmf_lib.results import RunInfo
 
-CONDITIONAL = ("CAE_NMF1", "CAE_NMF2")
+CONDITIONAL = ("CAE_NMF1", "CAE_NMF2", "Untied_AE_NMF")
 MODELS = (*CONDITIONAL, "AE_NMF", "Base_NMF")
-RUN = RunInfo(12, 4_000, {"CAE_NMF1": True, "CAE_NMF2": True, "AE_NMF": False, "Base_NMF": False})
+RUN = RunInfo(12, 4_000, dict.fromkeys(CONDITIONAL, True) | {"AE_NMF": False, "Base_NMF": False})
 
 
 def simulate(n_donors=5, k=12, *, donors=(), models=CONDITIONAL, symbols=()) -> tuple[pd.DataFrame, ...]:
@@ -83,8 +83,8 @@ def test_caption_explains_what_the_colors_and_bars_are():
     for part in ("5 donors", "n = 4,000 cells, rank k = 12", "difference from the mean of the other donors",
                  "differs from other donors (own, dark) and the part that all donors have (light)",
                  "Conditional AE-NMF 2 computes the usages with W but reconstructs with W plus the donor part",
-                 "a, b, Heat maps", "c, Share of the variance", "on a logarithmic axis", "trained with cell types",
-                 "d, The same for the variance between cell types, on a linear axis"):  # fmt: skip
+                 "a, b, c, Heat maps", "d, Share of the variance", "on a logarithmic axis", "trained with cell types",
+                 "e, The same for the variance between cell types, on a linear axis"):  # fmt: skip
         assert part in caption
     genes, share, cards = simulate(models=["CAE_NMF1"])
     caption = figures.fig6_donors(genes, share, cards).caption
@@ -120,14 +120,15 @@ def test_of_many_donors_those_with_the_largest_own_share_are_drawn():
 def test_panels_of_a_very_narrow_figure_are_below_each_other():
     fig = figures.fig6_donors(*simulate(), RUN, settings=settings(font=2, width=0.5))
     boxes = {name: ax.get_position() for name, ax in axes(fig).items()}
-    order = ["CAE_NMF1", "CAE_NMF1 share", "CAE_NMF2", "CAE_NMF2 share", "variance_by_donor", "variance_by_type"]
+    order = [name for model in CONDITIONAL for name in (model, f"{model} share")]
+    order += ["variance_by_donor", "variance_by_type"]
     for upper, lower in itertools.pairwise(order):
         assert boxes[upper].y0 > boxes[lower].y1
     assert all(boxes[name].width > 0.2 for name in order)
-    for name in order[:4]:  # each row has the name of its donor, and letters and titles are complete
+    for name in order[:6]:  # each row has the name of its donor, and letters and titles are complete
         assert {f"D{i:02}" for i in range(5)} <= {text.get_text() for text in axes(fig)[name].texts}
     words = [word.replace("\n", " ") for word, *_ in texts(fig)]
-    assert [word for word in words if word in "abcd"] == [*"abcd"]
+    assert [word for word in words if word in "abcde"] == [*"abcde"]
     for word in ("Conditional AE-NMF 1†", "after: Conditional AE-NMF 1†", "own + in all donors, % of reconstruction"):
         assert word in words
 
@@ -174,6 +175,15 @@ def test_one_conditional_model_is_drawn_and_the_missing_part_is_reported():
     assert check_layout(fig) == []
 
 
+def test_an_untied_model_without_donors_is_not_drawn():
+    genes, share, cards = simulate(models=["CAE_NMF1", "CAE_NMF2"])
+    fig = figures.fig6_donors(
+        genes, share, cards, replace(RUN, used_cell_type={**RUN.used_cell_type, CONDITIONAL[2]: False})
+    )
+    assert CONDITIONAL[2] not in {*fig.table["Model"]}
+    assert "Untied AE-NMF" not in fig.caption
+
+
 def test_without_variances_the_donor_part_is_still_drawn():
     genes, share, cards = simulate()
     fig = figures.fig6_donors(genes, share, cards.assign(variance_by_type=np.nan), RUN)  # one type
@@ -188,7 +198,7 @@ def test_tables_with_faults_or_of_another_run_are_refused():
     genes, share, cards = simulate()
     with pytest.raises(ValueError, match=r"donor_genes\.csv has no column 'difference'"):
         figures.fig6_donors(genes.drop(columns="difference"), share, cards)
-    with pytest.raises(ValueError, match=r"donor_share\.csv: 'share' is not a finite number in 10 of 10 rows"):
+    with pytest.raises(ValueError, match=r"donor_share\.csv: 'share' is not a finite number in 15 of 15 rows"):
         figures.fig6_donors(genes, share.assign(share=np.nan), cards)
     with pytest.raises(ValueError, match="contains 12 programs, but this run has 5"):
         figures.fig6_donors(genes, share, cards, RunInfo(5, 4_000, RUN.used_cell_type))

@@ -18,12 +18,11 @@ OWN_COLUMNS = {"donor_column": "batch", "cell_type_column": "annotation_level_2"
 def simulate(ons=("donor_id", "condition")) -> pd.DataFrame:
     """Return a random table in the shape of ``study.summarize``."""
     rng = np.random.default_rng(0)
-    variants = [("Types", 0, "none"), ("PCA", 0, "none"), ("Harmony", 0, "none"), ("AE_NMF", 0, "none")]
-    variants += [("CAE_NMF1", 0, "cell_type"), ("CAE_NMF2", 0, "none"), ("CAE_NMF2", 0.2, "clusters")]
-    variants += [(model, at, "cell_type") for model in ("CAE_NMF1", "CAE_NMF2") for at in (0.05, 0.2, 1.0)]
+    variants = [(model, 0) for model in ("Types", "PCA", "Harmony", "AE_NMF")]
+    variants += [(model, at) for model in ("CAE_NMF1", "CAE_NMF2") for at in (0, 0.05, 0.2, 1.0)]
     rows = []
-    for on, (model, strength, labels) in itertools.product(ons, variants):
-        row = {"on": on, "Model": model, "strength": strength, "labels": labels, "gene_weights": "none", "n_starts": 3}
+    for on, (model, strength) in itertools.product(ons, variants):
+        row = {"on": on, "Model": model, "strength": strength, "gene_weights": "none", "n_starts": 3}
         for score, end in itertools.product(("NMI", "knn", "unseen_NMI"), ("type", "on")):
             row[f"{score}_{end}"], row[f"{score}_{end}_std"] = rng.random(), 0.02
         rows.append(row)
@@ -68,7 +67,7 @@ def test_every_model_is_named_and_no_number_is_on_an_error_bar(fig):
     words = [word for word, *_ in texts(fig)]
     for name in ("Conditional AE-NMF 1†", "Conditional AE-NMF 2†", "AE-NMF", "PCA", "Harmony"):
         assert name in words
-    for word in ("strength 0 (published weights)", "strength 0.05", "genes weighted", "penalty within cell_type"):
+    for word in ("strength 0 (published weights)", "strength 0.05", "genes weighted"):
         assert word in words
     sizes = {text.get_fontsize() for ax in fig.axes for text in ax.texts}
     assert sizes == {fig.settings.font_size}
@@ -117,8 +116,6 @@ def test_tables_of_something_else_are_refused():
         figures.conditioning(simulate().drop(columns="NMI_on"))
     with pytest.raises(ValueError, match="has no rows"):
         figures.conditioning(simulate()[:0])
-    with pytest.raises(ValueError, match="contains the labels 'batch'"):
-        figures.conditioning(simulate().assign(labels="batch"))
 
 
 def test_scores_of_one_label_only_give_an_empty_figure_with_the_reason():

@@ -155,7 +155,7 @@ def test_models_have_one_name_and_one_color_in_a_fixed_order():
     assert list(names) == ["CAE_NMF1", "AE_NMF", "PCA", "mine"]
     assert names["CAE_NMF1"] == "Conditional AE-NMF 1†" and names["AE_NMF"] == "AE-NMF" and names["mine"] == "mine"
     okabe_ito = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
-    assert len({style.color_of(model) for model in MODELS} & okabe_ito) == 4
+    assert len({style.color_of(model) for model in MODELS} & okabe_ito) == len(MODELS)
 
 
 def test_types_and_donors_have_different_palettes_and_256_colors_each():
@@ -172,7 +172,7 @@ def test_captions_report_the_run_and_explain_the_dagger():
         12, 90, {"AE_NMF": False}, skipped={"CAE_NMF1": "one donor. Add donors", "CAE_NMF2": "one donor."}
     )
     assert style.run_note("90 cells", skipped) == [
-        "n = 90 cells, rank k = 12", "", "Conditional AE-NMF 1 and Conditional AE-NMF 2 were skipped: one donor",
+        "n = 90 cells, rank k = 12", "Conditional AE-NMF 1 and Conditional AE-NMF 2 were skipped: one donor",
         "NMF was not part of this run",
     ]  # fmt: skip
     assert example(TABLE, run=RUN).caption.endswith("† marks models that were trained with cell types.")

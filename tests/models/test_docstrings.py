@@ -6,9 +6,9 @@ from dataclasses import fields
 
 import pytest
 
-from aenmf_lib import AENMF, CAENMF1, CAENMF2, BaseNMF
+from aenmf_lib import AENMF, CAENMF1, CAENMF2, BaseNMF, UntiedAENMF
 
-MODELS = (AENMF, CAENMF1, CAENMF2, BaseNMF)
+MODELS = (AENMF, CAENMF1, CAENMF2, BaseNMF, UntiedAENMF)
 
 
 def documented(model, title):

@@ -8,14 +8,13 @@ from anndata import AnnData
 from conftest import tiny_cells
 from scipy import sparse
 
-from aenmf_lib import AENMF, CAENMF1, CAENMF2, BaseNMF, data
+from aenmf_lib import AENMF, CAENMF1, CAENMF2, BaseNMF, UntiedAENMF, data
 from aenmf_lib.data.streaming import CellStream
 from aenmf_lib.models import base
-from aenmf_lib.models.conditional import strength_path
 from aenmf_lib.training import checkpoint
 from aenmf_lib.training.moments import Moments
 
-MODELS = (AENMF, CAENMF1, CAENMF2, BaseNMF)
+MODELS = (AENMF, CAENMF1, CAENMF2, BaseNMF, UntiedAENMF)
 CONDITIONAL = (CAENMF1, CAENMF2)
 
 
@@ -103,14 +102,13 @@ def test_fit_transform_equals_fit_and_transform(cells, fitted, model):
         model(k=3).fit_transform(Moments.from_cells(cells))
 
 
-@pytest.mark.parametrize("labels", ["cell_type", "none", "clusters"])
 @pytest.mark.parametrize("model", CONDITIONAL)
-def test_other_columns_give_the_same_fit_and_are_remembered(cells, model, labels):
-    expected = model(k=3, max_iter=4, labels=labels).fit(cells)
+def test_other_columns_give_the_same_fit_and_are_remembered(cells, model):
+    expected = model(k=3, max_iter=4).fit(cells)
     renamed = cells.copy()
     renamed.obs = cells.obs.rename(columns={"donor_id": "patient", "cell_type": "annotation"})
     keys = {"donor_key": "patient", "cell_type_key": "annotation"}
-    found = model(k=3, max_iter=4, labels=labels).fit(renamed, **keys)
+    found = model(k=3, max_iter=4).fit(renamed, **keys)
     np.testing.assert_array_equal(found.W_, expected.W_)
     np.testing.assert_array_equal(found.U_, expected.U_)
     assert (found.donor_key_, found.cell_type_key_) == ("patient", "annotation")
@@ -122,7 +120,7 @@ def test_other_columns_give_the_same_fit_and_are_remembered(cells, model, labels
     with pytest.raises(ValueError, match=r"obs\['patient'\] is needed"):
         found.cond_latent(cells)
     with pytest.raises(ValueError, match=r"obs\['sample'\] is needed .* have 'patient', 'annotation'"):
-        model(k=3, labels=labels).fit(renamed, **keys | {"donor_key": "sample"})
+        model(k=3).fit(renamed, **keys | {"donor_key": "sample"})
 
 
 def test_one_donor_in_another_column_is_named(cells):
@@ -136,7 +134,7 @@ def test_checkpoint_of_a_fit_with_other_donors_raises(cells, tmp_path, monkeypat
     monkeypatch.setattr(checkpoint, "SECONDS", 0)
     other = cells.copy()
     other.obs["batch"] = np.where(np.arange(60) < 20, "b1", "b2")
-    settings = {"k": 3, "max_iter": 4, "labels": "none", "strength": 0}
+    settings = {"k": 3, "max_iter": 4, "strength": 0}
     CAENMF2(**settings).fit(other, checkpoint=tmp_path / "state.npz")
     with pytest.raises(ValueError, match="is a checkpoint of another fit: donors is"):
         CAENMF2(**settings).fit(other, checkpoint=tmp_path / "state.npz", donor_key="batch")
@@ -170,11 +168,9 @@ def test_start_may_be_a_list_and_an_invalid_one_raises(cells, model):
             model(k=3).fit(cells, start=start)
 
 
-def test_unfitted_aenmf_and_no_strengths_raise(cells):
+def test_unfitted_aenmf_raises(cells):
     with pytest.raises(ValueError, match=r"aenmf \(AENMF\) is not a fitted AENMF"):
         CAENMF1(k=3).fit(cells, aenmf=AENMF(k=3))
-    with pytest.raises(ValueError, match="strengths is empty"):
-        list(strength_path(CAENMF1(k=3), Moments.from_cells(cells), []))
 
 
 def test_base_nmf_shows_progress_and_prints_nothing(cells, capsys, caplog):

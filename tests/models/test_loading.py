@@ -13,7 +13,7 @@ from conftest import tiny_cells
 from sklearn.decomposition import NMF
 from sklearn.exceptions import NotFittedError
 
-from aenmf_lib import AENMF, CAENMF1, CAENMF2, BaseNMF, results
+from aenmf_lib import AENMF, CAENMF1, CAENMF2, BaseNMF, UntiedAENMF, results
 from aenmf_lib.data import files
 from aenmf_lib.models import loading
 
@@ -24,10 +24,13 @@ FITS = {
     "AE_NMF weights": (AENMF, {"gene_weights": "shared"}),
     "CAE_NMF1": (CAENMF1, {}),
     "CAE_NMF1 published": (CAENMF1, {"preset": "published"}),
-    "CAE_NMF1 clusters": (CAENMF1, {"labels": "clusters", "gene_weights": "shared"}),
+    "CAE_NMF1 weights": (CAENMF1, {"gene_weights": "shared"}),
     "CAE_NMF2": (CAENMF2, {}),
-    "CAE_NMF2 none": (CAENMF2, {"labels": "none", "gene_weights": "shared"}),
+    "CAE_NMF2 weights": (CAENMF2, {"gene_weights": "shared"}),
     "Base_NMF": (BaseNMF, {"seed": 7, "tol": 1e-3}),
+    "Untied_AE_NMF": (UntiedAENMF, {}),
+    "Untied_AE_NMF weights": (UntiedAENMF, {"gene_weights": "shared"}),
+    "Untied_AE_NMF no penalty": (UntiedAENMF, {"strength": 0.0}),
 }
 FITTED = [(name, dtype) for name in FITS for dtype in ("float32", "float64")]
 pytestmark = pytest.mark.filterwarnings("ignore:Maximum number of iterations")
@@ -231,6 +234,39 @@ def test_file_of_an_earlier_version_without_the_later_entries_is_loaded(fitted, 
 
     found, expected = results.load_model(edit_file(written("CAE_NMF1"), make_old)), fitted["CAE_NMF1", "float32"]
     assert_same_attributes(found, expected)
+
+
+@pytest.mark.parametrize("labels", ["cell_type", "clusters", "none"])
+@pytest.mark.parametrize("name", ["CAE_NMF1", "CAE_NMF2"])
+def test_file_with_parameters_of_an_earlier_version_is_loaded(fitted, written, caplog, name, labels):
+    """labels='none' and 'clusters' set gamma of model 1 to 0; 'clusters' also added a column."""
+    caplog.set_level("INFO")
+
+    def make_old(found):
+        old = {"labels": labels}
+        if name == "CAE_NMF1":
+            old |= {"invariance": "published", "gamma": 1e-3 if labels == "cell_type" else 0.0}
+        found.uns["provenance"]["parameters"].update(old)
+        found.uns["cond_meta_concat_k4"].update(old)
+        found.obs["groups_in_training"] = "0"
+
+    path, cells = edit_file(written(name), make_old), make_cells()
+    found, expected = results.load_model(path), fitted[name, "float32"]
+    assert caplog.text.count("these parameters are ignored") == 1
+    assert f"labels={labels!r} (now always 'cell_type')" in caplog.text
+    assert_same_attributes(found, expected, but=("U_",) if name == "CAE_NMF2" else ())
+    np.testing.assert_array_equal(found.transform(cells), expected.transform(cells))
+    assert results.check(path) == []
+    np.testing.assert_array_equal(results.read_embeddings([path]).H[name], expected.transform(cells).astype(np.float32))
+
+
+def test_weights_given_in_an_earlier_version_are_kept(written):
+    def make_old(found):
+        found.uns["provenance"]["parameters"].update(strength=0.0, gamma=30.0, invariance="centered")
+        found.uns["provenance"]["penalty"].update(gamma=30.0, centered=True)
+
+    found = results.load_model(edit_file(written("CAE_NMF1"), make_old))
+    assert (found.gamma, found.penalty_.gamma, found.penalty_.centered) == (30, 30, True)
 
 
 # ---- files that are no model

@@ -5,16 +5,13 @@ import hashlib
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 import torch
 from anndata import AnnData
 from scipy.sparse import csr_matrix
-from sklearn.neighbors import KNeighborsClassifier
 
 from aenmf_lib import AENMF, CAENMF1, CAENMF2
-from aenmf_lib.data.streaming import CellStream
-from aenmf_lib.metrics import neighbors
 from aenmf_lib.models import penalties
-from aenmf_lib.models.conditional import strength_path
 from aenmf_lib.models.objectives import AENMFObjective
 from aenmf_lib.training.moments import Moments
 
@@ -90,38 +87,24 @@ def test_share_of_chance_and_effective_strength_are_logged(caplog):
     caplog.set_level("INFO")
     cells = made(effect=1.0, n=300)
     W = torch.from_numpy(np.random.default_rng(0).random((4, 120))).float()
-    weights, effective = penalties.weights_from_strength(0.2, "cell_type", Moments.from_cells(cells), W)
+    effective = penalties.weights_from_strength(0.2, Moments.from_cells(cells), W)[1]
     assert "strength 0.2: chance accounts for up to " in caplog.text
-    assert f"so the effective strength is {effective:.3g} (γ = {weights.gamma:.4g})" in caplog.text
+    assert f"so the effective strength is {effective:.3g}" in caplog.text
 
 
-@pytest.mark.parametrize("labels", ["cell_type", "none"])
-def test_strength_sets_penalty_relative_to_the_error_of_ae_nmf(tiny, labels):
+def test_strength_sets_penalty_relative_to_the_error_of_ae_nmf(tiny):
     """Dense definitions; the share that chance explains is subtracted."""
     tiny.X = csr_matrix(tiny.X.toarray() * np.where((tiny.obs["donor_id"] == "d1").to_numpy()[:, None], 3, 1))
     moments, W = Moments.from_cells(tiny), torch.from_numpy(np.random.default_rng(1).random((4, tiny.n_vars)) * 0.3)
     X, n = tiny.X.toarray(), tiny.n_obs
     H = X @ W.numpy().T
     sse = np.square(X - H @ W.numpy()).sum()
-    weights, left = penalties.weights_from_strength(0.3, labels, moments, W)
+    weights, left = penalties.weights_from_strength(0.3, moments, W)
     assert 0 < left < 0.3
-    if labels == "none":
-        C, rng = pd.get_dummies(tiny.obs["donor_id"]).to_numpy(float), np.random.default_rng(0)
-
-        def hsic(C):
-            return np.square((H - H.mean(0)).T @ (C - C.mean(0))).sum() / (n - 1) ** 2
-
-        chance = np.mean([hsic(rng.permutation(C)) for _ in range(4000)])
-        assert chance > 0.05 * hsic(C)
-        assert weights.gamma == 0
-        assert 0.3 - left == pytest.approx(0.3 * chance / hsic(C), rel=0.03)
-        assert weights.eta * hsic(C) == pytest.approx(left * sse / n, rel=1e-9)
-    else:
-        obs = tiny.obs.assign(row=np.arange(n))
-        between = scatter(H, obs) * H.var(0).sum()
-        assert left == pytest.approx(0.3 * (1 - by_chance(H, obs) / between), rel=1e-9)
-        assert weights.eta == 0
-        assert weights.gamma * between == pytest.approx(left * sse / n, rel=1e-9)
+    between = scatter(H, tiny.obs.assign(row=np.arange(n))) * H.var(0).sum()
+    assert left == pytest.approx(0.3 * (1 - by_chance(H, tiny.obs) / between), rel=1e-9)
+    assert weights.eta == 0
+    assert weights.gamma * between == pytest.approx(left * sse / n, rel=1e-9)
 
 
 def test_chance_bounds_donors_shuffled_within_types():
@@ -129,7 +112,7 @@ def test_chance_bounds_donors_shuffled_within_types():
     cells, rng = made(effect=0.3, shares=(0.8, 0.3)), np.random.default_rng(0)
     model = AENMF(k=6).fit(cells)
     H, of_type = model.transform(cells), cells.obs.groupby("cell_type", observed=True)["donor_id"]
-    left = penalties.weights_from_strength(1.0, "cell_type", Moments.from_cells(cells), torch.from_numpy(model.W_))[1]
+    left = penalties.weights_from_strength(1.0, Moments.from_cells(cells), torch.from_numpy(model.W_))[1]
     chance = (1 - left) * scatter(H, cells.obs)
     shuffled = [scatter(H, cells.obs.assign(donor_id=of_type.transform(rng.permutation))) for _ in range(300)]
     assert left > 0.3
@@ -145,14 +128,14 @@ def test_penalty_is_zero_if_donors_cannot_be_compared(tiny, each, caplog):
     else:
         tiny.obs["cell_type"] = "of " + tiny.obs["donor_id"].astype(str)
     W = torch.from_numpy(np.random.default_rng(1).random((4, tiny.n_vars)))
-    weights, left = penalties.weights_from_strength(0.2, "cell_type", Moments.from_cells(tiny), W)
+    weights, left = penalties.weights_from_strength(0.2, Moments.from_cells(tiny), W)
     assert (weights.gamma, left) == (0, 0)
     assert weights.note in caplog.text
     assert "100" not in caplog.text
     if each == "one donor per type":
         expected = "no type has cells of two donors, so donors cannot be compared within types; there is no penalty"
         assert weights.note == expected
-        assert "labels='none'" in caplog.text
+        assert "Choose other columns of donors and cell types" in caplog.text
     else:
         assert weights.note.endswith("cannot be compared with differences between cells; there is no penalty")
 
@@ -165,26 +148,16 @@ def test_types_and_cells_that_determine_the_penalty_are_reported_if_they_are_few
     n = (tiny.obs["cell_type"] == "shared").sum()
     tiny.X = csr_matrix(tiny.X.toarray() * np.where((tiny.obs["donor_id"] == "d1").to_numpy()[:, None], 5, 1))
     W = torch.from_numpy(np.random.default_rng(1).random((4, tiny.n_vars)))
-    weights, left = penalties.weights_from_strength(0.2, "cell_type", Moments.from_cells(tiny), W)
+    weights, left = penalties.weights_from_strength(0.2, Moments.from_cells(tiny), W)
     assert left > 0
     assert weights.note == f"donors can be compared only within 1 of 3 types, with {n} of 60 cells"
     assert weights.note in caplog.text
 
 
-def test_missing_penalty_is_explained_in_summary_and_kept_by_clusters_and_published_weights(tiny, monkeypatch):
+def test_missing_penalty_is_explained_in_summary(tiny):
     tiny.obs["cell_type"] = "of " + tiny.obs["donor_id"].astype(str)
-    expected = "no type has cells of two donors, so donors cannot be compared within types"
-    model = CAENMF2(k=3, max_iter=3).fit(tiny)
-    assert model.summary().endswith(f"effective strength 0 of 0.2; {expected}; there is no penalty")
-    given = CAENMF1(k=3, max_iter=3, strength=0, invariance="centered").fit(tiny)
-    assert given.penalty_.note == f"{expected}; the invariance penalty is 0"
-    monkeypatch.setattr(neighbors, "leiden_clusters", lambda H: tiny.obs["donor_id"].astype(str).to_numpy())
-    clusters = CAENMF1(k=3, max_iter=3, labels="clusters").fit(tiny)
-    assert clusters.penalty_.note == expected.replace("type", "cluster") + "; there is no penalty"
-    assert CAENMF1(k=3, max_iter=3, labels="none").fit(tiny).penalty_.note in ("", CHANCE)
-
-
-CHANCE = "chance accounts for all of the donor penalty; there is no penalty"
+    expected = "no type has cells of two donors, so donors cannot be compared within types; there is no penalty"
+    assert CAENMF2(k=3, max_iter=3).fit(tiny).summary().endswith(f"effective strength 0 of 0.2; {expected}")
 
 
 @pytest.mark.parametrize("model", BOTH)
@@ -202,36 +175,21 @@ def test_strong_donor_effect_is_removed_and_types_are_kept(model):
     assert between_types(H) > 0.9 * between_types(H_aenmf)
 
 
-@pytest.mark.parametrize("labels", ["cell_type", "none"])
 @pytest.mark.parametrize("model", BOTH)
-def test_penalty_is_zero_without_donor_effect(model, labels):
+def test_penalty_is_zero_without_donor_effect(model):
     cells = made(effect=0.0)
-    fitted = model(k=6, strength=0.2, labels=labels).fit(cells)
+    fitted = model(k=6, strength=0.2).fit(cells)
     assert fitted.strength_ < 0.02
     assert f"effective strength {fitted.strength_:.2g} of 0.2" in fitted.summary()
     free = (model(k=6, strength=0) if model is CAENMF2 else model(k=6, strength=0, gamma=0.0, eta=0.0)).fit(cells)
     assert fitted.loss_history_[-1] < 1.01 * free.loss_history_[-1]
 
 
-@pytest.mark.parametrize("model", BOTH)
-def test_strength_path_reaches_the_objective_of_separate_fits(model):
-    cells = made(effect=2.0)
-    moments = Moments.from_cells(cells, by_donor=True, mode="implicit")
-    aenmf = AENMF(k=6).fit(moments)
-    strengths = [1.0, 0.02, 0.1, 0.3]
-    path = list(strength_path(model(k=6), moments, strengths, aenmf=aenmf, sweeps=5 if model is CAENMF1 else 60))
-    assert [fitted.strength for fitted in path] == sorted(strengths)
-    left = [scatter(fitted.transform(cells), cells.obs) for fitted in path]
-    assert left == sorted(left, reverse=True)
-    separate = model(k=6, strength=1.0).fit(moments, aenmf=aenmf)
-    assert path[-1].loss_history_[-1] < 1.03 * separate.loss_history_[-1]  # there are several minima
-
-
-def test_centered_invariance_keeps_composition_and_hsic_removes_it():
+def test_strength_keeps_composition_and_hsic_removes_it():
     cells = made(effect=0.0, shares=(0.9, 0.1))
     aenmf = fitted_aenmf(cells)
     centered = CAENMF1(k=6, strength=1.0).fit(cells, aenmf=aenmf)
-    hsic = CAENMF1(k=6, strength=1.0, labels="none").fit(cells, aenmf=aenmf)
+    hsic = CAENMF1(k=6, strength=0, gamma=0.0, eta=100.0).fit(cells, start=aenmf.W_)
 
     def apart(model):
         """Return the squared distance of the most common type to the others, relative to the variance."""
@@ -255,15 +213,12 @@ def test_type_of_a_single_donor_is_kept():
     assert apart(model) > 0.5 * apart(aenmf)
 
 
-@pytest.mark.parametrize("model", BOTH)
-def test_labels_none_needs_no_cell_type(model):
+def test_weight_of_hsic_only_needs_no_cell_type():
     cells = made(effect=2.0, n=300)
     del cells.obs["cell_type"]
-    fitted = model(k=4, strength=0.2, labels="none").fit(cells)
+    fitted = CAENMF1(k=4, strength=0, gamma=0.0, eta=1.0).fit(cells)
     assert not fitted.uses_cell_type
-    assert (fitted.penalty_.gamma, fitted.penalty_.eta > 0) == (0, True)
-    with pytest.raises(ValueError, match="cell_type"):
-        model(k=4, strength=0.2).fit(cells)
+    assert (fitted.penalty_.gamma, fitted.penalty_.eta) == (0, 1)
 
 
 def test_ae_nmf_is_fitted_first_if_not_given():
@@ -289,18 +244,9 @@ def test_start_is_used_and_an_invalid_start_raises():
             AENMF(k=4).fit(cells, start=wrong)
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"), [({"labels": "donor"}, "labels='donor' is unknown"), ({"strength": -1}, "strength=-1")]
-)
-def test_unknown_labels_or_negative_strength_raise(settings, words):
-    with pytest.raises(ValueError, match=words):
-        CAENMF2(**settings)
-
-
-def test_published_preset_has_no_strength():
-    assert CAENMF1(strength=0.2, labels="none", preset="published").strength == 0
-    assert CAENMF1(strength=0.2, labels="none", preset="published").gamma == 1e-3
-    assert CAENMF2(strength=0.2, preset="published").strength == 0
+def test_negative_strength_raises():
+    with pytest.raises(ValueError, match="strength=-1"):
+        CAENMF2(strength=-1)
 
 
 # ---- labels that are partly missing
@@ -348,7 +294,7 @@ def test_strength_uses_only_cells_with_a_type(tiny):
     H = X @ W.T
     between = np.square(dense_rows(X, some.obs) @ W.T).sum()
     chance = by_chance(H, some.obs)
-    weights, left = penalties.weights_from_strength(0.3, "cell_type", Moments.from_cells(some), torch.from_numpy(W))
+    weights, left = penalties.weights_from_strength(0.3, Moments.from_cells(some), torch.from_numpy(W))
     assert 0 < left < 0.3
     assert left == pytest.approx(0.3 * (1 - chance / between), rel=1e-9)
     assert weights.gamma * between == pytest.approx(left * np.square(X - H @ W).sum() / 60, rel=1e-9)
@@ -390,73 +336,29 @@ def test_moments_with_unlabeled_cells_add_up_and_are_saved(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("model", BOTH)
-def test_cells_without_any_type_raise_if_types_are_needed(tiny, model):
+def test_cells_without_any_type_raise_with_advice(tiny, model):
     none = unlabel(tiny, np.ones(60, bool))
-    with pytest.raises(ValueError, match=r"obs\['cell_type'\] is empty for all 60 cells.*labels='none'"):
+    advice = "cell_type_key.*cluster the usages of AE-NMF.*strength=0"
+    with pytest.raises(ValueError, match=rf"obs\['cell_type'\] is empty for all 60 cells\..*{advice}"):
         model(k=3, strength=0.2).fit(none)
-    model(k=3, strength=0.2, labels="none").fit(none)
+    with pytest.raises(ValueError, match=rf"obs\['annotation'\] is needed.*{advice}"):
+        model(k=3, strength=0.2).fit(none, cell_type_key="annotation")
+    free = {"gamma": 0.0} if model is CAENMF1 else {}
+    model(k=3, strength=0, max_iter=3, **free).fit(none)  # as the advice says
     with pytest.raises(ValueError, match="is empty for all 60 cells"):
-        CAENMF1(k=3, strength=0).fit(tiny).objective(none)  # γ > 0
+        CAENMF1(k=3, strength=0, max_iter=3).fit(tiny).objective(none)  # γ > 0
 
 
-# ---- groups found without labels
-@pytest.mark.parametrize("model", BOTH)
-def test_clusters_remove_a_donor_effect_without_labels(model):
-    cells = made(effect=2.0)
-    bare = AnnData(cells.X, obs=cells.obs[["donor_id"]], var=cells.var)
-    aenmf = fitted_aenmf(cells)
-    fitted = model(k=6, strength=0.5, labels="clusters").fit(bare, aenmf=aenmf)
-    assert not fitted.uses_cell_type
-    assert (fitted.penalty_.gamma > 0, fitted.penalty_.eta) == (True, 0)
-    # 0.201 to 0.205 with the bits of different processors
-    assert scatter(fitted.transform(cells), cells.obs) < 0.25 * scatter(aenmf.transform(cells), cells.obs)
-    loss = fitted.loss_history_.min()
-    assert fitted.objective(bare) == pytest.approx(loss, rel=1e-3 if model is CAENMF2 else 1e-5)
-
-
-def test_clusters_equal_those_of_benchmark_1_in_the_hsic_fit():
-    cells = made(effect=2.0)
-    aenmf = fitted_aenmf(cells)
-    loose = CAENMF1(k=6, strength=0.2, labels="none").fit(cells, aenmf=aenmf)
-    links = neighbors.neighbor_graph(loose.transform(cells)).connectivities
-    expected = neighbors.leiden(neighbors.igraph_graph(links.indptr, links.indices), 0, resolution=0.8)
-    fitted = CAENMF1(k=6, strength=0.5, labels="clusters").fit(cells, aenmf=aenmf)
-    np.testing.assert_array_equal(fitted.groups_.astype(int), expected)
-    typed = cells.copy()
-    typed.obs["cell_type"] = expected.astype(str)
-    same = CAENMF1(k=6, strength=0.5).fit(typed, aenmf=aenmf, start=loose.W_)
-    np.testing.assert_array_equal(fitted.W_, same.W_)
-    assert fitted.penalty_ == same.penalty_
-    unseen = cells[:100].copy()
-    unseen.obs_names = [f"new{i}" for i in range(100)]
-    with pytest.raises(ValueError, match="is empty for all 100 cells"):
-        fitted.objective(unseen)
-
-
-def test_clusters_keep_composition_and_hsic_does_not():
-    cells = made(effect=0.0, shares=(0.9, 0.1))
-    aenmf = fitted_aenmf(cells)
-
-    def unseen(labels):
-        """Accuracy of the nearest neighbors among cells of the other donor."""
-        H = CAENMF1(k=6, strength=1.0, labels=labels).fit(cells, aenmf=aenmf).transform(cells)
-        first, kind = (cells.obs["donor_id"] == "d0").to_numpy(), cells.obs["cell_type"].to_numpy()
-        return KNeighborsClassifier().fit(H[first], kind[first]).score(H[~first], kind[~first])
-
-    assert unseen("clusters") > 0.97
-    assert unseen("none") < 0.9
-
-
-def test_clusters_without_cells_or_strength_raise(tmp_path):
-    cells = made(effect=1.0, n=300)
-    cells.write_h5ad(tmp_path / "cells.h5ad")
-    model = CAENMF1(k=4, strength=0.2, labels="clusters")
-    for given, name in ((Moments.from_cells(cells), "Moments"), (CellStream(tmp_path / "cells.h5ad"), "CellStream")):
-        with pytest.raises(ValueError, match=f"needs the cells in memory, but fit got {name}"):
-            model.fit(given)
-    with pytest.raises(ValueError, match="labels='clusters' needs a strength above 0"):
-        CAENMF2(labels="clusters", strength=0)
-    assert CAENMF2(labels="clusters", strength=0.2, preset="published").labels == "cell_type"
+def test_clusters_of_the_usages_can_replace_the_types():
+    """The recipe of notebooks/README.md, on cells whose clusters are not the donors."""
+    cells = made(effect=0.6)
+    aenmf, types = fitted_aenmf(cells), cells.obs.pop("cell_type")
+    cells.obsm["H"] = aenmf.transform(cells)
+    sc.pp.neighbors(cells, use_rep="H")
+    sc.tl.leiden(cells, key_added="cluster", flavor="igraph", n_iterations=2, directed=False)
+    fitted = CAENMF2(k=6, strength=0.5).fit(cells, aenmf=aenmf, cell_type_key="cluster")
+    obs = cells.obs.assign(cell_type=types)
+    assert scatter(fitted.transform(cells), obs) < 0.5 * scatter(cells.obsm["H"], obs)
 
 
 def test_default_has_a_strength_and_published_preset_has_none():
@@ -464,22 +366,12 @@ def test_default_has_a_strength_and_published_preset_has_none():
         assert model().strength == penalties.STRENGTH
         assert model(preset="published", strength=0.7).strength == 0
         published, unset = model(preset="published"), model(strength=0)
-        assert all(getattr(published, name) == getattr(unset, name) for name in ("gamma", "eta", "invariance"))
+        assert all(getattr(published, name) == getattr(unset, name) for name in ("gamma", "eta"))
 
 
-@pytest.mark.parametrize("given", [{"gamma": 30.0}, {"eta": 0.0}, {"invariance": "centered"}, {"gamma": 0.0}])
+@pytest.mark.parametrize("given", [{"gamma": 30.0}, {"eta": 0.0}, {"gamma": 0.0}])
 def test_weight_given_together_with_a_strength_raises(given):
     ((name, value),) = given.items()
     with pytest.raises(ValueError, match=f"{name}={value!r} would be ignored, because strength=0.2 .*Set strength=0"):
         CAENMF1(**given)
     assert getattr(CAENMF1(strength=0, **given), name) == value
-    assert CAENMF1(labels="none", gamma=0.0).gamma == 0  # no penalty reads the types then
-    with pytest.raises(ValueError, match=r"gamma=5\.0 would be ignored"):
-        CAENMF1(labels="none", gamma=5.0)
-
-
-def test_strength_path_of_preset_or_clusters_raises():
-    moments = Moments.from_cells(made(effect=1.0, n=200))
-    for settings in ({"preset": "published"}, {"labels": "clusters"}):
-        with pytest.raises(ValueError, match="strength_path got preset="):
-            next(strength_path(CAENMF1(k=3, **settings), moments, [0.2]))

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from conftest import tiny_cells
 
-from aenmf_lib import AENMF, CAENMF1, CAENMF2, BaseNMF, programs, results
+from aenmf_lib import AENMF, CAENMF1, CAENMF2, BaseNMF, UntiedAENMF, programs, results
 from aenmf_lib.figures import read_table
 from aenmf_lib.programs import contents, enrichment
 
@@ -30,8 +30,8 @@ def cells():
 
 @pytest.fixture(scope="module")
 def fitted(cells):
-    settings = {"AE_NMF": {"n_starts": 3}, "CAE_NMF1": {"labels": "none"}, "CAE_NMF2": {"labels": "none"}}
-    models = {model.name: model for model in (CAENMF1, CAENMF2, AENMF, BaseNMF)}
+    settings = {"AE_NMF": {"n_starts": 3}, "CAE_NMF1": {"strength": 0}, "CAE_NMF2": {"strength": 0}}
+    models = {model.name: model for model in (CAENMF1, CAENMF2, AENMF, BaseNMF, UntiedAENMF)}
     return {name: models[name](k=K, max_iter=8, **settings.get(name, {})).fit(cells) for name in models}
 
 
@@ -57,7 +57,7 @@ def usages(model, cells):
 
 
 # ---- genes
-@pytest.mark.parametrize("name", ["AE_NMF", "Base_NMF", "CAE_NMF2"])
+@pytest.mark.parametrize("name", ["AE_NMF", "Base_NMF", "CAE_NMF2", "Untied_AE_NMF"])
 def test_specificity_is_the_share_of_the_norm_of_the_reconstruction_of_a_gene(paths, fitted, cells, name):
     table = programs.gene_table(paths[name], n=40)
     H, W = usages(fitted[name], cells), fitted[name].W_.astype(np.float64)
@@ -234,6 +234,8 @@ def test_tables_are_written_per_model_and_read_back(cards, paths, cells, tmp_pat
         read = read_table(tmp_path / f"out/{stem}.csv")
         pd.testing.assert_frame_equal(read, tables[stem], check_dtype=False, check_index_type=False)
     assert found["Model"].unique().tolist() == ["CAE_NMF1", "AE_NMF", "Base_NMF"]
+    compared = [column.removeprefix("nearest_") for column in found.filter(like="nearest_")]
+    assert compared == ["CAE_NMF1", "CAE_NMF2", "AE_NMF", "Base_NMF"]  # the published models, and others of the run
     for stem, table in (("programs", genes), ("program_cards", found)):
         for name in ("AE_NMF", "Base_NMF", "CAE_NMF1"):
             read = read_table(tmp_path / f"out/{stem}_{name.lower()}.csv")
@@ -269,7 +271,7 @@ def test_without_types_the_table_of_mean_usages_has_only_its_header(cells, tmp_p
 
 def test_matches_are_the_hungarian_pairs_and_the_other_cosines(paths, fitted, tmp_path):
     table = programs.write_program_tables(list(paths.values()), tmp_path)["program_matches"]
-    assert len(table.groupby(["Model", "other"])) == 6
+    assert len(table.groupby(["Model", "other"])) == 10
     for (a, b), part in table.groupby(["Model", "other"]):
         assert results.MODELS.index(a) < results.MODELS.index(b)
         W_a, W_b = (fitted[name].W_.astype(float) for name in (a, b))

@@ -8,11 +8,11 @@ import pytest
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 
-from aenmf_lib import AENMF, CAENMF1, CAENMF2, data, programs, results
+from aenmf_lib import AENMF, CAENMF1, CAENMF2, UntiedAENMF, data, programs, results
 from aenmf_lib.data.tables import read_table
 from aenmf_lib.results import schema
 
-MODELS = {"CAE_NMF1": CAENMF1, "CAE_NMF2": CAENMF2}
+MODELS = {"CAE_NMF1": CAENMF1, "CAE_NMF2": CAENMF2, "Untied_AE_NMF": UntiedAENMF}
 
 
 def write(folder, models, cells):
@@ -60,6 +60,11 @@ def test_donors_without_a_donor_effect_have_their_donor_part_in_common(demo_tabl
     assert without.query("Model == 'CAE_NMF2'")["share_common"].min() > 0.2
 
 
+def test_untied_model_without_a_penalty_has_no_donor_part(tiny, tmp_path):
+    paths = write(tmp_path, [UntiedAENMF(k=3, max_iter=5, strength=0).fit(tiny)], tiny)
+    assert all(table.empty for table in programs.write_donor_tables(paths, tmp_path))
+
+
 @pytest.mark.parametrize("gene_weights", ["none", "shared"])
 @pytest.mark.parametrize("name", MODELS)
 def test_tables_equal_a_dense_reconstruction(tiny, tmp_path, name, gene_weights):
@@ -67,7 +72,7 @@ def test_tables_equal_a_dense_reconstruction(tiny, tmp_path, name, gene_weights)
     genes, share = programs.write_donor_tables(write(tmp_path, [model], tiny), tmp_path)
     H = model.transform(tiny)
     # the donor part of all cells as if they were of donor d, (n_cells, n_genes)
-    parts = [np.tile(U, (len(H), 1)) if name == "CAE_NMF1" else H @ U for U in model.U_]
+    parts = [H @ U if name == "CAE_NMF2" else np.tile(U, (len(H), 1)) for U in model.U_]
     means = np.stack([part.mean(axis=0) for part in parts])
     assert list(share["donor_id"]) == list(model.donors_)
     assert list(share["n_cells"]) == list(tiny.obs["donor_id"].value_counts()[model.donors_])
@@ -88,7 +93,7 @@ def test_tables_equal_a_dense_reconstruction(tiny, tmp_path, name, gene_weights)
 
 def test_donors_that_differ_only_in_their_cell_types_do_not_differ(tiny, tmp_path):
     tiny.obs["donor_id"] = np.where(tiny.obs["cell_type"] == "T", "d1", "d2")
-    model = CAENMF2(k=3, max_iter=5, labels="none").fit(tiny)
+    model = CAENMF2(k=3, max_iter=5, strength=0).fit(tiny)
     model.U_ = model.U_[[0, 0]]
     genes, share = programs.write_donor_tables(write(tmp_path, [model], tiny), tmp_path)
     assert genes.empty
@@ -145,7 +150,7 @@ def test_table_of_genes_stays_small_with_many_donors(tmp_path):
     X = csr_matrix(rng.gamma(1, size=(300, 1000)) * (rng.random((300, 1000)) < 0.1))
     obs = pd.DataFrame({"donor_id": np.repeat([f"d{i}" for i in range(50)], 6)}, index=[f"c{i}" for i in range(300)])
     cells = AnnData(X, obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(1000)]))
-    (path,) = write(tmp_path, [CAENMF1(k=3, max_iter=2, labels="none").fit(cells)], cells)
+    (path,) = write(tmp_path, [CAENMF1(k=3, max_iter=2, strength=0, gamma=0.0).fit(cells)], cells)
     genes, share = programs.write_donor_tables(path, tmp_path)
     assert len(share) == 50
     assert 100 < genes["gene"].nunique() <= 200

@@ -10,13 +10,14 @@ from anndata import AnnData
 from scipy.optimize import nnls
 from scipy.sparse import csr_matrix
 
-from aenmf_lib import AENMF, CAENMF1, CAENMF2, BaseNMF, data, programs, results
+from aenmf_lib import AENMF, CAENMF1, CAENMF2, BaseNMF, UntiedAENMF, data, programs, results
 from aenmf_lib.data import files
 from aenmf_lib.programs.alignment import align_genes
 from aenmf_lib.programs.missing_genes import Completion
 from aenmf_lib.results.schema import OBSM, PROJECTION, PROVENANCE
 
 MODELS = {"AE_NMF": AENMF, "CAE_NMF1": CAENMF1, "CAE_NMF2": CAENMF2, "Base_NMF": BaseNMF}
+MODELS["Untied_AE_NMF"] = UntiedAENMF
 K = 6
 NEW = ["SIM3", "SIM5"]
 
@@ -183,6 +184,8 @@ def test_completion_is_exact_where_the_reconstruction_is(seen, fitted, name):
     model.W_[np.arange(n_genes) % K, np.arange(n_genes)] = rng.gamma(2, 1, n_genes)
     model.W_ /= np.linalg.norm(model.W_, axis=1, keepdims=True)
     model.symbols_ = model.U_ = None
+    if name == "Untied_AE_NMF":
+        model.encoder_ = model.W_
     H = rng.gamma(1, 1, (50, K))
     X = csr_matrix(H @ model.W_, dtype=np.float32)
     some = np.sort(rng.choice(n_genes, n_genes // 2, replace=False))
@@ -222,6 +225,28 @@ def test_program_without_genes_does_not_make_usages_explode(fitted, new, caplog)
 
 
 # ---------------------------------------------------------------- new donors
+@pytest.mark.parametrize("weights", ["none", "shared"])
+def test_untied_profile_of_a_donor_of_the_fit_is_that_of_the_fit(seen, counts, weights):
+    model = UntiedAENMF(k=K, max_iter=60, gene_weights=weights).fit(seen)
+    found = programs.project(model, counts[seen.obs_names])
+    scale = model.U_.max()
+    np.testing.assert_allclose(found.varm[f"U_untied_k{K}"].T / scale, model.U_ / scale, atol=2e-5)
+    some = half_of(counts[seen.obs_names])
+    half = programs.project(model, some, min_coverage=0.3).varm[f"U_untied_k{K}"].T
+    found = model.genes_.isin(some.var_names)
+    assert np.linalg.norm((half - model.U_)[:, found]) < 0.3 * np.linalg.norm(model.U_[:, found])
+    np.testing.assert_allclose(half[:, ~found], np.tile(model.U_[:, ~found].mean(axis=0), (len(half), 1)), rtol=1e-5)
+
+
+def test_untied_model_without_a_penalty_projects_cells_of_one_donor(seen, new, prepared, tmp_path):
+    results.write(path := tmp_path / "model.h5ad", UntiedAENMF(k=K, max_iter=5, strength=0).fit(seen), seen)
+    one = new[new.obs["donor_id"] == NEW[0]].copy()
+    found = programs.project(path, one)
+    np.testing.assert_array_equal(usages(found), results.load_model(path).transform(prepared[one.obs_names].copy()))
+    files.write_h5ad(found, out := tmp_path / "out.h5ad")
+    assert results.check(out) == [] and f"U_untied_k{K}" not in found.varm
+
+
 @pytest.mark.parametrize("weights", ["none", "shared"])
 def test_profile_of_a_donor_of_the_fit_is_that_of_the_fit(seen, counts, weights):
     model = CAENMF1(k=K, max_iter=60, gene_weights=weights).fit(seen)

@@ -77,9 +77,8 @@ def test_other_embeddings_follow_the_models_and_count_as_trained_without_labels(
     entry = write()
     found = embeddings.with_extra([entry.replace("PCA=", "scVI="), entry]).with_extra([entry.replace("PCA", "Harmony")])
     names = ["CAE_NMF1", "AE_NMF", "Harmony", "PCA", "scVI"]
-    assert list(found.H) == list(found.run.used_cell_type) == list(found.run.groups) == names
+    assert list(found.H) == list(found.run.used_cell_type) == names
     assert found.run.used_cell_type == {name: name == "CAE_NMF1" for name in names}
-    assert found.run.groups == {name: "cell_type" if name == "CAE_NMF1" else "none" for name in names}
     table = found.annotate(pd.DataFrame({"Model": names}))
     assert table["cell_type_in_training"].tolist() == [True, False, False, False, False]
     assert table["cell_type_in_training"].dtype == bool and not table.isna().any(axis=None)
@@ -229,10 +228,6 @@ def test_run_without_cells_equals_the_run_of_the_embeddings(embeddings, cells, t
     paths = [tmp_path / f"{name}.h5ad" for name in ("b", "a", "c")]
     results.write(paths[0], AENMF(k=K, max_iter=3).fit(cells), cells)
     results.write(paths[1], CAENMF1(k=K, max_iter=3).fit(cells), cells)
-    clustered = ad.read_h5ad(paths[1])  # as after labels="clusters"
-    clustered.uns["provenance"]["parameters"]["labels"] = "clusters"
-    clustered.uns["provenance"]["cell_type_in_training"] = False
-    clustered.write_h5ad(paths[1])
     with pytest.raises(results.Skipped):
         skipping.skip(paths[2], "CAE_NMF2", cells, "why not")
     expected = results.read_embeddings(paths).run
@@ -241,7 +236,8 @@ def test_run_without_cells_equals_the_run_of_the_embeddings(embeddings, cells, t
     monkeypatch.setattr(files, "read_element", lambda f, part, path: read.append(part) or read_element(f, part, path))
     monkeypatch.setattr(files, "read_h5ad", None)
     assert results.read_run(paths) == expected
-    assert expected.groups == {"CAE_NMF1": "clusters", "AE_NMF": "none"} and expected.skipped == {"CAE_NMF2": "why not"}
+    assert expected.used_cell_type == {"CAE_NMF1": True, "AE_NMF": False}
+    assert expected.skipped == {"CAE_NMF2": "why not"}
     assert set(read) == {"var", "varm", "uns"}
     assert set(results.history(paths)["Model"]) == {"CAE_NMF1", "AE_NMF"}  # reads no cells either
 
@@ -253,7 +249,7 @@ def test_run_of_a_published_file_has_the_published_settings(cells, tmp_path):
     del found.uns["provenance"]
     found.write_h5ad(path)
     assert results.read_run([path]) == results.read_embeddings([path]).run
-    assert results.read_run([path]) == RunInfo(K, 60, {"CAE_NMF1": True}, {"CAE_NMF1": "cell_type"})
+    assert results.read_run([path]) == RunInfo(K, 60, {"CAE_NMF1": True})
 
 
 def test_files_that_are_not_of_one_run_are_refused(cells, tmp_path):

@@ -8,18 +8,20 @@ import pandas as pd
 import pytest
 from conftest import tiny_cells
 
-from aenmf_lib import AENMF, CAENMF1, CAENMF2, BaseNMF, results
+from aenmf_lib import AENMF, CAENMF1, CAENMF2, BaseNMF, UntiedAENMF, results
 from aenmf_lib.data import files
 
 K = 4
-# the published keys, spelled out again so that a change of the schema fails here
+# the keys, spelled out again so that a change of the schema fails here
 KEYS = {
     "CAE_NMF1": ({"H_shared_k4", "H_cond_latent_k4", "H_concat_full_k4"}, {"W_concat_k4", "U_concat_gene_k4"}),
     "CAE_NMF2": ({"H_shared_k4", "H_cond_latent_k4", "H_concat_full_k4"}, {"W_concat_k4", "donor_part_k4"}),
     "AE_NMF": ({"H_shared_k4"}, {"W_tied_k4"}),
     "Base_NMF": ({"H_sklearn_nmf_k4"}, {"W_sklearn_nmf_k4"}),
+    "Untied_AE_NMF": ({"H_untied_k4"}, {"W_untied_k4", "E_untied_k4", "U_untied_k4"}),
 }
 META = {"CAE_NMF1": "cond_meta_concat_k4", "CAE_NMF2": "cond_meta_concat_k4", "Base_NMF": "sklearn_nmf_k4"}
+META |= {"Untied_AE_NMF": "untied_meta_k4"}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def cells():
 
 @pytest.fixture(scope="module")
 def fitted(cells):
-    return {model.name: model(k=K).fit(cells) for model in (CAENMF1, CAENMF2, AENMF, BaseNMF)}
+    return {model.name: model(k=K).fit(cells) for model in (CAENMF1, CAENMF2, AENMF, BaseNMF, UntiedAENMF)}
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +106,7 @@ def test_provenance_has_the_same_keys_for_all_models(written, name):
     keys = "model parameters cell_type_in_training penalty input source cells loss_history sq_norm_per_cell n_iter stop"
     keys += " second_moment fit_seconds starts stability device fit_keys n_cells"
     assert set(provenance) == {*keys.split(), *results.run_info()}
-    assert bool(provenance["penalty"]) == name.startswith("CAE")
+    assert bool(provenance["penalty"]) == (name not in ("AE_NMF", "Base_NMF"))
     assert (len(provenance["starts"]) > 0) == (len(provenance["stability"]) > 0) == (name != "Base_NMF")
 
 
@@ -127,7 +129,22 @@ def test_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
 
 
 # ---- reading
-@pytest.mark.parametrize("name", KEYS)
+def test_untied_model_without_a_penalty_has_no_profiles_of_donors(cells, tmp_path):
+    results.write(path := tmp_path / "m.h5ad", UntiedAENMF(k=K, strength=0).fit(cells), cells)
+    found = results.read(path)
+    assert set(found.varm) == {"W_untied_k4", "E_untied_k4"}
+    assert len(found.uns["untied_meta_k4"]["donors"]) == 0
+    assert not found.uns["provenance"]["cell_type_in_training"]
+    edit_file(path, lambda f: f.varm.update(U_untied_k4=np.ones((40, 3))))
+    assert results.check(path) == ["varm['U_untied_k4'] has shape (40, 3); 40 × 0 values are expected"]
+
+
+def test_untied_model_without_provenance_is_refused(written):
+    edit_file(written["Untied_AE_NMF"], lambda found: found.uns.pop("provenance"))
+    assert results.check(written["Untied_AE_NMF"]) == ["uns has no 'provenance'"]
+
+
+@pytest.mark.parametrize("name", [name for name in KEYS if name != "Untied_AE_NMF"])
 def test_published_keys_without_provenance_are_enough(written, name):
     def remove_provenance(found):
         del found.uns["provenance"]
@@ -145,7 +162,7 @@ def test_published_keys_without_provenance_are_enough(written, name):
 
 def test_models_are_returned_in_the_fixed_order(written):
     embeddings = results.read_embeddings([written[name] for name in reversed(KEYS)])
-    assert list(embeddings.H) == ["CAE_NMF1", "CAE_NMF2", "AE_NMF", "Base_NMF"]
+    assert list(embeddings.H) == ["CAE_NMF1", "CAE_NMF2", "AE_NMF", "Base_NMF", "Untied_AE_NMF"]
 
 
 def test_history_is_relative_to_the_squared_norm_per_cell(written, cells):
@@ -275,26 +292,10 @@ def test_cells_without_a_type_are_read_and_cells_without_a_donor_are_a_fault(wri
         results.read_embeddings([written["AE_NMF"]])
 
 
-@pytest.mark.parametrize(("model", "labels"), [(CAENMF1, "clusters"), (CAENMF2, "none"), (CAENMF1, "cell_type")])
-def test_labels_of_the_training_are_recorded_and_added_to_tables(cells, tmp_path, model, labels):
-    fitted = model(k=K, strength=0.5, labels=labels).fit(cells)
-    results.write(tmp_path / "m.h5ad", fitted, cells)
+@pytest.mark.parametrize(("strength", "used"), [(0.5, True), (0, False)])
+def test_use_of_cell_types_in_training_is_recorded_and_added_to_tables(cells, tmp_path, strength, used):
+    results.write(tmp_path / "m.h5ad", CAENMF2(k=K, strength=strength).fit(cells), cells)
     embeddings = results.read_embeddings([tmp_path / "m.h5ad"])
-    used = labels == "cell_type"
-    assert embeddings.run.groups == {model.name: labels}
-    assert embeddings.run.used_cell_type == {model.name: used}
-    assert embeddings.run == results.RunInfo(K, 60, embeddings.run.used_cell_type, embeddings.run.groups)
-    table = embeddings.annotate(pd.DataFrame({"Model": [model.name] * 2, "NMI": 1.0}))
-    assert list(table) == ["Model", "NMI", "cell_type_in_training", "groups_in_training"]
+    assert embeddings.run == results.RunInfo(K, 60, {"CAE_NMF2": used})
+    table = embeddings.annotate(pd.DataFrame({"Model": ["CAE_NMF2"] * 2, "NMI": 1.0}))
     assert table["cell_type_in_training"].tolist() == [used] * 2
-    assert table["groups_in_training"].tolist() == [labels] * 2
-    groups = embeddings.obs.get("groups_in_training")
-    assert (groups is not None) == (labels == "clusters")
-    assert groups is None or groups.tolist() == fitted.groups_.tolist()
-
-
-def test_models_without_penalties_have_no_groups(written, cells, tmp_path):
-    defaults = dict.fromkeys(("CAE_NMF1", "CAE_NMF2"), "cell_type") | dict.fromkeys(("AE_NMF", "Base_NMF"), "none")
-    assert results.read_embeddings(list(written.values())).run.groups == defaults
-    results.write(tmp_path / "m.h5ad", CAENMF2(k=K, strength=0).fit(cells), cells)
-    assert results.read_embeddings([tmp_path / "m.h5ad"]).run.groups == {"CAE_NMF2": "none"}

@@ -143,18 +143,18 @@ def test_compiled_and_cached_kernels_give_identical_fits(tmp_path):
     program = """if True:
         import hashlib, logging
         from conftest import tiny_cells
-        from aenmf_lib import AENMF, CAENMF1, CAENMF2
-        from aenmf_lib.training import _cell_kernels, _kernels, coordinate_descent
+        from aenmf_lib import AENMF, CAENMF1, CAENMF2, UntiedAENMF
+        from aenmf_lib.training import _cell_kernels, _kernels, _untied_kernels, coordinate_descent
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         coordinate_descent.compile_kernels()
-        kernels = [_kernels.visit, _kernels.visit_shared, _kernels.visit_own]
+        kernels = [_kernels.visit, _kernels.visit_shared, _kernels.visit_own, _untied_kernels.visit_untied]
         kernels += [_cell_kernels.by_gene, _cell_kernels.follow]
         n_compiled = [len(kernel.signatures) for kernel in kernels]
         cells = tiny_cells(n_cells=200, n_genes=300)
         cells.X = cells.X.astype("float32")
-        for model in (AENMF, CAENMF1, CAENMF2):
+        for model in (AENMF, CAENMF1, CAENMF2, UntiedAENMF, lambda **more: UntiedAENMF(strength=0, **more)):
             fit = model(k=20, tol=0, max_iter=20).fit(cells)
-            print(model.name, hashlib.sha256(fit.W_.tobytes()).hexdigest(), *fit.loss_history_)
+            print(fit.name, hashlib.sha256(fit.W_.tobytes()).hexdigest(), *fit.loss_history_)
         assert [len(kernel.signatures) for kernel in kernels] == n_compiled
     """
     env = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1])}
@@ -163,7 +163,7 @@ def test_compiled_and_cached_kernels_give_identical_fits(tmp_path):
         for _ in range(2)
     ]
     assert runs[0].stdout == runs[1].stdout
-    assert len(runs[0].stdout.splitlines()) == 3
+    assert len(runs[0].stdout.splitlines()) == 5
     message = "Compiling the coordinate descent kernels: once after installation, about a minute"
     assert [run.stderr.count(message) for run in runs] == [1, 0]
 

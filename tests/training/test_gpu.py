@@ -8,11 +8,11 @@ import torch
 from conftest import tiny_cells
 from scipy.sparse import csr_matrix
 
-from aenmf_lib import AENMF, CAENMF1, CAENMF2
+from aenmf_lib import AENMF, CAENMF1, CAENMF2, UntiedAENMF
 from aenmf_lib.data.streaming import CellStream
 from aenmf_lib.models import base, penalties
-from aenmf_lib.models.conditional import strength_path
 from aenmf_lib.models.objectives import AdditiveDonorObjective, AENMFObjective, DonorDecoderObjective
+from aenmf_lib.models.untied import UntiedObjective
 from aenmf_lib.training import checkpoint, second_moment
 from aenmf_lib.training.accumulation import accumulator, thread_pool
 from aenmf_lib.training.inputs import usages
@@ -20,7 +20,7 @@ from aenmf_lib.training.moments import Moments
 from aenmf_lib.training.projected_gradient import ProjectedGradient
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-MODELS = (AENMF, CAENMF1, CAENMF2)
+MODELS = (AENMF, CAENMF1, CAENMF2, UntiedAENMF)
 MODES = ("implicit", "explicit")
 OBJECTIVES = {
     "AE-NMF": AENMFObjective,
@@ -51,14 +51,29 @@ def test_products_and_sums_equal_those_of_the_cpu(tiny, mode, by_donor, tmp_path
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("mode", MODES)
 def test_values_and_gradients_equal_those_of_the_cpu(tiny, name, mode):
+    tiny.X = csr_matrix(tiny.X.toarray() * np.where((tiny.obs["donor_id"] == "d1").to_numpy()[:, None], 3, 1))
     found = []
     for moments in both(tiny, mode=mode, by_donor=name == "model 2"):
         W = torch.from_numpy(np.random.default_rng(2).random((4, tiny.n_vars)) * 0.3).to(moments.device)
-        weights, effective = penalties.weights_from_strength(0.3, "none", moments, W)
+        weights, effective = penalties.weights_from_strength(0.3, moments, W)
+        assert weights.gamma > 0
         objective = OBJECTIVES[name](moments, lambda_W=1e-2, P=weights.rows(moments))
         point = objective.evaluate(W)
         terms = [objective.gradient(point), objective.curvature(point)]
-        found.append([torch.tensor([point.loss, weights.eta, effective]), *(term.cpu() for term in terms)])
+        found.append([torch.tensor([point.loss, weights.gamma, effective]), *(term.cpu() for term in terms)])
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 30.0])
+@pytest.mark.parametrize("mode", MODES)
+def test_untied_values_and_gradients_equal_those_of_the_cpu(tiny, gamma, mode):
+    found = []
+    for moments in both(tiny, mode=mode):
+        objective = UntiedObjective(moments, lambda_W=1e-2, lambda_U=0.1, gamma=gamma, donors=gamma > 0)
+        stack = torch.from_numpy(np.random.default_rng(2).random((8, tiny.n_vars)) * 0.3).to(moments.device)
+        point = objective.evaluate(stack)
+        terms = [objective.gradient(point), objective.curvature(point), *([] if point.U is None else [point.U])]
+        found.append([torch.tensor([point.loss]), *(term.cpu() for term in terms)])
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
 
 
@@ -117,15 +132,10 @@ def test_published_preset_gives_rows_of_length_one(planted):
     np.testing.assert_allclose(np.linalg.norm(fitted.W_, axis=1), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("labels", ["cell_type", "clusters", "none"])
-def test_strength_and_strength_path_run_on_the_gpu(planted, labels):
+def test_strength_runs_on_the_gpu(planted):
     cells, _ = planted
-    fitted = CAENMF1(k=8, labels=labels, device="cuda").fit(cells)
+    fitted = CAENMF1(k=8, device="cuda").fit(cells)
     assert fitted.strength_ > 0.1
-    fits = list(
-        strength_path(CAENMF1(k=8, device="cuda"), Moments.from_cells(cells, device="cuda"), [0.05, 0.5], sweeps=20)
-    )
-    assert [fit.strength for fit in fits] == [0.05, 0.5]
 
 
 def test_moments_of_cells_on_disk_equal_those_of_the_cpu(h5ad):

@@ -32,7 +32,7 @@ BENCHMARKS = """\
 model_paths: list[str] = ["results/demo/k12/ae_nmf_k12.h5ad"]  # results files to compare  # noqa: E501  # fmt: skip
 out_dir: str = "results/lab"  # folder for the tables
 seeds: list[int] = [0, 1, 2]  # one clustering per seed
-lisi: bool = False  # also compute LISI
+scib: bool = False  # also compute the scores of scib-metrics
 cells_path: str = "results/demo/filtered.h5ad"  # filtered cells; not set
 extra: list[str] = []  # embeddings of other methods
 """

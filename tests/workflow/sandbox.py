@@ -17,6 +17,7 @@ MODELS = {
 STAGES = ["01_filter", *MODELS, "06_benchmarks", "10_programs", "07_figures"]  # in the order in which they run
 SCORED, DESCRIBED = ["06_benchmarks", "07_figures"], ["10_programs", "07_figures"]  # each with what reads its tables
 STUDY = "08_conditioning"  # not part of `make all`
+UNTIED = "15_train_untied_ae_nmf"  # only if MODELS names it
 
 
 def drawn(*names: str, formats: tuple[str, ...] = ("pdf", "png", "svg")) -> list[str]:
@@ -41,7 +42,13 @@ ON_REQUEST = {
 }
 TABLES = [
     *(f"{task}_{name}.csv" for task in ("clustering", "classification") for name in ("cell_type", "donor_id", "long")),
-    *("clustering_resolution.csv", "classification_by_class.csv", "classification_confusion.csv", "integration.csv"),
+    *(
+        "clustering_resolution.csv",
+        "clustering_best.csv",
+        "classification_by_class.csv",
+        "classification_confusion.csv",
+        "integration.csv",
+    ),
     *("unseen_donors_long.csv", "unseen_donors_by_class.csv"),
 ]
 # jobs of the classification: per model and label, also for unseen donors, one seed each
@@ -202,9 +209,9 @@ class Sandbox:
             "14_differential": 'model_paths: list[str] = []\nby: str = "condition"\n',
         }
         (root / "notebooks/defaults.yaml").write_text("k: 80\n")
-        for stage in [*STAGES, *(stage for stage, _ in ON_REQUEST.values())]:
-            sums = 'sums_path: str = ""\nstrength: float = 0.2\nlabels: str = ""\n' if stage in STAGES[2:5] else ""
-            cell = declared.get(stage, f"k: int = 12\n{sums}" if stage in MODELS else "")
+        for stage in [*STAGES, UNTIED, *(stage for stage, _ in ON_REQUEST.values())]:
+            sums = 'sums_path: str = ""\nstrength: float = 0.2\n' if stage in [*STAGES[2:5], UNTIED] else ""
+            cell = declared.get(stage, f"k: int = 12\n{sums}" if stage in [*MODELS, UNTIED] else "")
             (root / f"notebooks/{stage}.py").write_text(f'# %% tags=["parameters"]\n{cell}')
         (root / "notebooks/params/demo.yaml").write_text("data: data/demo.h5ad\nk: 20\n")
         (root / "notebooks/params/other.yaml").write_text("data: other.h5ad\n")

@@ -65,13 +65,19 @@ def test_good_cells_have_no_error_and_the_command_is_what_was_typed(examine):
     assert "05_train_cae_nmf2" in found.text and "Estimated cost" in found.text
 
 
+def test_weights_of_the_penalties_are_valid_without_a_strength(examine):
+    assert examine(counts(), STRENGTH="0", GAMMA="30").errors == []
+    (error,) = examine(counts(), GAMMA="30").errors
+    assert "gamma=30.0 would be ignored" in error
+
+
 def test_all_faults_are_reported_at_once(examine):
     cells = counts(donor_id=None, patient=[f"p{i % 4}" for i in range(240)])
     cells.X.data[cells.X.indptr[7] : cells.X.indptr[8]] = 0
     cells.X.eliminate_zeros()
     cells.obs["cell_type"] = pd.Categorical([None, None, *cells.obs["cell_type"][2:]])
-    faults = {"K": "500", "STRENGTH": "-1", "LABELS": "wrong", "FOREST": "oak", "DEVICE": "tpu", "MAX_CELLS": "12"}
-    faults |= {"N_STARTS": "0", "N_JOBS": "0"}
+    faults = {"K": "500", "STRENGTH": "-1", "GENE_WEIGHTS": "wrong", "FOREST": "oak", "DEVICE": "tpu"}
+    faults |= {"MAX_CELLS": "12", "N_STARTS": "0", "N_JOBS": "0"}
     found = examine(cells, **faults)
     expected = (
         "donor_id",
@@ -227,6 +233,9 @@ def test_one_donor_is_a_warning_and_an_error_only_if_no_model_is_left(examine):
     assert found.errors == [] and any("skipped" in warning for warning in found.warnings)
     assert "02_train_base_nmf" in found.text and "04_train_cae_nmf1" not in found.text
     assert any("one donor" in error for error in examine(cells, models=["CAE_NMF1"]).errors)
+    assert any("one donor" in error for error in examine(cells, models=["CAE_NMF1", "Untied_AE_NMF"]).errors)
+    untied = examine(cells, models=["CAE_NMF1", "Untied_AE_NMF"], STRENGTH="0")  # has no penalty and trains
+    assert untied.errors == [] and "15_train_untied_ae_nmf" in untied.text
     (error,) = examine(cells, BASELINES="PCA,Harmony").errors
     assert "Harmony corrects for differences between donors, and there is only one donor" in error
 

@@ -1,7 +1,7 @@
 """The stages that slurm/graph.py reads from make. Needs no Slurm."""
 
 import pytest
-from sandbox import ON_REQUEST, ROOT, SCORED, SCORES, STAGES, STUDY, Sandbox
+from sandbox import ON_REQUEST, ROOT, SCORED, SCORES, STAGES, STUDY, UNTIED, Sandbox
 
 
 @pytest.fixture
@@ -63,6 +63,12 @@ def test_shards_add_one_task_each_and_a_merge(read):
     assert [task[0] for task in stages["01_sums"].tasks] == [f"results/demo/sums/{i}-of-4.npz" for i in range(4)]
     assert stages["01_merge"].needs == ["01_sums"]
     assert stages["03_train_ae_nmf"].needs == ["01_filter", "01_merge"]
+
+
+def test_the_untied_model_is_a_stage_of_its_own_after_ae_nmf(read):
+    stages = read("all", more=["MODELS=all"])
+    assert stages[UNTIED].needs == ["01_filter", "03_train_ae_nmf"]
+    assert UNTIED in stages["06_benchmarks"].needs and len(stages["06_scores"].tasks) == 15
 
 
 def test_only_stages_that_make_would_run_are_missing(read):

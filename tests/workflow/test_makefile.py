@@ -29,6 +29,7 @@ from sandbox import (
     STUDY,
     STUDY_FILES,
     TABLES,
+    UNTIED,
     Sandbox,
 )
 
@@ -316,6 +317,23 @@ def test_scores_need_valid_values_and_an_environment(make):
     assert not (make.root / "ran").exists()
 
 
+def test_the_untied_model_is_trained_only_if_it_is_named(make):
+    assert make.ran("train") == STAGES[:5]
+    assert not any("untied" in file for file in make.files("results/demo"))
+    named = "MODELS=Base_NMF AE_NMF CAE_NMF1 CAE_NMF2 Untied_AE_NMF"
+    (command,) = [line for line in make("-n", "train", named).stdout.splitlines() if "execute" in line]
+    assert f"notebooks/{UNTIED}.py" in command and "ae_nmf_path" not in command  # its AE-NMF has other gene weights
+    assert make.ran("train", "MODELS=all") == [UNTIED]
+    assert make.ran("train", named) == []
+    models = "results/demo/k20/{}_k20.h5ad"
+    given = (make.root / "results/demo/k20/params/06_benchmarks.yaml").read_text()
+    assert [line[2:] for line in given.splitlines() if line.startswith("- results/")] == [
+        models.format(model) for model in [*MODELS.values(), "untied_ae_nmf"]
+    ]
+    pooled = make("-n", "train", "SHARDS=2", "MODELS=Untied_AE_NMF").stdout
+    assert "sums_pooled" in pooled and "--by-donor" not in pooled
+
+
 def test_sums_are_per_donor_only_if_model_2_is_trained_or_such_sums_exist(make):
     def summed(models, *arguments):
         shown = make("-n", "train", "SHARDS=2", f"MODELS={models}", *arguments).stdout
@@ -424,14 +442,13 @@ SAVED = """\
 k: int = 12\x20\x20
 sums_path: str = ""
 strength: float = 0.2
-labels: str = ""
 
 """
 
 
 def test_a_notebook_saved_by_jupyter_is_the_same_code(done):
     notebook = done.root / "notebooks/03_train_ae_nmf.py"
-    assert [line.strip() for line in SAVED.split("\n")[-6:-1]] == notebook.read_text().split("\n")[1:]
+    assert [line.strip() for line in SAVED.split("\n")[-5:-1]] == notebook.read_text().split("\n")[1:]
     notebook.write_text(SAVED, newline="\r\n")
     assert done.ran("all") == []
     notebook.write_text(SAVED.replace("0.2", "0.3"))
@@ -531,7 +548,7 @@ def test_variables_of_the_command_line_set_values(make):
         (["SHARDS=0"], "SHARDS=0: expected a number of shards, such as SHARDS=8"),
         (["SHARDS=-3"], "SHARDS=-3: expected a number of shards"),
         (["MIN_CELLS=many"], "MIN_CELLS: expected int, found 'many'"),
-        (["SHARDS=2", "LABELS=clusters"], "SHARDS does not work with LABELS=clusters"),
+        (["LABELS=clusters"], "Unknown variable LABELS"),
         (["KK=20"], "Unknown variable KK. Did you mean K? Valid variables: DATASET, DATA, K, MODELS, QUICK, MIN_CELLS"),
         (["MIN_CELL=3"], "Unknown variable MIN_CELL. Did you mean MIN_CELLS"),
         (["min_cells=3"], "Unknown variable min_cells. Did you mean MIN_CELLS"),
