@@ -7,13 +7,11 @@ uses a GPU: gradient steps led to minima 0.3 to 1.5 % worse (Kang et al., k = 20
 
 import numpy as np
 import torch
-from anndata import AnnData
 from scipy.sparse import csr_matrix
 
 from aenmf_lib.models.objectives import AENMFObjective
 from aenmf_lib.training import solver
 from aenmf_lib.training.moments import SAMPLE_SIZE, Moments
-from aenmf_lib.training.second_moment import IMPLICIT
 
 INITS = ("cells", "nndsvd")
 _SAMPLES = (1024, SAMPLE_SIZE)  # cells in the samples
@@ -33,7 +31,7 @@ def initialize(moments: Moments, k: int, *, init: str, seed: int, lambda_W: floa
     # skip samples that contain all cells: the fit itself covers that step
     sizes = [size for size in _SAMPLES if size < moments.n_cells] or [X.shape[0]]
     for size in sizes:
-        sample = Moments.from_cells(AnnData(X[:size]), donor=False, cell_type=False, mode=IMPLICIT)
+        sample = moments.of_sample(size)
         objective = AENMFObjective(sample, lambda_W=lambda_W)
         if size == sizes[0]:
             W = rescale_rows(objective, W)

@@ -26,6 +26,7 @@ from aenmf_lib.training.inputs import Cells, as_cells, iter_matrices
 from aenmf_lib.training.products import SecondMoment
 from aenmf_lib.training.second_moment import (
     EXPLICIT,
+    IMPLICIT,
     REQUESTED,
     check_device,
     choose_representation,
@@ -253,6 +254,14 @@ class Moments:
                              f"{', '.join(chosen)}. Pass more donors, or use mode='implicit'.")  # fmt: skip
         second_moment = self.second_moment.subset(chosen)
         return Moments(self.genes, self.sums.subset(chosen), second_moment, sample, self.reason)
+
+    def of_sample(self, n_cells: int) -> "Moments":
+        """Return the implicit moments of the first cells of the sample, without labels, on the CPU."""
+        X = self.sample[:n_cells]
+        all_cells = np.full(X.shape[0], "")
+        sums = GroupSums.from_cells(X, all_cells, all_cells, all_cells)
+        second_moment = products.second_moment(IMPLICIT, {"": X}, self.dtype, "cpu")
+        return Moments(self.genes, sums, second_moment, self._sample, REQUESTED)
 
     def with_gene_weights(self, w: np.ndarray) -> "Moments":
         """Return the moments of ``X diag(w)``, for gene weights w ≥ 0, (n_genes,)."""

@@ -93,3 +93,11 @@ def test_results_file_contains_weights_and_strength_uses_them(tmp_path):
 def test_unknown_rule_raises():
     with pytest.raises(ValueError, match=r"gene_weights='sd' is unknown\. Choose 'none' or 'shared'"):
         AENMF(gene_weights="sd")
+
+
+def test_weighted_values_may_be_larger_than_log_counts():
+    """The weights of rare genes can be large: on Kang's cells, weighted values up to 54 were refused as raw counts."""
+    moments = Moments.from_cells(made(1.0, n=200))
+    weights = [np.full(moments.n_genes, w) for w in (1.0, 64.0)]
+    fits = [AENMF(k=2, max_iter=3, lambda_W=0).fit(moments.with_gene_weights(w)) for w in weights]
+    np.testing.assert_allclose(fits[1].W_, fits[0].W_, rtol=1e-4, atol=1e-6)  # at λ = 0, the scale of X changes nothing
