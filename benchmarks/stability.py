@@ -1,6 +1,7 @@
 """Compare the programs of two halves of the donors: one fit of each half, and a consensus over many fits.
 
 python benchmarks/stability.py results/kang2018/filtered.h5ad --k 20
+python benchmarks/stability.py results/kang2018/filtered.h5ad --k 20 --untied  # adds the rows of the untied model
 """
 
 import argparse
@@ -14,7 +15,7 @@ from anndata import AnnData
 from measure import RESULTS, machine
 from sklearn.decomposition import NMF
 
-from aenmf_lib import AENMF, data, programs
+from aenmf_lib import AENMF, UntiedAENMF, data, programs
 from aenmf_lib.data.progress import hide_progress_bars
 from aenmf_lib.data.provenance import run_info
 from aenmf_lib.data.tables import read_table
@@ -23,12 +24,14 @@ from aenmf_lib.models.base import relative_error
 from aenmf_lib.training.moments import Moments
 
 STABLE = 0.95  # cosine from which a program counts as the same in both halves
+UNTIED = "untied model"
+ANOTHER_START = {"one fit": "another start", UNTIED: f"{UNTIED}, another start"}
 B = 10_000  # added to the seeds of the second half: both halves share no random numbers
 
 
-def fits(cells: AnnData, k: int, rounds: int, seed: int, *, nmf: bool) -> dict[str, tuple]:
+def fits(cells: AnnData, k: int, rounds: int, seed: int, *, nmf: bool, untied: bool) -> dict[str, tuple]:
     """Return W, its usages of the cells and the seconds of each method, for the cells of one half of the donors."""
-    moments, found = Moments.from_cells(cells, cell_type=False, by_donor=True), {}
+    moments, found = Moments.from_cells(cells, cell_type=untied, by_donor=True), {}
 
     def add(name: str, fit, *args, **settings) -> AENMF:
         begin = time.perf_counter()
@@ -37,6 +40,10 @@ def fits(cells: AnnData, k: int, rounds: int, seed: int, *, nmf: bool) -> dict[s
         found[name] = model.W_, model.transform(cells), time.perf_counter() - begin
         return model
 
+    if untied:
+        add(UNTIED, UntiedAENMF(k=k, seed=seed).fit, moments)
+        add(ANOTHER_START[UNTIED], UntiedAENMF(k=k, seed=seed + 1).fit, moments)
+        return found
     add("one fit", AENMF(k=k, seed=seed).fit, moments)
     add("another start", AENMF(k=k, seed=seed + 1).fit, moments)
     with tempfile.TemporaryDirectory() as folder:
@@ -62,14 +69,18 @@ def scores(cells: AnnData, W: np.ndarray, H: np.ndarray) -> dict[str, float]:
     return {"error": relative_error(cells, H, W), **{name: found[name] for name in names}, "NMI": NMI.mean()}
 
 
-def compare(cells: AnnData, k: int, rounds: int, split: int, *, nmf: bool) -> pd.DataFrame:
+def compare(cells: AnnData, k: int, rounds: int, split: int, **methods: bool) -> pd.DataFrame:
     """Return one row per method for one random division of the donors into halves."""
     donors = np.random.default_rng(split).permutation(cells.obs["donor_id"].cat.categories)
     in_a = cells.obs["donor_id"].isin(donors[: len(donors) // 2]).to_numpy()
     halves = [cells[in_a].copy(), cells[~in_a].copy()]
-    a, b = (fits(half, k, rounds, 1000 * split + i * B, nmf=nmf) for i, half in enumerate(halves))
-    pairs = {name: (name, a[name], b[name]) for name in a if name != "another start"}
-    pairs = {"two starts, same donors": ("one fit", a["one fit"], a["another start"]), **pairs}
+    a, b = (fits(half, k, rounds, 1000 * split + i * B, **methods) for i, half in enumerate(halves))
+    pairs = {}
+    for name in (name for name in a if name not in ANOTHER_START.values()):
+        if name in ANOTHER_START:
+            title = "two starts, same donors" if name != UNTIED else f"{UNTIED}, two starts, same donors"
+            pairs[title] = name, a[name], a[ANOTHER_START[name]]
+        pairs[name] = name, a[name], b[name]
     rows = []
     for name, (scored, *both) in pairs.items():
         cosine = programs.match_programs(both[0][0], both[1][0])[1]
@@ -92,14 +103,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--splits", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="seeds of the divisions")
     parser.add_argument("--nmf", action="store_true", help="also compare one fit of scikit-learn's NMF")
+    parser.add_argument("--untied", action="store_true", help="add the rows of the untied model to the table")
     args = parser.parse_args()
     cells, path = data.load(args.cells), RESULTS / f"stability_{args.name}_k{args.k}.csv"
     done = [read_table(path)] if path.exists() else []
     for split in args.splits:
-        if done and split in set(pd.concat(done)["split"]):
+        known = pd.concat(done).query("split == @split") if done else pd.DataFrame(columns=["method"])
+        if (known["method"] == (UNTIED if args.untied else "one fit")).any():
             continue
         with hide_progress_bars():
-            done.append(compare(cells, args.k, args.rounds, split, nmf=args.nmf))
+            done.append(compare(cells, args.k, args.rounds, split, nmf=args.nmf, untied=args.untied))
         pd.concat(done).to_csv(path, index=False, float_format="%.6g")
         print(done[-1].drop(columns=["machine", "date", "version"]).round(3).to_string())
 
