@@ -275,7 +275,7 @@ class AENMF(base.Model):
         return moments if self.gene_weights_ is None else moments.with_gene_weights(self.gene_weights_)
 
     def _variable(self) -> np.ndarray:
-        """Return what the solver minimizes over, in the units of the fit: W."""
+        """Return the variable of the objective in the units of the fit: W."""
         return self._to_fit_units(self.W_)
 
     def _to_fit_units(self, decoder: np.ndarray) -> np.ndarray:
@@ -325,11 +325,8 @@ class AENMF(base.Model):
 
     def _identity(self, moments: Moments) -> dict[str, str | int | float | bool | None]:
         """Return what a checkpoint must agree with before a fit resumes from it."""
-        data = {"cells": moments.n_cells, "genes": _hash(moments.genes), "sq_norm": moments.sq_norm}
+        data = {"cells": moments.n_cells, "genes": hash_names(moments.genes), "sq_norm": moments.sq_norm}
         data |= {"second_moment": moments.mode, "version": version("aenmf_lib")}
-        if self.conditional:
-            sizes = zip(moments.donors, moments.donor_counts.tolist(), strict=True)
-            data["donors"] = _hash(f"{donor} {n:.0f}" for donor, n in sizes)
         return {"model": self.name, **asdict(self), **data}
 
     def _store(self, solution: solver.Solution, moments: Moments) -> None:
@@ -345,6 +342,6 @@ class AENMF(base.Model):
                         "smaller k.", self.name, n_empty, self.k)  # fmt: skip
 
 
-def _hash(names: Iterable[str]) -> str:
+def hash_names(names: Iterable[str]) -> str:
     """Return a short hash of names in their order."""
     return hashlib.sha256("\n".join(map(str, names)).encode()).hexdigest()[:16]

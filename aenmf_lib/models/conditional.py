@@ -11,7 +11,7 @@ import torch
 
 from aenmf_lib.data.labels import CELL_TYPE, DONOR, read_labels
 from aenmf_lib.models import base, penalties
-from aenmf_lib.models.aenmf import AENMF
+from aenmf_lib.models.aenmf import AENMF, hash_names
 from aenmf_lib.models.objectives import AdditiveDonorObjective, AENMFObjective, DonorDecoderObjective
 from aenmf_lib.models.starts import load_aenmf
 from aenmf_lib.training.checkpoint import role_path
@@ -23,7 +23,7 @@ __all__ = ["CAENMF1", "CAENMF2"]
 
 @dataclass(kw_only=True)
 class _Conditional(AENMF):
-    """What both conditional models share. With a strength they start from the best of `n_starts` AE-NMF fits.
+    """What the conditional models share. With a strength they start from the best of `n_starts` AE-NMF fits.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ class _Conditional(AENMF):
 
     def _check_aenmf(self, aenmf: AENMF, moments: Moments) -> None:
         """Raise ValueError unless aenmf is a fitted AE-NMF of these genes, with the same rank and gene weights."""
-        if not isinstance(aenmf, AENMF) or not hasattr(aenmf, "W_"):
+        if getattr(aenmf, "name", "") != AENMF.name or not hasattr(aenmf, "W_"):
             raise ValueError(f"aenmf ({type(aenmf).__name__}) is not a fitted AENMF. Pass a fitted one, or None.")
         if aenmf.W_.shape != (self.k, moments.n_genes) or aenmf.gene_weights != self.gene_weights:
             found = f"aenmf has W of shape {aenmf.W_.shape} and gene_weights={aenmf.gene_weights!r}"
@@ -125,6 +125,11 @@ class _Conditional(AENMF):
         if len(self.donors_) < 2:
             raise ValueError(f"obs[{self.donor_key_!r}] contains only one donor ({moments.donors[0]!r}). {self.name} "
                              "needs at least 2. Lower min_cells to keep more donors, or use AENMF.")  # fmt: skip
+
+    def _identity(self, moments: Moments) -> dict[str, str | int | float | bool | None]:
+        """Add the groups of cells and the weight of the penalty, which depends on the AE-NMF of the fit."""
+        groups = (f"{kind} {donor} {n}" for (kind, donor), (n, _) in sorted(moments.sums.groups.items()))
+        return super()._identity(moments) | {"groups": hash_names(groups), "penalty": f"{self.penalty_.gamma:.3g}"}
 
     def _store(self, solution, moments: Moments) -> None:
         super()._store(solution, moments)
@@ -223,11 +228,12 @@ class CAENMF1(_Conditional):
 class CAENMF2(_Conditional):
     """Conditional AE-NMF, model 2: programs that differ by donor, ``x̂ = h (W + U_d)``.
 
-    Minimizes ``(1/n) ‖X − X̂‖² + λ_W ‖W‖² + λ_U ‖U‖²`` over W, U ≥ 0, and with a `strength` also the penalty of model 1
-    [1]_. (The published code has options for this penalty in model 2 but ignores them.) Model 2 usually removes more of
-    the donor information than model 1 and preserves the cell types better; on a CPU it takes three to five times as
-    long. On donors that were not in the fit, the donor information is only partly removed unless the fit contained a
-    similar effect.
+    Extends AE-NMF [1]_. Minimizes ``(1/n) ‖X − X̂‖² + λ_W ‖W‖² + λ_U ‖U‖²`` over W, U ≥ 0, and with a `strength` also
+    the penalty of model 1. (The published code has options for penalties in model 2 but ignores them.)
+
+    Model 2 usually removes more of the donor information than model 1 and preserves the cell types better; on a CPU it
+    takes three to five times as long. On donors that were not in the fit, the donor information is only partly removed
+    unless the fit contained a similar effect.
 
     Parameters
     ----------
@@ -246,7 +252,7 @@ class CAENMF2(_Conditional):
 
     References
     ----------
-    .. [1] Gretton et al. (2005), ALT, doi:10.1007/11564089_7.
+    .. [1] Yang & Oja (2010), IEEE Trans. Neural Netw. 21:734, doi:10.1109/TNN.2010.2041361.
 
     Examples
     --------

@@ -25,7 +25,7 @@ __all__ = ["load_model"]
 
 log = logging.getLogger(__name__)
 
-# parameters of earlier versions, which are ignored, and the values that they always have now
+# parameters of earlier versions, which are ignored -> the value that the models now always use
 _REMOVED = {"labels": "cell_type", "invariance": "published"}
 _CLASSES = {model.name: model for model in (AENMF, CAENMF1, CAENMF2, BaseNMF, UntiedAENMF)}
 
@@ -89,7 +89,7 @@ def _construct(name: str, k: int, provenance: Mapping) -> Model:
     if removed := {key: given.pop(key) for key in _REMOVED if key in given}:
         listed = ", ".join(f"{key}={value!r} (now always {_REMOVED[key]!r})" for key, value in removed.items())
         log.info("%s was written by an earlier version; these parameters are ignored: %s", name, listed)
-        if given.get("strength"):  # without types, model 1 had gamma=0
+        if given.get("strength"):  # earlier versions wrote gamma=0 for labels other than 'cell_type'
             given.pop("gamma", None)
     known = {field.name for field in fields(_CLASSES[name])}
     if unknown := sorted(set(given) - known):
@@ -99,6 +99,8 @@ def _construct(name: str, k: int, provenance: Mapping) -> Model:
     if (stored := given.get("k", k)) != k:
         raise files.Fault(f"is damaged: its parameter k is {stored!r}, but its programs are of rank {k}")
     if not given:
+        if name not in schema.PUBLISHED:
+            raise files.Fault(f"is damaged: its provenance has no parameters of {name}")
         published = {"preset": "published"} if "preset" in known else {}
         return _CLASSES[name](k=k, **published)
     if "device" in given:
@@ -137,8 +139,12 @@ def _restore_fit(model: Model, found: AnnData, provenance: Mapping) -> None:
         model.strength_ = float(penalty.pop("strength"))
         penalty = {key: _plain(value) for key, value in penalty.items()}
         model.penalty_ = PenaltyWeights(**penalty | {"note": penalty.get("note") or ""})
+        if not np.isfinite([model.strength_, model.penalty_.gamma, model.penalty_.eta]).all():
+            raise files.Fault("is damaged: its penalty contains values that are NaN or infinite")
     elif isinstance(model, CAENMF1 | CAENMF2):
         model.penalty_ = PenaltyWeights(model.gamma, model.eta, centered=False)
+    elif isinstance(model, UntiedAENMF):
+        raise files.Fault("is damaged: its provenance has no penalty")
     keys = provenance.get(schema.FIT_KEYS, {})
     names = (str(keys.get(key, getattr(model, f"{key}_"))) for key in ("donor_key", "cell_type_key"))
     model._set_names(found, *names)
@@ -149,10 +155,10 @@ def _restore_programs(model: Model, found: AnnData, path: str | Path) -> None:
     name, k, keys = model.name, model.k, schema.VARM[model.name]
     model.genes_ = found.var_names.copy()
     model.W_ = _rows(found.varm[keys["W"].format(k=k)])
-    if not model.W_.any():
-        raise files.Fault("has no program with a weight above 0", "Train the model again, with smaller penalties.")
     if "E" in keys:
         model.encoder_ = _rows(found.varm[keys["E"].format(k=k)])
+    if not (model.W_.any() and ("E" not in keys or model.encoder_.any())):
+        raise files.Fault("has no program with a weight above 0", "Train the model again, with smaller penalties.")
     if schema.GENE_WEIGHTS in found.varm:
         model.gene_weights_ = np.asarray(found.varm[schema.GENE_WEIGHTS])[:, 0].copy()
     with files.open_cells(path) as file:
@@ -171,6 +177,8 @@ def _restore_programs(model: Model, found: AnnData, path: str | Path) -> None:
         if donors is None and DONOR in file.get("obs", ()):  # a published file: rows of U are in the order of names
             donors = sorted(as_text(files.read_element(file, "obs", path)[DONOR]).dropna().unique())
     model.donors_ = np.array(donors, dtype=str) if donors is not None and len(donors) else ()
+    if isinstance(model, UntiedAENMF) and model.conditional != bool(len(model.donors_)):
+        raise files.Fault(f"is damaged: its strength is {model.strength:g}, but it lists {len(model.donors_)} donors")
     U = found.varm.get(keys["U"].format(k=k)) if "U" in keys else None
     model.U_ = _rows(U) if U is not None else found.uns.get(schema.U_DONOR.format(k=k))
     model._donor_part = found.varm.get(schema.DONOR_PART.format(k=k))

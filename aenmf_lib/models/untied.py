@@ -1,4 +1,7 @@
-"""AE-NMF with an untied encoder, and its objective: usages ``H = X Eᵀ`` for an encoder E ≥ 0 that is not W."""
+"""AE-NMF with an untied encoder, and its objective: usages ``H = X Eᵀ`` for an encoder E ≥ 0 separate from W.
+
+Here E has the shape of W, (k, n_genes). The results file contains it as genes × k.
+"""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +34,8 @@ class UntiedObjective(AENMFObjective):
     def __init__(self, moments: Moments, *, lambda_W: float, lambda_U: float, gamma: float, donors: bool) -> None:
         super().__init__(moments, lambda_W=lambda_W, lambda_U=lambda_U)
         if gamma:
-            self.P = (self.n / moments.n_labeled) ** 0.5 * penalties.invariance_rows(moments, centered=True)
+            rows = penalties.invariance_rows(moments, centered=True)  # raises if no cell has a type
+            self.P = (self.n / moments.n_labeled) ** 0.5 * rows
         self.gamma, self.totals = gamma, moments.donor_sums.sum(0, dtype=torch.float64)
         self.M, n_d = (part if donors else part[:0] for part in (moments.donor_sums, moments.donor_counts))
         self.donor_weight = n_d + self.n * lambda_U
@@ -83,7 +87,10 @@ class UntiedObjective(AENMFObjective):
         return point.F[0, :k, :k], point.F[0, :k, k:]
 
     def _shares(self, E: torch.Tensor, EE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the terms of k R(H), (k, 1), and 1 / (n × variance of the usages), both 0 for constant usages."""
+        """Return ``I_c(h_j) / Var(h_j)``, the mean of which is R(H), and ``1 / (n Var(h_j))``; both (k, 1).
+
+        Both are 0 for constant usages.
+        """
         E, second = E.double(), EE.diagonal()
         spread = second - (E @ self.totals).square() / self.n
         inverse = torch.where(spread > _untied_kernels.CONSTANT * second, 1 / spread, 0)
@@ -98,13 +105,14 @@ class UntiedAENMF(_Conditional):
     Minimizes ``(1/n) ‖X − X̂‖² + (λ_W / 2) (‖E‖² + ‖W‖²) + λ_U ‖U‖² + γ R(H)`` over E, W, U ≥ 0, with ``X̂ = H W + C U``
     and one-hot donors C. ``R(H) = (1/k) Σ_j I_c(h_j) / Var(h_j)`` is the mean over the programs of the share of their
     variance that lies between donors within a cell type; I_c is that of `CAENMF1`. R does not depend on the lengths of
-    the rows of E, so a smaller E does not reduce it. So the encoder can avoid genes that differ between donors, and the
-    decoder can still reconstruct them. With strength 0 there are no penalty and no donors: ``X̂ = H W``.
+    the rows of E, so a smaller E does not reduce it. The encoder can avoid genes that differ between donors, while the
+    decoder still reconstructs them. With strength 0 there is no penalty and no donor part: ``X̂ = H W``.
 
     With ``E = W`` and strength 0, this is the objective of AE-NMF [1]_. The fit starts from the AE-NMF solution, and no
-    sweep increases the objective (on a GPU: the best step is kept). So with strength 0 it ends at or below AE-NMF. The
-    strength c sets γ so that ``n γ R(H)`` is c times the squared error at the AE-NMF solution; the share of R that
-    chance explains is subtracted from c (`penalties.penalty_weight`).
+    sweep increases the objective (on a GPU: the best step is kept). So with strength 0 the objective ends at or below
+    that of AE-NMF. The effective strength is c times (1 − the share of R that chance explains), where c is `strength`.
+    It sets γ: at the AE-NMF solution, ``n γ R(H)`` is the effective strength times the squared error
+    (`penalties.penalty_weight`).
 
     Parameters
     ----------
@@ -157,14 +165,15 @@ class UntiedAENMF(_Conditional):
     gene_weights: str = "shared"
 
     name: ClassVar[str] = "Untied_AE_NMF"
-    encoder_ = None  # a fitted attribute of its own
+    published: ClassVar[dict] = {}
+    encoder_ = None  # set by `fit`, and not computed from W as in AE-NMF
     _from_aenmf = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.preset or self.row_norm:
             raise ValueError(f"preset={self.preset!r}, row_norm={self.row_norm!r} is not valid for {self.name}: it was "
-                             "not published, and its rows have no fixed length. Leave both out.")  # fmt: skip
+                             "not published, and the rows of W have no fixed length. Leave both out.")  # fmt: skip
 
     @property
     def conditional(self) -> bool:
@@ -176,7 +185,10 @@ class UntiedAENMF(_Conditional):
         return {"shared": self.transform(cells)}
 
     def _penalty_at(self, W: torch.Tensor, moments: Moments) -> tuple[penalties.PenaltyWeights, float]:
-        """Return γ as part of the weights; see `_Conditional`. k R is I_c of usages divided by their deviations."""
+        """Return the weights and the effective strength; see `_Conditional`.
+
+        R(H) is I_c of usages that are divided by their standard deviations, divided by k.
+        """
         tied, n = AENMFObjective(moments, lambda_W=0.0), moments.n_cells
         point = tied.point(W)
         HtH, mean = point.F[0], W.double() @ moments.donor_sums.double().sum(0) / n
@@ -194,7 +206,10 @@ class UntiedAENMF(_Conditional):
         return UntiedObjective(moments, **weights, donors=self.conditional)
 
     def _variable(self) -> np.ndarray:
-        """Return the stack [E; W] in the units of the fit, (2k, n_genes). Those of E are the inverse of those of W."""
+        """Return the stack [E; W] in the units of the fit, (2k, n_genes).
+
+        There, E is divided by the gene weights, and W is multiplied by them.
+        """
         return np.vstack([self._to_data_units(self.encoder_), self._to_fit_units(self.W_)])
 
     def _check_moments(self, moments: Moments) -> None:
@@ -210,4 +225,4 @@ class UntiedAENMF(_Conditional):
         self.encoder_ = self._to_fit_units(E.cpu().numpy())
 
     def _overlap(self) -> None:
-        """Return nothing: the model has no latent of the donor."""
+        """Return None: this model has no embedding of the donor part."""

@@ -45,6 +45,14 @@ _HINTS = {
     "int": " Write numbers without quotes, and without an exponent.",
     "float": " Write numbers without quotes, and 0.01 or 1.0e-2 for 1e-2, which YAML reads as text.",
 }
+# names of earlier versions: those that changed, and those that were removed
+_RENAMED = {"lisi": "scib", "untied": "tie_cost"}
+_WITHIN_TYPES = "a strength always compares donors within cell types"
+_REMOVED = {
+    "labels": _WITHIN_TYPES,
+    "labels_tried": _WITHIN_TYPES,
+    "invariance": "with strength 0, the penalty is always the published one",
+}
 _LONGEST_FILE = 1_000_000  # characters of a parameters file
 _PARAMETERS_CELL = re.compile(r'^# %%[^\n]*\btags=\[[^\]\n]*"parameters"[^\n]*\n(.*?)(?=^# %%|\Z)', re.M | re.S)
 
@@ -57,8 +65,13 @@ def require_known(name: str, names: Iterable[str], where: object = "", what: str
     """Raise ParameterError, with the closest valid name, if ``name`` is not one of ``names``."""
     valid = {known.casefold(): known for known in names}
     if name not in valid.values():
-        close = [valid[match] for match in difflib.get_close_matches(str(name).casefold(), valid)]
+        folded = str(name).casefold()
+        close = [valid[match] for match in difflib.get_close_matches(folded, valid)]
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        if (new := _RENAMED.get(folded)) in valid:
+            hint = f" It is now called {valid[new]}."
+        elif folded in _REMOVED and what in ("parameter", "variable"):
+            hint = f" It was removed: {_REMOVED[folded]}."
         place = f" in {where}" if where else ""
         raise ParameterError(f"Unknown {what} {_shown(name)}{place}.{hint} Valid {what}s: {', '.join(valid.values())}.")
 
@@ -196,8 +209,8 @@ def parse_variables(
     if unread and list(goals) == ["conditioning"]:
         own = ", ".join(name for name in types["08_conditioning"] if name not in ("cells_path", "out_dir", "k"))
         raise ParameterError(
-            f"'make conditioning' does not read {', '.join(unread)}: it compares several strengths, labels, gene "
-            f"weights and starts. Set these in notebooks/params/<data set>.yaml: {own}."
+            f"'make conditioning' does not read {', '.join(unread)}: it compares several strengths, gene weights "
+            f"and starts. Set these in notebooks/params/<data set>.yaml: {own}."
         )
     return [(parameters[name], text) for name, text in given.items() if name in kinds and name != "K"]
 

@@ -319,6 +319,24 @@ def test_damaged_file_raises_and_names_the_fault(written, edit, message):
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda f: f.varm.pop("E_untied_k4"), "varm has no 'E_untied_k4'"),
+        (lambda f: f.varm["E_untied_k4"].__setitem__((0, 0), -1), r"\['E_untied_k4'\] contains 1 negative values"),
+        (lambda f: f.varm["E_untied_k4"].fill(0), "has no program with a weight above 0"),
+        (lambda f: f.varm.pop("U_untied_k4"), "varm has no 'U_untied_k4'"),
+        (lambda f: f.uns["provenance"].pop("parameters"), "its provenance has no parameters of Untied_AE_NMF"),
+        (lambda f: f.uns["provenance"].pop("penalty"), "its provenance has no penalty"),
+        (lambda f: f.uns["provenance"]["penalty"].update(gamma=np.nan), "its penalty contains values that are NaN"),
+        (lambda f: f.uns["provenance"]["parameters"].update(strength=0.0), "its strength is 0, but it lists 3 donors"),
+    ],
+)
+def test_damaged_file_of_the_untied_model_is_refused(written, edit, message):
+    with pytest.raises(ValueError, match=message):
+        results.load_model(edit_file(written("Untied_AE_NMF"), edit))
+
+
 def test_donor_part_of_other_donors_than_listed_is_refused(written):
     path = edit_file(written("CAE_NMF1"), lambda f: f.uns["cond_meta_concat_k4"].update(donors=["d1", "d2"]))
     with pytest.raises(

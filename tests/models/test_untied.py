@@ -61,7 +61,7 @@ def positive(*shape, seed=1):
 @pytest.mark.parametrize("donors", [False, True])
 @pytest.mark.parametrize("gamma", [0.0, 70.0])
 def test_objective_equals_dense_definition(cells, donors, gamma):
-    """Value, gradient and the best U; the curvature is the Hessian diagonal without penalty."""
+    """Value and gradient. The curvature is the diagonal of the Hessian: always for W, and for E without a penalty."""
     objective = UntiedObjective(Moments.from_cells(cells), **WEIGHTS, gamma=gamma, donors=donors)
     stack, U = positive(2 * K, 40), positive(3, 40, seed=2) if donors else None
     point = objective.point(stack, U)
@@ -118,6 +118,12 @@ def test_constant_and_empty_usages_have_no_penalty(cells):
     expected = without.evaluate(stack).loss + 70.0 * float(penalty(H, cells.obs)) * (K - 1) / K
     assert found.loss == pytest.approx(expected, rel=CLOSE)
     assert torch.isfinite(objective.gradient(found)).all()
+
+
+def test_penalty_of_cells_without_a_type_is_refused(tiny):
+    tiny.obs["cell_type"] = np.nan
+    with pytest.raises(ValueError, match="is empty for all 60 cells"):
+        UntiedObjective(Moments.from_cells(tiny), **WEIGHTS, gamma=70.0, donors=True)
 
 
 def test_strength_sets_the_penalty_relative_to_the_error_of_ae_nmf(cells):

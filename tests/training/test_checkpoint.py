@@ -8,7 +8,7 @@ import torch
 from conftest import tiny_cells
 from scipy.sparse import csr_matrix
 
-from aenmf_lib import AENMF, CAENMF1, CAENMF2, results
+from aenmf_lib import AENMF, CAENMF1, CAENMF2, UntiedAENMF, data, results
 from aenmf_lib.models import aenmf
 from aenmf_lib.training import checkpoint, coordinate_descent, projected_gradient
 
@@ -185,6 +185,23 @@ def test_checkpoint_of_another_fit_raises(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(aenmf, "version", lambda name: "99")
     with pytest.raises(ValueError, match=r"version is '.*', expected '99'"):
         MODELS["AE_NMF"]().fit(tiny, checkpoint=path)
+
+
+@pytest.mark.parametrize("model", [CAENMF1, UntiedAENMF])
+def test_checkpoint_of_a_fit_from_another_ae_nmf_or_with_other_types_raises(tmp_path, model):
+    """The weight of the penalty depends on the AE-NMF; with another one, the objective is another."""
+    cells, _ = data.simulate(n_cells=400)
+    settings = {"k": 4, "tol": 0, "gene_weights": "none"}
+    first, other = (AENMF(seed=seed, max_iter=3, **settings).fit(cells) for seed in (1, 2))
+    model(max_iter=5, **settings).fit(cells, aenmf=first, checkpoint=tmp_path / "state.npz")
+    with pytest.raises(ValueError, match="is a checkpoint of another fit: penalty is"):
+        model(max_iter=5, **settings).fit(cells, aenmf=other, checkpoint=tmp_path / "state.npz")
+    types = cells.copy()
+    types.obs["cell_type"] = types.obs["cell_type"].cat.rename_categories(lambda name: f"new {name}")
+    with pytest.raises(ValueError, match="is a checkpoint of another fit: groups is"):
+        model(max_iter=5, **settings).fit(types, aenmf=first, checkpoint=tmp_path / "state.npz")
+    with pytest.raises(ValueError, match=r"aenmf \(\w+\) is not a fitted AENMF"):
+        model(max_iter=5, **settings).fit(cells, aenmf=model(max_iter=1, **settings).fit(cells))
 
 
 def test_truncated_checkpoint_raises(tiny, tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from aenmf_lib.workflow.parameters import ParameterError, declared, defaults, resolve, write
+from aenmf_lib.workflow.parameters import ParameterError, declared, defaults, require_known, resolve, write
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = """\
@@ -149,6 +149,23 @@ def test_values_of_the_declared_type_are_accepted(notebooks, yaml, value):
 def test_wrong_names_and_types_in_the_file_are_refused(notebooks, yaml, message):
     with pytest.raises(ParameterError, match=message):
         given(notebooks, yaml)
+
+
+@pytest.mark.parametrize(
+    ("name", "valid", "what", "message"),
+    [
+        ("lisi", ["k", "scib"], "parameter", r"Unknown parameter lisi\. It is now called scib\. Valid"),
+        ("LISI", ["K", "SCIB"], "variable", r"Unknown variable LISI\. It is now called SCIB\. Valid"),
+        ("untied", ["tie_cost"], "parameter", r"Unknown parameter untied\. It is now called tie_cost\. Valid"),
+        ("lisi", ["k"], "parameter", r"Unknown parameter lisi\. Valid"),  # a notebook without the new name
+        ("LABELS", ["DROP_LABELS"], "variable", r"LABELS\. It was removed: a strength always compares donors within"),
+        ("invariance", ["k"], "parameter", r"invariance\. It was removed: with strength 0, the penalty is"),
+        ("labels", ["drop_labels"], "notebook", r"Unknown notebook labels\. Did you mean drop_labels\? Valid"),
+    ],
+)
+def test_names_of_earlier_versions_are_explained(name, valid, what, message):
+    with pytest.raises(ParameterError, match=message):
+        require_known(name, valid, what=what)
 
 
 @pytest.mark.parametrize(
