@@ -95,7 +95,7 @@ RUN := $(DIR)/k$(k)
 FIGURES := fig1_benchmark fig2_embeddings fig3_programs fig4_loadings fig5_matching fig6_donors figS1_training \
     figS3_cohort figS4_classes figS5_resolution
 ALL_MODELS := Base_NMF AE_NMF CAE_NMF1 CAE_NMF2
-OPTIONAL_MODELS := Untied_AE_NMF# trained only if MODELS names it
+OPTIONAL_MODELS := Untied_AE_NMF# trained only if MODELS names it or is 'all'
 lower = $(strip $(shell printf %s $(call quoted,$(1)) | tr 'A-Z,' 'a-z '))
 all_models := $(call lower,$(ALL_MODELS) $(OPTIONAL_MODELS))
 chosen := $(patsubst all,$(all_models),$(call lower,$(or $(MODELS),$(ALL_MODELS))))
@@ -245,11 +245,12 @@ $(call pattern,$(2) $(folder_of)/$(1).ipynb): $(folder_of)/params/$(1).yaml $(3)
 	exec $$(run) execute notebooks/$(1).py --params $$< --report $(folder_of)/$(1).ipynb $(5)
 endef
 
-training := data training models results metrics/neighbors metrics/validation
+training := data training models results
 analysis := data training models results metrics programs
 from_cells := -p cells_path $(filtered) -p out
 fitted := $(models) $(trained)
-# the AE-NMF from which models 1 and 2 start. If AE_NMF is not in MODELS, they fit it themselves; so does the untied model
+# the AE-NMF from which models 1 and 2 start. If AE_NMF is not in MODELS, they fit it themselves. The untied model always
+# fits its own, because its gene weights are different
 ae_nmf := $(if $(filter ae_nmf,$(MODEL_FILES)),$(RUN)/ae_nmf_k$(k).h5ad)
 # $(call train,NOTEBOOK,MODEL,SUMS,AE_NMF)
 train = $(call stage,$(1),$(RUN)/$(2)_k$(k).h5ad,$(filtered) $(3) $(4),$(training),$(from_cells) \

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 06 · Two benchmarks
 # **Question.** Do cells that are close in an embedding share their cell type rather than their donor?  **Reads** the
-# results files of 02 to 05, and files with embeddings of other methods.  **Writes** the four published tables, long
+# results files of the models, and files with embeddings of other methods.  **Writes** the four published tables, long
 # tables with one row per seed or fit, tables of other common scores, the UMAP coordinates, and `baselines.h5ad`.
 #
 # A good embedding scores high against `cell_type` and low against `donor_id`. Every score is saved in `*_scores.csv` as
@@ -55,7 +55,8 @@ pd.DataFrame({"cell_type used": used_cell_type, "columns": n_columns})
 # An entry of `extra` such as `PCA=pca.h5ad:X_pca` names an embedding, its file and its key in `obsm`. The file must
 # contain all cells; they are found by their names. Other embeddings are in all tables except the four published ones,
 # which contain only the models. Harmony corrects the principal components for the donor. Both baselines are in
-# `baselines.h5ad`, as `X_PCA` and `X_Harmony`. In the tables, `version` is the package of a baseline with its version.
+# `baselines.h5ad`, as `X_PCA` and `X_Harmony`. In the tables, the column `version` contains the package that computed a
+# baseline, with its version.
 #
 # The next list shows the models that were skipped, with the reason. Usually the list is empty. The published tables
 # have one row without scores for each skipped model.
@@ -130,10 +131,10 @@ curve.pivot_table(index=["label", "Model"], columns="resolution", values="NMI", 
 
 # %% [markdown]
 # If the ranking of two models changes from one column to another, the ranking depends on the resolution and not on the
-# embeddings. In the demo, both conditional models are better than the other models at every resolution.
+# embeddings. In the demo, models 1 and 2 are better than AE-NMF and Base NMF at every resolution.
 #
-# The next table compares the models at the best resolution of each: the one with the highest NMI of `cell_type`. The
-# scores of `donor_id` are of the same resolution.
+# The next table shows each model at its best resolution, where the NMI with `cell_type` is highest. The scores against
+# `donor_id` are those at the same resolution.
 
 # %%
 best = clustering.best_resolution(curve)
@@ -145,9 +146,9 @@ best.pivot_table(index="Model", columns="label", values=["NMI", "ARI", "resoluti
 # These measures need no clusters. Purity is the share of a cell's neighbors that have the label of the cell. Compare
 # the purity of donors with the purity of random neighbors, which is 1/m for m donors with equal numbers of cells.
 #
-# The silhouette of donors can be misleading: donors that overlap in part score like donors that are mixed. With
-# `scib: true`, the table also contains scores that compare the donors within each cell type. BRAS, CiLISI and kBET are
-# near 0 if the donors are separate and near 1 if they are mixed.
+# The silhouette of donors can be misleading: donors that overlap only in part can score like donors that are mixed.
+# With `scib: true`, the table also contains LISI, and three scores that compare the donors within each cell type: BRAS,
+# CiLISI and kBET. These three are near 0 if the donors are separate, and near 1 if the donors are mixed.
 
 # %%
 mixing = integration.evaluate(graphs, embeddings.obs, scib=scib, seed=seed)
@@ -254,6 +255,6 @@ pd.DataFrame(
 ).round(3).loc[used_cell_type.index]
 
 # %% [markdown]
-# Check how far the donor scores fall, and whether the cell-type scores fall as well. In the demo, both conditional
-# models improve every column, because the simulated donor effects are strong and have the form that the models assume.
-# Real donor effects are harder to remove: see notebook 08.
+# Check how far the donor scores fall, and whether the cell-type scores fall as well. In the demo, models 1 and 2
+# improve every column, because the simulated donor effects are strong and have the form that the models assume. Real
+# donor effects are harder to remove: see notebook 08.

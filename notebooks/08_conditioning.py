@@ -7,7 +7,8 @@
 #
 # Every model is trained from several starts. From each start it is trained twice: on all cells, and without the cells
 # of a third of the donors. The penalty uses `cell_type`, so scores of the training cells against `cell_type` are not
-# independent evidence. Scores on the donors that were excluded from training are independent evidence.
+# independent evidence. Scores on the donors that were excluded from training are independent evidence. Strength 0 means
+# the published weights in models 1 and 2, and no penalty in the untied model.
 
 # %% tags=["parameters"]
 cells_path: str = "results/demo/filtered.h5ad"  # filtered cells, written by 01
@@ -15,10 +16,10 @@ out_dir: str = "results/lab"  # folder for the tables, and for figures/
 k: int = 12  # number of programs
 on: list[str] = ["donor_id"]  # obs columns to condition on, one study per entry; 'donor_id+condition' combines two
 starts: int = 2  # number of starts of each model; each start excludes its own random third of the donors
-strengths: list[float] = [0.05, 0.2, 1.0]  # penalty strengths; the published weights are always included
+strengths: list[float] = [0.05, 0.2, 1.0]  # penalty strengths; strength 0 is always included
 # rarely changed
-tried_at: float = 0.2  # strength for the other values of `gene_weights`
-weights_tried: list[str] = ["none", "shared"]  # values of `gene_weights` to compare; 'shared' only at `tried_at`
+tried_at: float = 0.2  # strength for values of `gene_weights` that are not the default of a model
+weights_tried: list[str] = ["none", "shared"]  # values of `gene_weights` to compare
 baselines: list[str] = ["Types", "PCA", "Harmony", "Base_NMF"]  # also 'LinearSCVI' (takes hours; extra 'baselines')
 scored_cells: int = 4000  # number of random cells that are clustered and classified; 0 uses all cells
 scib: bool = False  # also compute LISI, BRAS, CiLISI and kBET; needs the extra 'integration' (scib-metrics)
@@ -35,7 +36,7 @@ print(*map(variants.label, plan), sep="\n")
 # %% [markdown]
 # ## Fit and score
 # Each row is saved as soon as it is computed. After an interruption, or if you add models or starts, only the missing
-# rows are computed. `version` is the package of a baseline with its version.
+# rows are computed. The column `version` contains the package that computed a baseline, with its version.
 
 # %%
 long = study.run(
@@ -80,8 +81,9 @@ study.format_table(table, study.SEEN)
 # %% [markdown]
 # Read the scores of neighbors and clusters (kNN, NMI) first. The linear classifier also detects a small effect in a
 # single direction of the embedding. Expect the NMI of the donor to fall to the value of `Types`. The kNN score of the
-# donor often stays above the value of `Types`. NMI and ARI are of resolution 0.8. Because the resolution can decide the
-# ranking, `best_NMI_type` is the highest NMI over eight resolutions, and `best_resolution` is where it is.
+# donor often stays above the value of `Types`. NMI and ARI compare Leiden clusters at resolution 0.8. The ranking can
+# depend on the resolution, so `best_NMI_type` is the highest NMI of the type over eight resolutions, and
+# `best_resolution` is the resolution of this NMI.
 #
 # The next table shows the same scores on donors that neither the model nor the classifier has seen. An F1 is empty if
 # training and excluded donors have no class of this label in common. F1 against `donor_id` is therefore always empty.
@@ -94,7 +96,8 @@ study.format_table(table, study.UNSEEN)
 # the training donors. This happens if new donors differ in other ways than the training donors.
 #
 # The next table is empty unless `scib` is true. LISI of the type should be near 1. BRAS, CiLISI and kBET compare the
-# values of the column conditioned on within each cell type: near 0 if they are separate, and near 1 if they are mixed.
+# values of the column conditioned on within each cell type. They are near 0 if the values are separate, and near 1 if
+# the values are mixed.
 
 # %%
 study.format_table(table, [*study.MIXING, *study.UNSEEN_MIXING])
@@ -102,8 +105,8 @@ study.format_table(table, [*study.MIXING, *study.UNSEEN_MIXING])
 # %% [markdown]
 # ## The trade-off
 # Vertical: score against the cell type, higher is better. Horizontal: score against the column conditioned on, lower is
-# better. A line connects the strengths of a model, starting from the published weights; a larger marker is a larger
-# strength. Bars are standard deviations over the starts. The dotted line is the value of `Types`.
+# better. A line connects the strengths of a model, starting from 0; a larger marker is a larger strength. Bars are
+# standard deviations over the starts. The dotted line is the value of `Types`.
 
 # %%
 made = cells.uns.get("provenance", {})

@@ -6,14 +6,14 @@
 # AE-NMF encodes and decodes with one matrix. The untied model has an encoder E ≥ 0 and a decoder W ≥ 0: H = X E and X̂ =
 # H W + C U. Row d of U is the gene profile of donor d, as in model 1. The encoder can avoid a gene that differs between
 # donors, while the decoder still reconstructs this gene. With `strength: 0`, there is no penalty and no U, and donors
-# are not used. Notebooks 03 and 04 explain the parameters and outputs that are not explained here.
+# and cell types are not used. Notebooks 03 and 04 explain the parameters and outputs that are not explained here.
 
 # %% tags=["parameters"]
 cells_path: str = "results/demo/filtered.h5ad"  # filtered cells, written by 01
 out: str = "results/lab/untied_ae_nmf_k12.h5ad"  # results file
 k: int = 12  # number of programs
 seed: int = 42  # random seed
-strength: float = 1.0  # size of the penalty relative to the error of AE-NMF; 0: no penalty, and no donors
+strength: float = 1.0  # size of the penalty relative to the error of AE-NMF; 0: no penalty and no U
 # rarely changed
 lambda_U: float = 1e-1  # weight of ‖U‖²
 # explained in notebook 03
@@ -50,10 +50,10 @@ if strength:
 
 # %% [markdown]
 # ## Train
-# **Starting point.** AE-NMF with the same gene weights is fitted first. Its W is the first encoder and the first
-# decoder. By default the genes are weighted, unlike in notebook 03. The weight of ‖E‖² and of ‖W‖² is
-# `lambda_W` / 2, so that this solution has the same objective as in AE-NMF. No iteration increases the objective.
-# Without a penalty, the objective therefore ends at or below that of AE-NMF.
+# **Starting point.** AE-NMF with the same gene weights is fitted first. The untied model starts with the W of AE-NMF as
+# decoder, and with E = Wᵀ as encoder. By default the genes are weighted, unlike in notebook 03. ‖E‖² and ‖W‖² have the
+# weight `lambda_W` / 2 each. So without a penalty and U, the starting point has the same objective as in AE-NMF. No
+# iteration on the CPU increases the objective. With `strength: 0`, it therefore ends at or below that of AE-NMF.
 #
 # **Penalty.** For each program, take the share of the variance of its usage that lies between donors within cell types.
 # The penalty is the mean of these shares. A share does not change if E becomes smaller and W larger. `strength` sets
@@ -70,15 +70,16 @@ model.fit(cells, sums=sums_path or None, checkpoint=results.checkpoint_path(out)
 
 # %% [markdown]
 # ## Has the fit converged?
-# The first point is the objective of the AE-NMF solution, with the penalty and the best U. On the CPU, the curve never
-# rises.
+# The first point is the objective at the AE-NMF solution, including the penalty and the best U for this solution. On
+# the CPU, the curve never rises.
 
 # %%
 figures.loss_curve(model.loss_history_)
 
 # %% [markdown]
 # ## How much do encoder and decoder differ?
-# The table shows the cosine of the two rows of each program, and the genes with the largest weights in each row.
+# `encoder_` is Eᵀ, so it has one row per program, like W. For each program, the table shows the cosine between its rows
+# of W and Eᵀ, and the genes with the largest weights in each of these rows.
 
 # %%
 print(model.summary())
@@ -92,11 +93,11 @@ pd.DataFrame({
 })  # fmt: skip
 
 # %% [markdown]
-# Name a program by the genes of its decoder. Genes that the decoder has and the encoder avoids differ between donors,
-# or other genes measure the usage better.
+# Name a program by its genes in the decoder. The encoder avoids a gene of the decoder if this gene differs between
+# donors, or if other genes measure the usage better.
 #
 # ## Do the programs depend on the random start?
-# Notebook 03 explains both tables, which describe the starts of AE-NMF.
+# Both tables describe the starts of AE-NMF; notebook 03 explains them.
 
 # %%
 model.starts_

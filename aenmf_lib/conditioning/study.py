@@ -43,7 +43,7 @@ _SETTINGS = ["k", "n_cells", "n_unseen", "max_cells", "strength_left", "n_iter",
 _CODE = "data", "training", "models", "metrics", "conditioning"  # a change in these packages may change a score
 _PACKAGES = "aenmf_lib", "scikit-learn", "igraph", "numpy", "scipy", "torch", "scanpy"
 _LEIDEN_SEEDS = range(5)
-_CURVE_SEEDS = range(2)  # at each of the other resolutions
+_CURVE_SEEDS = range(2)  # at each resolution of the curve
 
 
 def run(
@@ -79,17 +79,18 @@ def run(
     -------
     DataFrame in the order of `on`, `plan` and `seeds`. Scores without prefix are for the cells of the fit: F1 of five
     folds, NMI and ARI of five Leiden seeds at resolution 0.8. `best_NMI_type` is the highest NMI of the cell type over
-    `clustering.RESOLUTIONS`, each the mean of two seeds, and `best_resolution` is where it is. `unseen_` scores are for
-    the held-out donors: F1 of classifiers trained on the other donors, clusters and neighbors of the held-out cells
-    only, and ``‖X − H W‖ / ‖X‖``. `scatter` is the share of the usage variance between groups within a cell type.
-    `strength_left` is the effective strength: the strength after subtracting the chance share. `version` is the package
-    of a baseline with its version; it is empty for the models. A label with one class has empty scores.
+    `clustering.RESOLUTIONS` (at each, the mean of two seeds), and `best_resolution` is its resolution. `unseen_` scores
+    are for the held-out donors: F1 of classifiers trained on the other donors, clusters and neighbors of the held-out
+    cells only, and ``‖X − H W‖ / ‖X‖``. `scatter` is the share of the usage variance between groups within a cell type.
+    `strength_left` is the effective strength: the strength × (1 − the share of the penalty that chance explains).
+    `version` is the package that computed a baseline, with its version; it is empty for the models. A label with one
+    class has empty scores.
 
     Raises
     ------
     ValueError
         A column is missing, empty for some cells, or the same for all training donors; fewer than 3 donors;
-        `max_cells` is too small for the classes; or scib-metrics is not installed.
+        `max_cells` is too small for the classes; or `scib` is set and scib-metrics is not installed.
     """
     if scib:
         integration.import_scib()  # an error now, and not after the first fits
@@ -139,7 +140,7 @@ def run(
 def summarize(long: pd.DataFrame) -> pd.DataFrame:
     """Return mean and standard deviation (ddof 1) over the seeds; one row per column conditioned on and variant.
 
-    A table that an older version wrote may lack some of the scores.
+    `long` may lack scores and the version, as tables of older versions of this library do.
     """
     groups = long.groupby(["on", *COLUMNS], sort=False)
     scores = [name for name in (*SCORES, "strength_left", "seconds") if name in long]

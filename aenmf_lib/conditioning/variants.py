@@ -44,10 +44,10 @@ def plan(
     Parameters
     ----------
     strengths, at
-        Strengths of the conditional models with the gene weights that each has by default, and the strength of the
-        other `gene_weights`. Strength 0 is always included.
+        Strengths of the conditional models, each with its default gene weights, and the strength at which the other
+        `gene_weights` are tried. Strength 0 is always included.
     gene_weights, baselines
-        Values of this parameter of the models to try, and some of `BASELINES`.
+        Values of the parameter `gene_weights` of the models, and some of `BASELINES`.
 
     Raises
     ------

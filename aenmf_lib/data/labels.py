@@ -12,9 +12,9 @@ log = logging.getLogger(__name__)
 DONOR = "donor_id"
 CELL_TYPE = "cell_type"
 LABELS = (CELL_TYPE, DONOR)  # the labels that every embedding is scored against
-WITHOUT_TYPES = (  # what to do if cells have no types
-    "Choose another column (cell_type_key); or cluster the usages of AE-NMF and use the clusters as cell types "
-    "(notebooks/README.md shows how); or train without this penalty (strength=0, and gamma=0 in model 1)."
+WITHOUT_TYPES = (  # advice for cells without types
+    "Choose another column (cell_type_key), or cluster the usages of AE-NMF and use the clusters as cell types "
+    "(notebooks/README.md shows how), or train without this penalty (strength=0, and gamma=0 in model 1)."
 )
 NO_TYPE = " "  # replaces a missing type in arrays of strings; `is_missing` treats blank labels as missing
 

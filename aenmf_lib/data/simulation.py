@@ -48,7 +48,7 @@ _SCENARIOS = {
 
 _BACKGROUND = 0.25  # share of a cell's counts that is spread over all genes and belongs to no program
 _PROFILE_GENES = 30  # genes in the added profile of a donor
-_SHARED_GENES = 40  # genes in an added profile that donors share, from two programs
+_SHARED_GENES = 40  # genes in a profile that donors share; they are from two programs
 _CHANGED_PROGRAMS = 4  # programs that differ in a donor
 _CHANGED_GENES = 15  # genes that such a program gains
 
@@ -79,14 +79,15 @@ def simulate(
     Parameters
     ----------
     donor_profiles, donor_programs
-        Strength of the added profiles and of the donor-specific changes of the programs. 0 simulates none. An array
-        of shape (n_donors, r) as `donor_profiles` gives the usages of r profiles that the donors share: the added
-        profiles then have rank r or less. A shared profile consists of genes of two programs.
+        Strength of the added profiles and of the donor-specific changes of the programs. 0 simulates none. If
+        `donor_profiles` is an array (n_donors, r), the donors share r profiles, and the array contains the usages of
+        these profiles by each donor: the added profiles have rank r or less. The genes of a shared profile are from two
+        programs.
     composition_concentration
         Concentration of the Dirichlet distribution of the cell-type shares of each donor. With 60 the donors have
         similar shares. With 3 some donors have almost no cells of some types, which confounds donor and composition.
     n_donors
-        Number of donors. Up to six donors have different numbers of cells, more donors have similar numbers.
+        Number of donors. Up to six donors have different numbers of cells; more than six have similar numbers.
     treatment
         A program, a cell type and a factor, such as ``("interferon", "B cell", 2.0)``. In treated donors, the usage of
         this program in the cells of this type is multiplied by the factor. By default, treated donors do not differ.
@@ -193,7 +194,7 @@ def _is_treatment(value: object) -> bool:
 
 
 def _draw_programs(rng: np.random.Generator, n_genes: int, n_donors: int, own: int) -> tuple[np.ndarray, ...]:
-    """Draw W (k, n_genes), donor profiles (n_donors, n_genes) of `own` genes, changed programs, and gene names."""
+    """Draw W (k, n_genes), donor profiles (n_donors, n_genes) of `own` genes each, changed programs, gene names."""
     k = len(PROGRAMS)
     unused = iter(rng.permutation(n_genes))
     W, profiles, programs = (np.zeros((*shape, n_genes)) for shape in ((k,), (n_donors,), (n_donors, k)))

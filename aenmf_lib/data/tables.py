@@ -7,7 +7,7 @@ import pandas as pd
 
 from aenmf_lib.data.files import atomic
 
-# The columns of text: names of the user and fingerprints of scores may look like numbers, and a version may be empty.
+# Columns of text. Names that a user chose and fingerprints of scores may look like numbers; a version may be empty.
 NAMES = (
     "Model", "label", "class", "predicted", "cell", "cell_type", "donor_id", "on", "made_from", "gene", "symbol",
     "top_genes", "specific_genes", "top_type", "usage_by_type", "gene_set", "gene_set_overlap", "other", "shared_genes",

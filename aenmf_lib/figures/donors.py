@@ -84,7 +84,7 @@ def fig6_donors(
     size = _Sizes.fit(donor_share[DONOR].unique(), [*names.values()])
     models = filter({*donor_genes["Model"]}.__contains__, _CONDITIONAL)
     panels = [_choose(donor_genes, donor_share, model, int(size.heat / (1.2 * style.line()))) for model in models]
-    drawn = ["AE_NMF", *_CONDITIONAL[:2], *({_CONDITIONAL[2]} & {*donor_share["Model"]})]  # untied: only with donors
+    drawn = ["AE_NMF", *_CONDITIONAL[:2], *({_CONDITIONAL[2]} & {*donor_share["Model"]})]  # untied: only with a U
     variance = cards[cards["Model"].isin(drawn)].melt(["Model", "program"], list(SHARES), "quantity")
     variance = variance.dropna(subset="value")
     order = [model for model in drawn if model in set(variance["Model"])]

@@ -62,7 +62,7 @@ def mark_used(run: RunInfo, *tables: pd.DataFrame) -> RunInfo:
 def break_names(names: Mapping[str, str], width: float) -> dict[str, str]:
     """Return each name in at most two lines of `width` mm; if one needs more, all are shortened to one line."""
     lines = {model: wrap_name(name, width) for model, name in names.items()}
-    if broken := [part for parts in lines.values() if len(parts) > 1 for part in parts]:  # no name need be wider
+    if broken := [part for parts in lines.values() if len(parts) > 1 for part in parts]:  # wrap all at the widest part
         narrow = {model: wrap_name(name, max(map(style.text_width, broken))) for model, name in names.items()}
         lines |= {model: parts for model, parts in narrow.items() if len(parts) == 2}
     whole = all(len(parts) <= 2 and " ".join(parts) == names[model] for model, parts in lines.items())

@@ -29,8 +29,7 @@ def conditioning(table: pd.DataFrame, run: RunInfo = NO_RUN) -> style.Sheet:
 
     One panel per conditioning column and score, one color per model, mean ± s.d. over the starts. A line connects the
     strengths of a model, from 0 (the published weights, or no penalty); larger markers are larger strengths. Table: one
-    row per point,
-    ``on, Model, strength, gene_weights, n_starts, score, type, type_std, on_value, on_std``.
+    row per point, ``on, Model, strength, gene_weights, n_starts, score, type, type_std, on_value, on_std``.
 
     Parameters
     ----------
@@ -140,7 +139,7 @@ def _draw_points(ax: Axes, points: pd.DataFrame, sizes: dict[float, float]) -> N
 
 
 def _path(points: pd.DataFrame) -> pd.DataFrame:
-    """Return the points of one model over the strengths, for the gene weights with the most strengths."""
+    """Return the points of one model over the strengths, with the gene weights that have the most strengths."""
     rules = points.groupby("gene_weights", sort=False)["strength"].nunique()
     return points[points["gene_weights"] == rules.idxmax()].sort_values("strength")
 

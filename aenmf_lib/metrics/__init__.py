@@ -1,1 +1,1 @@
-"""Benchmark scores: ARI, NMI, F1, AUROC, purity, silhouette and LISI."""
+"""Benchmark scores: ARI, NMI, F1, AUROC, purity, silhouette, LISI, BRAS, CiLISI and kBET."""

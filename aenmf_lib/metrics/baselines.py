@@ -56,7 +56,7 @@ def require_package(name: str) -> ModuleType | None:
 
 
 def package_version(name: str) -> str:
-    """Return the package that computes a baseline, with its version ('harmonypy 2.1.0'); '' for other methods."""
+    """Return package and version of the code that computes a baseline ('harmonypy 2.1.0'), or '' for other methods."""
     return f"{_PACKAGES[name][1]} {version(_PACKAGES[name][1])}" if name in _PACKAGES else ""
 
 

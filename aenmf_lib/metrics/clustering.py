@@ -101,8 +101,8 @@ def resolution_curve(
 def best_resolution(curve: pd.DataFrame) -> pd.DataFrame:
     """Return the scores of each model at the resolution with the highest NMI against the cell type.
 
-    `curve` is from `resolution_curve`. The resolution is chosen by the mean over the seeds; of equal ones, the lowest
-    is chosen. The scores against other labels are of the same resolution. The result has one row per model and label:
+    `curve` is from `resolution_curve`. NMI is the mean over the seeds; if several resolutions have the highest NMI, the
+    lowest of them is chosen. Scores against other labels are those at this resolution. One row per model and label:
     `Model, label, resolution, ARI, NMI, n_clusters`. A model without scores against the cell type is left out.
     """
     by = curve.groupby(["Model", "label", "resolution"], sort=False)

@@ -1,7 +1,7 @@
 """Mixing of labels among neighboring cells: purity and silhouette, and the scores LISI, BRAS, CiLISI and kBET.
 
 All are computed on the z-scored embedding. For cell types, a good embedding has high purity and silhouette, and LISI
-near 1; for donors the reverse. BRAS, CiLISI and kBET compare donors within cell types, from 0 to 1 (mixed).
+near 1; for donors the reverse. BRAS, CiLISI and kBET compare donors within cell types: 0 is separate, 1 is mixed.
 """
 
 import importlib
@@ -57,10 +57,11 @@ def evaluate(
     - Silhouette: mean of (b - a) / max(a, b), in [-1, 1] (Rousseeuw 1987).
     - LISI: mean inverse Simpson index of the labels of the 90 nearest cells, from 1 to the number of classes (Korsunsky
       et al. 2019, doi:10.1038/s41592-019-0619-0).
-    - BRAS: mean over the cell types of 1 - the absolute silhouette of the label, by cosine distances to the cells of
-      all other labels (Rautenstrauch & Ohler 2025, doi:10.1038/s41587-025-02743-4).
-    - CiLISI: LISI among the cells of a type, (LISI - 1) / (labels in the type - 1), mean over the cells (Andreatta et
-      al. 2024, doi:10.1038/s41467-024-45240-z).
+    - BRAS: 1 - the absolute silhouette of the label among the cells of a type, mean over the types. Distances are
+      cosine, and b is the mean distance to the cells of all other labels (Rautenstrauch & Ohler 2025,
+      doi:10.1038/s41587-025-02743-4).
+    - CiLISI: (LISI - 1) / (labels in the type - 1) with LISI among the cells of a type, mean over the cells (Andreatta
+      et al. 2024, doi:10.1038/s41467-024-45240-z).
     - kBET: share of the cells whose neighbors within their type have the labels of the type in the expected
       proportions, by a χ² test at level 0.05, mean over the types (Büttner et al. 2019,
       doi:10.1038/s41592-018-0254-1). The neighborhood is a quarter of the mean number of cells per label, 10 to 70.
@@ -127,8 +128,8 @@ def _lisi(Z: np.ndarray, y: np.ndarray, scib: SimpleNamespace) -> float:
 
 def _score_within_types(Z: np.ndarray, y: np.ndarray, types: np.ndarray, scib: SimpleNamespace) -> dict[str, float]:
     """Return BRAS, CiLISI and kBET of classes y within types, both (n_cells,), in an embedding Z (n_cells, k)."""
-    near = np.tile(np.arange(len(Z))[:, None], _N_NEIGHBORS)  # LISI ignores the cell itself, which fills short rows
-    distance, largest = np.zeros(near.shape, np.float32), np.full(len(Z), np.nan)  # largest: LISI - 1 if all are mixed
+    near = np.tile(np.arange(len(Z))[:, None], _N_NEIGHBORS)  # short rows end with the cell itself, which LISI ignores
+    distance, largest = np.zeros(near.shape, np.float32), np.full(len(Z), np.nan)  # largest: upper bound of LISI - 1
     accepted = []
     for kind in np.unique(types[types >= 0]):
         own = np.flatnonzero(types == kind)

@@ -1,1 +1,1 @@
-"""The four models."""
+"""The models."""

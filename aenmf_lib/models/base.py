@@ -1,4 +1,4 @@
-"""The base class of the four models, the checks of their parameters, and the reconstruction error ‖X − HW‖ / ‖X‖."""
+"""The base class of the models, the checks of their parameters, and the reconstruction error ‖X − HW‖ / ‖X‖."""
 
 import inspect
 import numbers
@@ -31,7 +31,7 @@ _MAX_SEED = 2**32 - 1  # of scikit-learn
 
 @dataclass(kw_only=True)
 class Model:
-    """Base class of the four models: shared hyperparameters, defaults of fitted attributes, summaries of a fit."""
+    """Base class of the models: shared hyperparameters, defaults of fitted attributes, summaries of a fit."""
 
     k: int = 80
     seed: int = 42
@@ -215,7 +215,7 @@ def _check_parameter(name: str, value: object, choices: tuple | None) -> None:
 
 
 def with_inherited_entries(model: type[Model]) -> type[Model]:
-    """Insert parameters and attributes of its two parents into the docstring of a model; its own replace theirs."""
+    """Insert the entries of its two parents into the docstring of a model, unless it has an entry of the same name."""
     docs = [inspect.cleandoc(of.__doc__) for of in (model.__mro__[2], model.__mro__[1], model)]
     for title in ("Parameters", "Attributes"):
         header = f"\n\n{title}\n{'-' * len(title)}\n"

@@ -1,9 +1,10 @@
 """Penalties that reduce donor information in the usages, and the rule that sets their weights.
 
 Both penalties have the form ``‖P Wᵀ‖²`` with rows P made of group sums, so they need no pass over the cells. A strength
-uses only the centered invariance, ``I_c = (1/n_l) Σ n_td ‖h̄_td − h̄_t‖²``, a mean over the n_l cells with a type. It
-means the same on every data set: at strength 1 the penalty at the AE-NMF solution is as large as the reconstruction
-error. Without a strength, the penalties are the published ones. HSIC and the reconstruction error use all n cells.
+uses only the centered invariance, ``I_c = (1/n_l) Σ n_td ‖h̄_td − h̄_t‖²``, a mean over the n_l cells with a type. (The
+untied model uses I_c of usages that are divided by their standard deviations.) A strength means the same on every data
+set: at effective strength 1, the penalty at the AE-NMF solution is as large as the reconstruction error. Without a
+strength, the penalties are the published ones. HSIC and the reconstruction error use all n cells.
 """
 
 import logging
@@ -19,20 +20,20 @@ from aenmf_lib.training.moments import Moments
 
 log = logging.getLogger(__name__)
 
-STRENGTH = 0.2  # default of the conditional models
-# Default of the untied model: the smallest of 0.2, 0.4 and 1 at which R(H) after training was at or below what chance
-# explains, on every data set tried. No test score was used.
+STRENGTH = 0.2  # default of models 1 and 2
+# Default of the untied model. Of 0.2, 0.4 and 1, it is the smallest value at which, after training, R(H) of the
+# training cells was at or below what chance explains in every data set tried. No test score was used.
 UNTIED_STRENGTH = 1.0
 _ADVICE = " Choose other columns of donors and cell types (DONOR_KEY=…, CELL_TYPE_KEY=…)."
 
 
 @dataclass(frozen=True)
 class PenaltyWeights:
-    """Weights of the two penalties, ``γ I(H) + η HSIC(H, C)``."""
+    """Weights of the two penalties, ``γ I(H) + η HSIC(H, C)``, or of ``γ R(H)`` in the untied model."""
 
-    gamma: float  # of the invariance, which needs the types
+    gamma: float  # of the invariance, or of R; both need the types
     eta: float  # of the HSIC between usages and donor
-    centered: bool  # I_c: only differences between donors within a type, as a strength sets it
+    centered: bool  # whether the invariance is I_c (differences between donors within a type), as with a strength
     note: str = ""  # why there is no penalty, or how few groups and cells determine it
 
     def rows(self, moments: Moments) -> torch.Tensor:
@@ -63,10 +64,10 @@ def penalty_weight(
 ) -> tuple[float, float, str]:
     """Return the weight for which ``weight · I_c(H) = c · SSE``, the effective strength c, and a note.
 
-    With finitely many cells, I_c is not 0 if the donors do not differ. So the share that chance explains is subtracted
-    from the strength. Chance is that of an analysis of variance: with Ω the covariance of the usages within groups,
+    With finitely many cells, I_c is above 0 even if the donors do not differ. So the strength is multiplied by
+    1 − the share that chance explains. As in an analysis of variance, with Ω the covariance of usages within groups,
     ``I_c n_l`` has mean ``f tr Ω`` and variance ``2 f tr Ω²``, with f = G − T degrees of freedom for G groups of T
-    types (exact for normal usages); the mean plus two standard deviations is subtracted. Ω uses all cells, and those
+    types (exact for normal usages). Chance explains the mean plus two standard deviations. Ω uses all cells, and those
     without a type count as one more type.
 
     Parameters

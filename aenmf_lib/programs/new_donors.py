@@ -42,13 +42,13 @@ class DonorSums:
                 self.gram[d] += H[own].T.astype(np.float64) @ H[own]
 
     def donor_part(self) -> tuple[np.ndarray | None, np.ndarray]:
-        """Return U (n_donors, n_genes), None for model 2; and its overlap with the encoder, (n_donors, k), or None."""
+        """Return U (n_donors, n_genes), None for model 2, and its overlap (n_donors, k), None for the untied model."""
         model, found = self.model, self.completion.aligned.found
         w = np.ones(len(found)) if model.gene_weights_ is None else model.gene_weights_.astype(np.float64)
         to_data = np.divide(1, w, out=np.zeros_like(w), where=w > 0)
         known = model.U_ is not None and not found.all()
         mean = np.asarray(model.U_).mean(axis=0) if known else 0.0  # replaces U at the missing genes
-        if model.name == "Untied_AE_NMF":  # the overlap is not part of its embeddings
+        if model.name == "Untied_AE_NMF":  # its embeddings do not need the overlap
             cells, weight = self._complete_cells(), self.n_cells + model.n_cells_ * model.lambda_U
             U = np.maximum(cells - cells @ model.encoder_.T @ model.W_, 0) / weight[:, None]
             return np.where(found, U * (w > 0), mean).astype(model.W_.dtype), None

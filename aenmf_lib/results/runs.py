@@ -42,7 +42,8 @@ class Embeddings:
     def annotate(self, table: pd.DataFrame) -> pd.DataFrame:
         """Add the columns `cell_type_in_training` and `version` to a table with a column `Model`.
 
-        `version` is the package of a baseline with its version; it is empty for the models and for embeddings of files.
+        `version` is the package that computed a baseline, with its version; it is empty for models and for embeddings
+        that were read from files.
         """
         version = [self.versions.get(name, "") for name in table["Model"]]
         return table.assign(**{USED_CELL_TYPE: table["Model"].map(self.run.used_cell_type), "version": version})

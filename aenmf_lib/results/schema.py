@@ -35,7 +35,7 @@ META = {
     "Base_NMF": "sklearn_nmf_k{k}",
     "Untied_AE_NMF": "untied_meta_k{k}",
 }
-GENE_WEIGHTS = "gene_weights"  # varm, only if the genes have different weights: H = X (W diag(w²))ᵀ
+GENE_WEIGHTS = "gene_weights"  # varm, only if genes are weighted: H = X (W diag(w²))ᵀ, except in the untied model
 U_DONOR = "U_donor_k{k}"  # uns, model 2, optional
 OVERLAP = "donor_overlap_k{k}"  # uns, conditional models: U Eᵀ (model 1) or diag(U_d Eᵀ) (model 2), (n_donors, k)
 DONOR_PART = "donor_part_k{k}"  # varm, model 2, optional: donor part h̄ U_d at the mean usages h̄ of all cells
@@ -49,7 +49,7 @@ MODELS = tuple(OBSM)  # the order of rows in every table and figure
 PUBLISHED = ("CAE_NMF1", "CAE_NMF2", "AE_NMF", "Base_NMF")  # the models of the paper, which `make all` trains
 # columns of programs_<model>.csv and of program_cards_<model>.csv
 GENE_COLUMNS = ("program", "rank", "gene", "symbol", "weight", "specificity", "ribosomal", "mitochondrial")
-CARD_COLUMNS = (  # and between the two parts nearest_<model> and cosine_<model>
+CARD_COLUMNS = (  # nearest_<model> and cosine_<model> are between the two parts
     ("program", "top_genes", "specific_genes", "share_of_norm", "top_type", "usage_by_type", "variance_by_type",
      "variance_by_donor", "stability"),
     ("gene_set", "gene_set_overlap", "gene_set_fdr"),
@@ -99,7 +99,7 @@ def _find_models(keys: Iterable[str]) -> list[tuple[str, int]]:
         prefix = re.escape(VARM[name]["U" if name == "CAE_NMF1" else "W"].removesuffix("{k}"))
         matches = (re.fullmatch(rf"{prefix}([0-9]{{1,9}})", key) for key in keys)
         found += [(name, int(match[1])) for match in matches if match]
-    # both conditional models have the same keys, except the U of model 1
+    # models 1 and 2 have the same keys, except the U of model 1
     return [(name, k) for name, k in found if name != "CAE_NMF2" or ("CAE_NMF1", k) not in found]
 
 

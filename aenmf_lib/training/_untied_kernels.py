@@ -9,20 +9,20 @@ CONSTANT = 1e-9  # usages whose variance is below this share of their mean squar
 
 @_part
 def _share(q, v, f):
-    """Return q / v, the share of the variance v that the penalty counts, or 0 for constant usages of mean square f."""
+    """Return q / v, the share of the variance that is between donors, or 0 for constant usages. f: HᵀH, v: n Var(h)."""
     return max(q, 0.0) / v if v > CONSTANT * f else 0.0
 
 
 @_serial
 def visit_untied(products, S, squares, factors, inner, donors, penalty, weights, limits, changes):
-    """Update W, and then the encoder E, of each gene of one block. Return the gain, the number of steps, and ΔS_EW."""
+    """Update W, then E, of each gene of one block. Return the gain, the number of steps, and the change of tr(EᵀSW)."""
     # factors : E and W, (genes, k). products : A = S E and Y = S W, (genes, k). S : between these genes; squares : its
     # diagonal in float64. inner : F = EᵀSE and G = WᵀW, (k, k) float64. changes : receive ΔE and ΔW.
     # donors : UᵀJ and MᵀV with J = M E and V = U W, (genes, k); UᵀM and its transpose
     #          between these genes, empty without donors.
     # penalty : B = PᵀPE, (genes, k); PᵀP between these genes, empty without penalty; in float64: sums of the columns
     #           of X, (genes,); ‖P e_j‖² and sums of the usages, (k,). weights : n λ_W / 2, weight of each share, n.
-    # limits : over-relaxation, smallest gain, visits of W. ΔS_EW is the change of tr(EᵀSW).
+    # limits : over-relaxation, smallest gain of a step, visits of W.
     (A, Y), (E, W), (F, G), (DE, DW) = products, factors, inner, changes
     (UJ, MV, UM, MU), (B, R, totals, q, m) = donors, penalty
     (half, gamma, n), (relax, least, visits) = weights, limits

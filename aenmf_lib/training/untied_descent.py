@@ -3,7 +3,7 @@
 If all else is fixed, the objective is a polynomial of degree two in one entry of W. In one entry of E, it is a
 polynomial of degree two plus the penalty of one program, ``‖P e‖² / (n Var(h))``, a ratio of two such polynomials; a
 step is made only if it lowers the exact objective. With ``α = (S E)_a``, ``β = (S W)_a`` and ``s = S_aa`` for gene a,
-``F = EᵀSE`` and ``G = WᵀW``, a step t changes the squared error by ``c₁ t + c₂ t²``:
+``F = EᵀSE`` and ``G = WᵀW``, a step t changes the squared error of ``X̂ = H Wᵀ`` by ``c₁ t + c₂ t²``:
 
     entry j of W:  c₁ = 2 [F w − α]_j    c₂ = F_jj           entry j of E:  c₁ = 2 [G α − β]_j    c₂ = s G_jj
 """
@@ -16,17 +16,17 @@ from aenmf_lib.training._kernels import GENES
 from aenmf_lib.training.coordinate_descent import _Descent
 from aenmf_lib.training.objective import Objective
 
-# Measured (Kang et al., k = 20 and 60): more relaxation helps AE-NMF, but needs up to twice the sweeps here.
+# Measured (Kang et al., k = 20 and 60): with the larger relaxation of AE-NMF, a fit needs up to twice the sweeps.
 _RELAX = 1.3  # over-relaxation
 _VISITS = 4  # updates of W per update of E, without a new product with S
 
 
 class UntiedDescent(_Descent):
-    """Descent over the stack [E; W], (2k, n_genes), gene by gene: first W, then E. U is optimal before each sweep.
+    """Descent over the stack [E; W], (2k, n_genes), gene by gene: first W, then E. Before each sweep, U is optimal.
 
-    Besides the attributes of every objective, it needs `totals`, the sum of the cells; `M` and `donor_weight`, the sum
-    of the cells of each donor and ``n_d + n λ_U`` (no rows without a donor part); the rows `P` of the penalty (no rows
-    without one) and its weight `gamma`.
+    Besides the attributes of every objective, the objective has `totals`, the sum of the cells; `M` and `donor_weight`,
+    the sum of the cells of each donor and ``n_d + n λ_U`` (no rows without a donor part); the rows `P` of the penalty
+    (no rows without a penalty) and its weight `gamma`.
     """
 
     separate = False

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from aenmf_lib.metrics.classifiers import FOREST
+from aenmf_lib.metrics.clustering import RESOLUTIONS
 from aenmf_lib.metrics.integration import SILHOUETTE_CELLS
 from aenmf_lib.training.second_moment import EXPLICIT, choose_representation
 from aenmf_lib.workflow.speed import Speed, available_cores  # noqa: F401
@@ -92,7 +93,7 @@ class _Run:
 
 
 def compares_donors(model: str, values: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Return whether a model compares donors, and so needs two of them."""
+    """Return whether a model compares donors, and so needs at least two donors."""
     return model in CONDITIONAL or (model == UNTIED and values.get(STAGES[UNTIED], {}).get("strength", 1) > 0)
 
 
@@ -197,11 +198,11 @@ def _autoencoder(run: _Run, model: str, values: Mapping[str, Any], sums: bool) -
         own += 4 * n_parts * genes
     iterations = min(values.get("max_iter", 1000), 20 + k / 6)
     of_aenmf = values.get("n_starts", 1) * (start + iterations * aenmf / (_GPU if on_gpu else 1))
-    more = {"CAE_NMF1": 50, "CAE_NMF2": 65, UNTIED: 60}.get(model, 0)
+    more = {"CAE_NMF1": 50, "CAE_NMF2": 65, UNTIED: 110}.get(model, 0)
     of_model = min(values.get("max_iter", 1000), more) * own / (_GPU if on_gpu else 1)
     if model in CONDITIONAL and not values.get("strength", 0.2):
         of_aenmf = start
-    elif more and "AE_NMF" in run.models:  # notebook 03 fits it
+    elif model in CONDITIONAL and "AE_NMF" in run.models:  # notebook 03 fits it
         of_aenmf = 0.0
     tie_cost = s.nnz * k * 20 * _SPARSE if values.get("tie_cost") else 0.0
     seconds = run.speed.sparse * (setup + run.parallel(of_aenmf + of_model) + tie_cost)
@@ -225,7 +226,7 @@ def _autoencoder_memory(run: _Run, model: str, mode: str, n_parts: int) -> float
     programs = n_parts * k * s.n_genes * {"CAE_NMF2": 33, UNTIED: 40}.get(model, 20)
     if mode == EXPLICIT:
         return groups + programs + 12 * n_parts * s.n_genes**2 + 8 * 1024 * s.n_genes
-    copies = 2 if by_donor or model == UNTIED else 1  # of the usages; model 2 also keeps two of the cells
+    copies = 2 if by_donor or model == UNTIED else 1  # of the usages; model 2 also keeps two copies of the cells
     return (
         groups + programs + (24 if by_donor else 16) * s.nnz + 8 * copies * s.n_cells * k + 1024 * n_parts * s.n_genes
     )
@@ -261,7 +262,7 @@ def _jobs(run: _Run) -> int:
 def _clustering(run: _Run) -> tuple[float, float]:
     """Return seconds and memory of neighbor graphs, Leiden clusters and mixing; the silhouette has the most pairs."""
     s, values = run.size, run.of(BENCHMARKS)
-    others = [r for r in values.get("resolutions", range(1, 7)) if r != _RESOLUTION]
+    others = [r for r in values.get("resolutions", RESOLUTIONS) if r != _RESOLUTION]
     runs = len(values.get("clustering_seeds", range(10))) + len(others)
     leiden = 6e-5 * s.n_cells * (max(s.n_cells, 3000) / 12_000) ** 0.4
     scib = bool(values.get("scib"))

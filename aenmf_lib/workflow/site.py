@@ -249,7 +249,7 @@ class _Site:
         return {"key": name, "name": self.names.get(model, model), "cards": cards}
 
     def _models(self) -> list[dict[str, Any]]:
-        """Return the size, training and labels of each model, from the provenance of its results file."""
+        """Return the size and training of each model, and whether it used cell types, from its results file."""
         found = []
         for model in MODELS:
             path = self.run / f"{model.lower()}_{self.run.name}.h5ad"

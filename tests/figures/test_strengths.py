@@ -67,16 +67,17 @@ def test_every_model_is_named_and_no_number_is_on_an_error_bar(fig):
     words = [word for word, *_ in texts(fig)]
     for name in ("Conditional AE-NMF 1†", "Conditional AE-NMF 2†", "AE-NMF", "PCA", "Harmony"):
         assert name in words
-    for word in ("strength 0 (published weights)", "strength 0.05", "genes weighted"):
+    for word in ("strength 0 (published weights, or no penalty)", "strength 0.05", "genes weighted"):
         assert word in words
     sizes = {text.get_fontsize() for ax in fig.axes for text in ax.texts}
     assert sizes == {fig.settings.font_size}
     letters = f"a to {max(word for word in words if len(word) == 1)}, "
     assert fig.caption == (
         f"{letters}Score against the cell type, and against the column conditioned on, of each model (mean ± s.d. of "
-        "3 starts). Rank k = 12. Lines connect the strengths of the penalty of a model, from the published weights; a "
-        "larger marker is a larger strength. Names are at the largest strength; a name that has no space in one panel "
-        "is in another. The dotted line is the score of an embedding that contains only the cell types. † marks models "
+        "3 starts). Rank k = 12. Lines connect the strengths of the penalty of a model, from 0 (the published weights, "
+        "or no penalty in the untied model); a larger marker is a larger strength. Names are at the largest strength; "
+        "a name that has no space in one panel is in another. The dotted line is the score of an embedding that "
+        "contains only the cell types. † marks models "
         "that were trained with cell types."
     )
 

@@ -64,7 +64,7 @@ def test_silhouette_of_many_cells_uses_a_sample_and_reports_its_size(monkeypatch
 
 # ------------------------------------------------------------------------------- LISI, BRAS, CiLISI and kBET
 def simulate_types(shift: float = 0.0, n_cells: int = 400) -> tuple[np.ndarray, pd.DataFrame]:
-    """Return usages and labels: three types, two small ones, and one of one donor; `shift` between three donors."""
+    """Return usages and labels: five types, and one of a single donor; `shift` is the difference between donors."""
     rng = np.random.default_rng(1)
     sizes = {"large": n_cells, "middle": 150, "small": 60, "few": 25, "rare": 6, "of_one_donor": 40}
     types = np.repeat(list(sizes), list(sizes.values()))

@@ -25,7 +25,7 @@ def write(folder, models, cells):
 
 @pytest.fixture(scope="module")
 def demo_tables(planted, tmp_path_factory):
-    """Both tables of both models for the simulated cells."""
+    """Both tables of each conditional model for the simulated cells."""
     cells, folder = planted[0], tmp_path_factory.mktemp("demo")
     aenmf = AENMF(k=12).fit(cells)
     fitted = [model(k=12).fit(cells, aenmf=aenmf) for model in MODELS.values()]

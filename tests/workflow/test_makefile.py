@@ -397,7 +397,7 @@ def test_a_stage_with_several_results_runs_once(make, jobs):
         ("aenmf_lib/figures/aenmf.mplstyle", ["07_figures"]),
         ("figures/settings.yaml", ["07_figures"]),
         ("aenmf_lib/metrics/clustering.py", STAGES[5:]),
-        ("aenmf_lib/metrics/neighbors.py", STAGES[1:]),
+        ("aenmf_lib/metrics/neighbors.py", STAGES[5:]),
         ("aenmf_lib/models/matching.py", STAGES[1:]),
         ("aenmf_lib/programs/tables.py", DESCRIBED),
         ("aenmf_lib/training/solver.py", STAGES[1:]),
