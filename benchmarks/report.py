@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import conditioning_tables
 import numpy as np
 import pandas as pd
 from measure import RESULTS
@@ -103,6 +104,17 @@ def passes() -> str:
         for cells, runs in table.groupby("cells")
     ]
     return markdown(["cells", "µs per cell", "peak MiB", "runs"], rows, table)
+
+
+def reader() -> str:
+    """Return the speed of reading and normalizing cells, as medians over the runs."""
+    table, rows = read("reader"), []
+    for (form, genes, cores), runs in table.groupby(["format", "genes", "cores"], sort=False):
+        row = runs.median(numeric_only=True)
+        speeds = f"{row.million_per_s_core:.0f}", f"{row.us_per_cell:.1f}", f"{row.peak_mib:.0f}"
+        rows.append([form, f"{genes:,}", str(cores), *speeds, str(len(runs))])
+    head = ["format", "genes kept", "cores", "million nonzeros per s and core", "µs per cell", "peak MiB", "runs"]
+    return markdown(head, rows, table)
 
 
 def training() -> str:
@@ -221,36 +233,28 @@ def atlas() -> str:
     return markdown(head, rows, table)
 
 
-STUDY_HEADS = {
-    "error": "‖X − X̂‖ / ‖X‖", "scatter": "between donors", "knn_type": "type: kNN", "NMI_type": "type: NMI",
-    "knn_on": "donor: kNN", "NMI_on": "donor: NMI", "unseen_scatter": "held-out, between donors",
-    "unseen_knn_type": "held-out, type: kNN",
-}  # fmt: skip
+def conditioning(cells: str, on: str) -> str:
+    """Return the scores of the main models in a study of real cells."""
+    return _study({"": read(f"conditioning_{cells}").query("on == @on")}, conditioning_tables.REAL, on)
+
+
 SIMULATED = {
     "demo_none": "none", "demo_weak": "a quarter of demo", "demo": "demo",
     "demo_confounded": "demo, different composition",
 }  # fmt: skip
-ROWS = ("Types", "Harmony", "AE_NMF", "CAE_NMF1, published", "CAE_NMF1, 0.2", "CAE_NMF1, 0.2, no labels",
-        "CAE_NMF2, 0.2")  # fmt: skip
-REAL_ROWS = (*ROWS, "Base_NMF", "AE_NMF, weighted", "CAE_NMF1, 0.2, weighted")
+MANY_DONORS = {"demo_many": "rank 2", "demo_many_full": "full rank"}
 
 
-def conditioning(cells: str, on: str) -> str:
-    """Return the means over the starts of one study for the main models, with the deviation where there are several."""
-    long = read(f"conditioning_{cells}").query("on == @on")
-    heads = [head.replace("donor:", f"{on}:") for head in STUDY_HEADS.values()]
-    rows = [row for row in _study_rows(long, list(STUDY_HEADS)) if row[0] in REAL_ROWS]
-    return markdown(["", *heads, "starts"], rows) + f"\n\n{', '.join(sorted(set(long['date'])))}."
+def simulated(effects: dict[str, str]) -> str:
+    """Return the scores of the main models on simulated data sets, given with their donor effects."""
+    studies = {effect: read(f"conditioning_{cells}") for cells, effect in effects.items()}
+    return _study(studies, conditioning_tables.SIMULATED, "donor")
 
 
-def simulated() -> str:
-    """Return the means over the starts for the main models on the simulated data sets."""
-    rows, dates = [], set()
-    for cells, effect in SIMULATED.items():
-        long = read(f"conditioning_{cells}")
-        rows += [[effect, *row] for row in _study_rows(long, list(STUDY_HEADS)) if row[0] in ROWS]
-        dates |= set(long["date"])
-    return markdown(["donor effect", "", *STUDY_HEADS.values(), "starts"], rows) + f"\n\n{', '.join(sorted(dates))}."
+def _study(studies: dict[str, pd.DataFrame], models: tuple[str, ...], on: str) -> str:
+    """Return the table of some studies with its note."""
+    head, rows, note = conditioning_tables.study_table(studies, models, on)
+    return markdown(head, rows) + f"\n\n{note}"
 
 
 def fuzz() -> str:
@@ -260,14 +264,6 @@ def fuzz() -> str:
     names = {"h5ad": ".h5ad", "zarr": ".zarr", "other": "YAML, .npz, csv"}
     rows = [[names.get(suite, suite), *(f"{n:,}" for n in (row.sum(), *row))] for suite, row in table.iterrows()]
     return markdown(["", "files", *table], rows)
-
-
-def _study_rows(long: pd.DataFrame, names: list[str]) -> list[list[str]]:
-    """Return one row per model of a study: its label, some columns, and the number of starts."""
-    table = study.summarize(long)
-    texts = study.format_table(table, names)
-    labels = texts.index.get_level_values("model")
-    return [[label, *row, str(n)] for label, row, n in zip(labels, texts.to_numpy(), table["n_starts"], strict=True)]
 
 
 def stability(*names: str) -> str:
@@ -296,6 +292,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "peers, all genes, k 80": partial(peers, "peers_kang2018_all_k80"),
     "peers, 2000 genes, k 20": partial(peers, "peers_kang2018_2000_k20"),
     "seeds": seeds,
+    "reader": reader,
     "passes": passes,
     "training": training,
     "roofline": partial(roofline, "cpu_5000"),
@@ -304,12 +301,14 @@ TABLES: dict[str, Callable[[], str]] = {
     "extrapolation": extrapolation,
     "scoring": scoring,
     "scoring atlas": atlas,
+    "conditioning, kang2018_k20, condition": partial(conditioning, "kang2018_k20", "condition"),
     **{
         f"conditioning, kang2018_k80, {on}": partial(conditioning, "kang2018_k80", on)
         for on in ("condition", "donor_id", "donor_id+condition")
     },
     "conditioning, kang2018_third_k80, donor_id": partial(conditioning, "kang2018_third_k80", "donor_id"),
-    "simulated": simulated,
+    "simulated": partial(simulated, SIMULATED),
+    "simulated, many donors": partial(simulated, MANY_DONORS),
     "fuzz": fuzz,
     "stability": partial(stability, "stability_kang2018_k20"),
     "maps": maps,
@@ -338,7 +337,7 @@ def main() -> None:
     readme = HERE / "README.md"
     readme.write_text(fill(readme.read_text()))
     save(speed({name: read(name) for name in PANELS}), "speed")
-    main_rows = "on != 'donor_id+condition' and gene_weights == 'none' and (labels == 'cell_type' or strength == 0)"
+    main_rows = "on != 'donor_id+condition' and (gene_weights == 'shared') == (Model == 'Untied_AE_NMF')"
     table = study.summarize(read("conditioning_kang2018_k20").query(main_rows))
     save(figures.conditioning(table, run=RunInfo(k=20)), "kang2018_conditioning")
 
