@@ -51,7 +51,7 @@ def _flip(content: bytes, rng: np.random.Generator) -> bytes:
 # ---- YAML ------------------------------------------------------------------------------------------------------------
 _YAML = b"k: 12\nseed: 3\ngene_weights: none\nsums_path: ''\n03_train_ae_nmf:\n  max_iter: 40\n"
 _NOTEBOOK = '# %% tags=["parameters"]\nk: int = 80  # programs\nseed: int = 42\nmax_iter: int = 100\n' + (
-    'labels: str = ""\nsums_path: str = ""\nstrengths: list[float] = [0.1]\n'
+    'gene_weights: str = ""\nsums_path: str = ""\nstrengths: list[float] = [0.1]\n'
 )
 _LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30))
 _INLINE = "&a0 [x], " + ", ".join(f"&a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30))
@@ -68,14 +68,14 @@ _YAMLS = {
     "mapping of itself": "03_train_ae_nmf: &a {k: 3, max_iter: *a}\n",
     "merge": "a: &a {k: 3}\n03_train_ae_nmf:\n  <<: *a\n",
     "deep": "k: " + "[" * 1500 + "]" * 1500,
-    "long": "labels: " + "x" * 300_000 + "\n",
+    "long": "gene_weights: " + "x" * 300_000 + "\n",
     "wrong and long": "k: " + "x" * 300_000 + "\n",
     "many names": "".join(f"name{i}: {i}\n" for i in range(3000)),
     "two documents": "k: 3\n---\nk: 4\n",
     "tabs": "k:\t3\n\tseed: 4\n",
     "control characters": "k: \x1b[31m\n",
     "escaped control characters": '"\\e[31mred": 3\n',
-    "latin-1": "labels: é\n",
+    "latin-1": "gene_weights: é\n",
     "list": "- k\n- seed\n",
     "number": "12\n",
     "empty": "",
@@ -89,7 +89,7 @@ _YAMLS = {
     "infinite": "strengths: [.inf]\n",
     "not a number": "strengths: [.nan]\n",
     "path": "sums_path: ../../../../etc/passwd\n",
-    "code in text": f'labels: "\\"; {_CALL} #"\n',
+    "code in text": f'gene_weights: "\\"; {_CALL} #"\n',
 }
 
 

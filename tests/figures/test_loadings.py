@@ -152,8 +152,8 @@ def test_names_of_usual_length_are_not_shortened(small, other):
     names = {types[0]: "CD4-positive, alpha-beta T cell", types[1]: other}
     cards = small["cards"].replace({"top_type": names})
     fig = draw(small | {"cards": cards})
-    texts = [text.get_text() for text in axes(fig)["programs"].texts]
-    assert "CD4-positive,\nalpha-beta T cell" in texts
+    texts = [text.get_text().replace("\n", " ") for text in axes(fig)["programs"].texts]
+    assert "CD4-positive, alpha-beta T cell" in texts
     assert check_layout(fig) == []
 
 

@@ -136,7 +136,7 @@ def test_checkpoint_of_a_fit_with_other_donors_raises(cells, tmp_path, monkeypat
     other.obs["batch"] = np.where(np.arange(60) < 20, "b1", "b2")
     settings = {"k": 3, "max_iter": 4, "strength": 0}
     CAENMF2(**settings).fit(other, checkpoint=tmp_path / "state.npz")
-    with pytest.raises(ValueError, match="is a checkpoint of another fit: donors is"):
+    with pytest.raises(ValueError, match="is a checkpoint of another fit: groups is"):
         CAENMF2(**settings).fit(other, checkpoint=tmp_path / "state.npz", donor_key="batch")
 
 

@@ -18,7 +18,7 @@ KEYS = {
     "CAE_NMF2": ({"H_shared_k4", "H_cond_latent_k4", "H_concat_full_k4"}, {"W_concat_k4", "donor_part_k4"}),
     "AE_NMF": ({"H_shared_k4"}, {"W_tied_k4"}),
     "Base_NMF": ({"H_sklearn_nmf_k4"}, {"W_sklearn_nmf_k4"}),
-    "Untied_AE_NMF": ({"H_untied_k4"}, {"W_untied_k4", "E_untied_k4", "U_untied_k4"}),
+    "Untied_AE_NMF": ({"H_untied_k4"}, {"W_untied_k4", "E_untied_k4", "U_untied_k4", "gene_weights"}),
 }
 META = {"CAE_NMF1": "cond_meta_concat_k4", "CAE_NMF2": "cond_meta_concat_k4", "Base_NMF": "sklearn_nmf_k4"}
 META |= {"Untied_AE_NMF": "untied_meta_k4"}
@@ -132,7 +132,7 @@ def test_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
 def test_untied_model_without_a_penalty_has_no_profiles_of_donors(cells, tmp_path):
     results.write(path := tmp_path / "m.h5ad", UntiedAENMF(k=K, strength=0).fit(cells), cells)
     found = results.read(path)
-    assert set(found.varm) == {"W_untied_k4", "E_untied_k4"}
+    assert set(found.varm) == {"W_untied_k4", "E_untied_k4", "gene_weights"}
     assert len(found.uns["untied_meta_k4"]["donors"]) == 0
     assert not found.uns["provenance"]["cell_type_in_training"]
     edit_file(path, lambda f: f.varm.update(U_untied_k4=np.ones((40, 3))))

@@ -17,7 +17,8 @@ from aenmf_lib.workflow.rehearsal import ATLAS_CELLS, Rehearsal, RehearsalError
 
 ROOT = Path(__file__).parents[2]
 VALID = ["DATASET", "DATA", "K", "MIN_CELLS", "MAX_CELLS", "MODELS", "QUICK", "CELLS", "SAMPLE_CELLS", "DEVICE"]
-STAGES = [costs.FILTER, *map(costs.STAGES.get, PUBLISHED), costs.BENCHMARKS, costs.PROGRAMS, costs.FIGURES]
+TRAINING = [stage for model, stage in costs.STAGES.items() if model in PUBLISHED]
+STAGES = [costs.FILTER, *TRAINING, costs.BENCHMARKS, costs.PROGRAMS, costs.FIGURES]
 # stub of make: records its arguments and environment, and moves the executed notebooks into place
 MAKE = f"""#!{sys.executable}
 import json, os, sys
