@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from aenmf_lib.training._kernels import _add_rows, _nonzero, _part, _rank_two, _serial
+from aenmf_lib.training._kernels import _add_rows, _nonzero, _part, _rank_two, _relaxed, _serial
 
 CONSTANT = 1e-9  # usages whose variance is below this share of their mean square are constant; their penalty is 0
 
@@ -60,9 +60,7 @@ def visit_untied(products, S, squares, factors, inner, donors, penalty, weights,
                 value = t * (c1 + t * c2)
                 if value >= -least:
                     continue
-                far = max(relax * t, low)
-                if far * (c1 + far * c2) < 0:
-                    t, value = far, far * (c1 + far * c2)
+                t, value = _relaxed(t, value, relax, low, c1, c2, 0.0, 0.0)
                 gained, steps, step = gained - value, steps + 1, T(t)
                 _rank_two(G, j, step, w, T(t * t))
                 Fj = F[j]
