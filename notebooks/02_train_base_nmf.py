@@ -14,6 +14,7 @@ seed: int = 42  # random seed
 # rarely changed
 max_iter: int = 100  # largest number of sweeps; 100 as published
 tol: float = 1e-4  # stop when the violation of optimality is at most this share of that of the first sweep
+float16: bool = False  # write the embeddings in float16, at half the size
 
 # %%
 import logging
@@ -63,5 +64,5 @@ genes.groupby("program")["gene"].agg(", ".join).to_frame()
 # It contains the embedding H, the programs W and the provenance, but no expression matrix.
 
 # %%
-results.write(out, model, cells)
+results.write(out, model, cells, float16=float16)
 results.check(out) or "The results file is valid."

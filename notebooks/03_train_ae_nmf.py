@@ -23,6 +23,7 @@ init: str = "cells"  # starting point: 'cells' (means of random cells) or 'nndsv
 row_norm: bool = False  # keep the rows of W at length 1
 mode: str = "auto"  # representation of XᵀX: 'implicit', 'explicit', or 'auto' for the cheaper one
 tie_cost: bool = False  # also report the error with the best H for the same W
+float16: bool = False  # write the embeddings in float16, at half the size
 preset: str = ""  # 'published' sets lambda_W, row_norm and gene_weights to the published values
 
 # %%
@@ -117,5 +118,5 @@ genes.groupby("program")["gene"].agg(", ".join).to_frame()
 # published keys.
 
 # %%
-results.write(out, model, cells)
+results.write(out, model, cells, float16=float16)
 results.check(out) or "The results file is valid."

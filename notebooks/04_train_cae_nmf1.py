@@ -31,6 +31,7 @@ init: str = "cells"
 row_norm: bool = False
 mode: str = "auto"
 tie_cost: bool = False
+float16: bool = False
 
 # %%
 import logging
@@ -133,5 +134,5 @@ genes.groupby("program")["gene"].agg(", ".join).to_frame()
 # tables and figures mark such a model.
 
 # %%
-results.write(out, model, cells)
+results.write(out, model, cells, float16=float16)
 results.check(out) or "The results file is valid."

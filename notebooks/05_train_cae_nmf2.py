@@ -31,6 +31,7 @@ init: str = "cells"
 row_norm: bool = False
 mode: str = "auto"
 tie_cost: bool = False
+float16: bool = False
 
 # %%
 import logging
@@ -115,5 +116,5 @@ genes.groupby("program")["gene"].agg(", ".join).to_frame()
 # The file also contains the donor part of the embedding. It contains U only if `donor_U` is True, because U is large.
 
 # %%
-results.write(out, model, cells, donor_U=donor_U)
+results.write(out, model, cells, donor_U=donor_U, float16=float16)
 results.check(out) or "The results file is valid."

@@ -26,6 +26,7 @@ tol: float = 5e-4
 max_iter: int = 1000
 init: str = "cells"
 mode: str = "auto"
+float16: bool = False
 
 # %%
 import logging
@@ -111,5 +112,5 @@ model.stability_.dropna().nsmallest(10, "cosine")
 # figures mark such a model.
 
 # %%
-results.write(out, model, cells)
+results.write(out, model, cells, float16=float16)
 results.check(out) or "The results file is valid."

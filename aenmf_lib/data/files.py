@@ -5,7 +5,7 @@ import hashlib
 import io
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import h5py
@@ -84,11 +84,14 @@ def _is_running(process: int) -> bool:
         return True
 
 
-def write_h5ad(cells: AnnData, path: str | Path) -> None:
+def write_h5ad(
+    cells: AnnData, path: str | Path, *, fill: Callable[[h5py.File], None] | None = None, fill_size: int = 0
+) -> None:
     """Write an ``.h5ad`` file atomically. Columns that not all versions of anndata can write become text.
 
-    The cells of a `CellStream` are written block by block. Raises OSError if the file cannot be written, and ValueError
-    if its name does not end in ``.h5ad``.
+    The cells of a `CellStream` are written block by block. `fill` adds elements of at most `fill_size` bytes, such as
+    arrays that do not fit in memory. Raises OSError if the file cannot be written, and ValueError if its name does not
+    end in ``.h5ad``.
     """
     check_output(path, ".h5ad")
     obs, var = plain_frame(cells.obs, "obs", IN_MEMORY), plain_frame(cells.var, "var", IN_MEMORY)
@@ -102,7 +105,7 @@ def write_h5ad(cells: AnnData, path: str | Path) -> None:
     plain.strings_to_categoricals()
     if plain.raw is not None:
         plain.strings_to_categoricals(plain.raw.var)
-    size = _size_of(plain) + (0 if in_memory else 8 * (cells.n_obs + int(cells.sizes.sum(dtype=np.int64))))
+    size = fill_size + _size_of(plain) + (0 if in_memory else 8 * (cells.n_obs + int(cells.sizes.sum(dtype=np.int64))))
     with atomic(path) as partial, partial.open("w+b", buffering=0) as target:
         _reserve(target, size, path)
         target.truncate(0)  # HDF5 starts with an empty file, and cuts off what it does not need at the end
@@ -111,6 +114,15 @@ def write_h5ad(cells: AnnData, path: str | Path) -> None:
             write_elem(file, "/", plain)
             if not in_memory:
                 _write_blocks(cells, file["X"])
+            if fill:
+                fill(file)
+
+
+def create_array(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dtype) -> h5py.Dataset:
+    """Create an array that is then written in blocks, with the attributes by which anndata knows an array."""
+    array = group.create_dataset(name, shape, dtype)
+    array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    return array
 
 
 def _write_blocks(cells: Iterable[tuple[csr_matrix, slice]], group: h5py.Group) -> None:

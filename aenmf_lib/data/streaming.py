@@ -95,6 +95,7 @@ class CellStream:
         with open_cells(path) as file:
             found = find_counts(file, layer=layer, fractional=fractional, counts=counts)
             self.where, self._key, self._names = found.where, found.key, found.obs.index
+            self._shape = found.matrix.shape
             if found.matrix.format == "csc":
                 _warn_csc(found)
             self.uns = _read_provenance(file, path)
@@ -168,6 +169,9 @@ class CellStream:
             with guard(self.path, self.where):
                 node = file[self._key]
             matrix, self._n_rounded = Matrix(node, str(self.path), self.where), 0
+            if matrix.shape != self._shape:
+                found = f"{self.path} had {self._shape[0]} × {self._shape[1]} values in {self.where} when it was opened"
+                raise OSError(f"{found}, and now has {matrix.shape[0]} × {matrix.shape[1]}. Run the command again.")
             reader, ahead = ThreadPoolExecutor(N_THREADS if matrix.format == "csr" else 1, "read ahead"), deque()
             try:  # no local variable may refer to a block: it would stay in memory while the caller uses the next one
                 hi = self._range.start

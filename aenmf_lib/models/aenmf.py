@@ -4,7 +4,7 @@ import functools
 import hashlib
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -220,9 +220,10 @@ class AENMF(base.Model):
         objective = self._objective(moments)
         return objective.value(objective.point(W, U))
 
-    def embeddings(self, cells: Cells) -> dict[str, np.ndarray]:
-        """Return the embeddings of cells by role, (n_cells, k), as the results file stores them: ``shared`` is H."""
-        return {"shared": self.transform(cells)}
+    def iter_embeddings(self, cells: Cells) -> Iterator[tuple[dict[str, np.ndarray], slice]]:
+        """Yield the embeddings of blocks of cells by role, and the rows of each block. Raises as `transform` does."""
+        for H, rows in usages(base.check_genes(self, cells), self.encoder_, self.device):
+            yield {"shared": H}, rows
 
     def _load_moments(self, cells: Cells | Moments, sums: str | Path | None) -> Moments:
         """Return the checked moments of the cells: given, loaded from sums, or computed."""

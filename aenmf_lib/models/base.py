@@ -101,6 +101,18 @@ class Model:
                 usages.append(non_negative_factorization(X, H=W, **settings)[0])
         return np.concatenate(usages)
 
+    def embeddings(self, cells: Cells) -> dict[str, np.ndarray]:
+        """Return the embeddings of cells by role, (n_cells, columns), as the results file stores them.
+
+        ``shared`` is H. The conditional models also have ``cond_latent`` and ``concat_full``. Raises as `transform`
+        does, and ValueError if the embeddings depend on the donors and a donor was not in the fit.
+        """
+        cells, found = check_genes(self, cells), {}
+        for part, rows in self.iter_embeddings(cells):
+            for role, H in part.items():
+                found.setdefault(role, np.empty((cells.n_obs, H.shape[1]), H.dtype))[rows] = H
+        return found
+
     def save(self, path: str | Path) -> None:
         """Write the fitted model, without cells, to an ``.h5ad`` file that `results.load_model` reads.
 

@@ -16,7 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from aenmf_lib.data.labels import CELL_TYPE, DONOR
 from aenmf_lib.data.progress import tqdm
-from aenmf_lib.models.base import Model, check_genes, check_rank, squared_error
+from aenmf_lib.models.base import Model, check_fitted, check_genes, check_rank, squared_error
 from aenmf_lib.training.inputs import Cells, as_cells, iter_matrices
 
 __all__ = ["BaseNMF"]
@@ -157,13 +157,14 @@ class BaseNMF(Model):
         error, _ = squared_error(cells, H := self.transform(cells), self.W_)
         return float(error) / len(H)
 
-    def embeddings(self, cells: Cells) -> dict[str, np.ndarray]:
-        """Return the embeddings of the cells of the fit by role, (n_cells, k), as the results file stores them."""
+    def iter_embeddings(self, cells: Cells) -> Iterator[tuple[dict[str, np.ndarray], slice]]:
+        """Yield the usages of the cells of the fit, by role, and their rows: all in one block."""
+        check_fitted(self)
         n_cells = cells.n_obs if hasattr(cells, "n_obs") else cells.shape[0]
         if n_cells != len(self.H_):
             raise ValueError(f"There are {n_cells} cells, but {self.name} was fitted to {len(self.H_)}. Pass the cells "
                              "of the fit, or use transform.")  # fmt: skip
-        return {"shared": self.H_}
+        yield {"shared": self.H_}, slice(0, n_cells)
 
 
 def _in_memory(cells: Cells) -> csr_matrix:

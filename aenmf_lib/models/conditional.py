@@ -1,6 +1,7 @@
 """The conditional models: AE-NMF with a donor part, and penalties that reduce donor information in the usages."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar
@@ -79,13 +80,14 @@ class _Conditional(AENMF):
         note = f"; {self.penalty_.note}" if self.penalty_.note else ""
         return super().summary() + strength + note
 
-    def embeddings(self, cells: Cells) -> dict[str, np.ndarray]:
-        """Return the embeddings of cells by role: usages, the latent of the donor, and both concatenated.
-
-        Raises the errors of `transform`, and ValueError without donors or for donors that were not in the fit.
-        """
-        shared, latent = self.transform(cells := as_cells(cells)), self.cond_latent(cells)
-        return {"shared": shared, "cond_latent": latent, "concat_full": np.hstack([shared, latent])}
+    def iter_embeddings(self, cells: Cells) -> Iterator[tuple[dict[str, np.ndarray], slice]]:
+        """Yield the usages, the latent of the donor, and both concatenated; see `AENMF.iter_embeddings`."""
+        cells = base.check_genes(self, cells)
+        self._check_U(self.overlap_)
+        codes = self._donor_codes(cells)
+        for found, rows in super().iter_embeddings(cells):
+            latent = self._latent(found["shared"], codes[rows])
+            yield found | {"cond_latent": latent, "concat_full": np.hstack([found["shared"], latent])}, rows
 
     @property
     def _from_aenmf(self) -> bool:
@@ -219,6 +221,9 @@ class CAENMF1(_Conditional):
         self._check_U(self.overlap_)
         return self.overlap_[self._donor_codes(cells)]
 
+    def _latent(self, H: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        return self.overlap_[codes]
+
     def _overlap(self) -> np.ndarray:
         return self.U_ @ self.encoder_.T
 
@@ -273,7 +278,10 @@ class CAENMF2(_Conditional):
         """Return ``h ∘ diag(U_d Eᵀ)``, (n_cells, k). Raises as `transform` does, and for new donors."""
         cells = base.check_genes(self, cells)
         self._check_U(self.overlap_)
-        return self.transform(cells) * self.overlap_[self._donor_codes(cells)]
+        return self._latent(self.transform(cells), self._donor_codes(cells))
+
+    def _latent(self, H: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        return H * self.overlap_[codes]
 
     def _overlap(self) -> np.ndarray:
         return np.einsum("djp,jp->dj", self.U_, self.encoder_)

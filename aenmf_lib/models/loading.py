@@ -169,7 +169,8 @@ def _restore_programs(model: Model, found: AnnData, path: str | Path) -> None:
             n_cells = file["obsm"][key].shape[0]
         model.n_cells_ = int(n_cells)
         if name == "Base_NMF":
-            model.H_ = np.asarray(found.uns[key] if key in found.uns else files.read_element(file, f"obsm/{key}", path))
+            H = np.asarray(found.uns[key] if key in found.uns else files.read_element(file, f"obsm/{key}", path))
+            model.H_ = H.astype(np.float32) if H.dtype == np.float16 else H
         if not isinstance(model, CAENMF1 | CAENMF2 | UntiedAENMF):
             return
         meta = found.uns[schema.META[name].format(k=k)]

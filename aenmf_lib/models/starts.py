@@ -40,7 +40,7 @@ def load_aenmf(path: str | Path, settings: Mapping[str, object], cells: object):
     found, expected = ({name: values[name] for name in names} for values in (vars(aenmf), settings))
     made = results.read(path, with_cells=False).uns.get("provenance", {}).get("input", {})
     given = getattr(cells, "uns", {}).get("input", {})
-    if made and given:
+    if made.get("sha256") and given.get("sha256"):
         found["input"], expected["input"] = (f"{of['path']} (sha256 {of['sha256'][:12]})" for of in (made, given))
         if made["sha256"] == given["sha256"]:
             found["input"] = expected["input"]

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from aenmf_lib.models import base, penalties
+from aenmf_lib.models.aenmf import AENMF
 from aenmf_lib.models.conditional import _Conditional
 from aenmf_lib.models.objectives import AENMFObjective, _inner, squared_norm
 from aenmf_lib.training import _untied_kernels
-from aenmf_lib.training.inputs import Cells
 from aenmf_lib.training.moments import Moments
 from aenmf_lib.training.objective import Point
 from aenmf_lib.training.untied_descent import UntiedDescent
@@ -180,9 +180,7 @@ class UntiedAENMF(_Conditional):
         """Whether the model has a donor part and a penalty. They need donors and cell types."""
         return self.strength > 0
 
-    def embeddings(self, cells: Cells) -> dict[str, np.ndarray]:
-        """Return the embeddings of cells by role, (n_cells, k): ``shared`` is H. Raises the errors of `transform`."""
-        return {"shared": self.transform(cells)}
+    iter_embeddings = AENMF.iter_embeddings  # H only: the donor part has no latent
 
     def _penalty_at(self, W: torch.Tensor, moments: Moments) -> tuple[penalties.PenaltyWeights, float]:
         """Return the weights and the effective strength; see `_Conditional`.

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -12,6 +13,7 @@ from anndata import AnnData
 from aenmf_lib.data import files
 from aenmf_lib.data.frames import plain_frame
 from aenmf_lib.data.labels import CELL_TYPE, DONOR
+from aenmf_lib.data.reading import is_array
 
 # role -> published key, where {k} is the rank
 _CONDITIONAL = {"shared": "H_shared_k{k}", "cond_latent": "H_cond_latent_k{k}", "concat_full": "H_concat_full_k{k}"}
@@ -62,6 +64,7 @@ SET_COLUMNS = ("Model", "program", "gene_set", "overlap", "size", "p", "fdr", "s
 DONOR_GENE_COLUMNS = ("Model", DONOR, "rank", "gene", "symbol", "weight", "difference")
 DONOR_SHARE_COLUMNS = ("Model", DONOR, "n_cells", "share", "share_common")
 
+_ROWS = 65_536  # rows of an array that are checked at a time
 _NEEDED = (USED_CELL_TYPE, "loss_history", "n_iter", "sq_norm_per_cell")  # entries that a provenance must contain
 
 
@@ -114,7 +117,16 @@ def _describe_models(found: list[tuple[str, int]], keys: Iterable[str]) -> str:
 def check(path: str | Path) -> list[str]:
     """Return the faults of a results file. The list is empty if the file is valid, or if its model was skipped."""
     try:
-        return load(path)[1]
+        _require_path(path)
+        with files.open_cells(path) as file:
+            if faults := _find_other_contents(file, path):
+                return faults
+            with files.guard(path):
+                obsm = dict(file.get("obsm", {}))  # read in blocks
+                parts = {part: files.read_element(file, part, path) for part in file if part not in ("obsm", "raw")}
+                parts |= {name: plain_frame(parts.get(name), name, path) for name in ("obs", "var")}
+                embeddings = {key: value for key, value in obsm.items() if is_array(value)}
+                return find_faults(AnnData(**parts, obsm=embeddings))
     except (OSError, ValueError, MemoryError) as error:
         return [str(error)]
 
@@ -125,21 +137,33 @@ def load(path: str | Path, *, with_cells: bool = True) -> tuple[AnnData | None, 
     With ``with_cells=False``, obs and obsm, which may be large, are not read. The contents then have no cells, like
     those of a file written by ``model.save``.
     """
-    if not isinstance(path, str | Path):
-        raise TypeError(f"Got {path!r:.80}, a {type(path).__name__}. Expected the path of a results file (.h5ad).")
+    _require_path(path)
     with files.open_cells(path) as file:
-        with files.guard(path):
-            keys = list(file["varm"]) if "varm" in file else []
-            skipped = f"uns/{PROVENANCE}/{SKIPPED}" in file
-        if not skipped and not _find_models(keys):
-            train = "Train a model on filtered cells and write it with results.write."
-            return None, [f"is not a results file: {_describe_models([], keys)} {train}"]
+        if faults := _find_other_contents(file, path):
+            return None, faults
         if not with_cells:
             parts = {part: files.read_element(file, part, path) for part in ("var", "varm", "uns") if part in file}
             parts["var"] = plain_frame(parts.get("var"), "var", path)
     with files.guard(path):
         cells = files.read_h5ad(path) if with_cells else AnnData(obs=pd.DataFrame(index=[]), **parts)
     return cells, find_faults(cells)
+
+
+def _require_path(path: object) -> None:
+    """Raise TypeError unless the argument is a path."""
+    if not isinstance(path, str | Path):
+        raise TypeError(f"Got {path!r:.80}, a {type(path).__name__}. Expected the path of a results file (.h5ad).")
+
+
+def _find_other_contents(file: h5py.File, path: str | Path) -> list[str]:
+    """Return a fault if a file does not have the results of one model."""
+    with files.guard(path):
+        keys = list(file["varm"]) if "varm" in file else []
+        skipped = f"uns/{PROVENANCE}/{SKIPPED}" in file
+    if skipped or _find_models(keys):
+        return []
+    train = "Train a model on filtered cells and write it with results.write."
+    return [f"is not a results file: {_describe_models([], keys)} {train}"]
 
 
 def find_faults(cells: AnnData) -> list[str]:
@@ -216,14 +240,19 @@ def _find_array_faults(
     """Return the first fault of an array that must be finite and non-negative, of a shape (None: any) and a dtype."""
     if key not in arrays:
         return [f"{place} has no {key!r}; it has {', '.join(map(repr, arrays)) or 'none'}"]
-    array, name = np.asarray(arrays[key]), f"{place}[{key!r}]"
+    array, name = arrays[key], f"{place}[{key!r}]"
+    if not isinstance(array, h5py.Dataset):
+        array = np.asarray(array)
     if array.dtype.kind not in "fiu" or (dtypes and array.dtype not in [np.dtype(dtype) for dtype in dtypes]):
         expected = " or ".join(np.dtype(dtype).name for dtype in dtypes) or "numbers"
         return [f"{name} has values of type {array.dtype}; {expected} are expected"]
     if array.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, array.shape, strict=True)):
         expected = " × ".join("any number" if n is None else str(n) for n in shape)
         return [f"{name} has shape {array.shape}; {expected} values are expected"]
-    if n := int((~np.isfinite(array)).sum()):
-        return [f"{name} contains {n} values that are NaN or infinite"]
-    n = int((array < 0).sum())
-    return [f"{name} contains {n} negative values"] if n else []
+    n_bad = n_negative = 0
+    for lo in range(0, len(array), _ROWS):
+        block = array[lo : lo + _ROWS]
+        n_bad, n_negative = n_bad + int((~np.isfinite(block)).sum()), n_negative + int((block < 0).sum())
+    if n_bad:
+        return [f"{name} contains {n_bad} values that are NaN or infinite"]
+    return [f"{name} contains {n_negative} negative values"] if n_negative else []

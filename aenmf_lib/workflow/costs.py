@@ -149,10 +149,11 @@ def _training(run: _Run, model: str) -> dict[str, Any]:
     U = {"CAE_NMF2": s.n_donors * k * s.n_genes}.get(model, s.n_donors * s.n_genes)
     in_file = U if compares_donors(model, run.values) and (model != "CAE_NMF2" or values.get("donor_U")) else 0
     in_file += s.n_genes * k * (2 if model == UNTIED else 1)
-    disk = 4 * (embeddings * s.n_cells * k + in_file) + (40 + s.names) * s.n_cells + 60 * s.n_genes
-    memory = _MEMORY[model] * _GB + (2 * s.names + 50) * s.n_cells + 8 * embeddings * s.n_cells * k
+    disk = (2 if values.get("float16") else 4) * embeddings * s.n_cells * k + 4 * in_file
+    disk += (40 + s.names) * s.n_cells + 60 * s.n_genes
+    memory = _MEMORY[model] * _GB + (2 * s.names + 50) * s.n_cells
     if not sums:
-        memory += 8 * s.nnz  # the cells
+        memory += 8 * s.nnz + 8 * embeddings * s.n_cells * k  # the cells, and their embeddings as one block
     mode = ""
     if model == "Base_NMF":
         seconds, more = _base_nmf(run, values)

@@ -1,6 +1,7 @@
 """Tests of results files: published keys, written values, faults, and reading several models."""
 
 import shutil
+import tracemalloc
 
 import anndata as ad
 import numpy as np
@@ -10,6 +11,7 @@ from conftest import tiny_cells
 
 from aenmf_lib import AENMF, CAENMF1, CAENMF2, BaseNMF, UntiedAENMF, results
 from aenmf_lib.data import files
+from aenmf_lib.data.streaming import CellStream
 
 K = 4
 # the keys, spelled out again so that a change of the schema fails here
@@ -116,6 +118,66 @@ def test_write_removes_the_checkpoints_of_the_fit(cells, tmp_path):
     results.checkpoint_path(out).touch()
     results.write(out, model, cells)
     assert [path.name for path in tmp_path.iterdir()] == ["m.h5ad"]
+
+
+@pytest.mark.parametrize("float16", [False, True])
+@pytest.mark.parametrize("name", KEYS)
+def test_stream_gives_the_same_file_as_cells_in_memory(fitted, cells, tmp_path, name, float16):
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    for source, block in (("memory", 0), ("stream", 7)):
+        of = CellStream(tmp_path / "cells.h5ad", block=block) if block else cells
+        results.write(tmp_path / f"{source}.h5ad", fitted[name], of, float16=float16)
+        assert results.check(tmp_path / f"{source}.h5ad") == []
+    memory, stream = (results.read(tmp_path / f"{source}.h5ad") for source in ("memory", "stream"))
+    assert set(memory.obsm) == set(stream.obsm) == KEYS[name][0]
+    for key, H in memory.obsm.items():
+        assert stream.obsm[key].dtype == H.dtype == (np.float16 if float16 else np.float32)
+        np.testing.assert_allclose(stream.obsm[key], H, rtol=1e-3 if float16 else 1e-6)
+    for key, values in memory.varm.items():
+        np.testing.assert_allclose(stream.varm[key], values, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_float16_rounds_the_embeddings_and_nothing_else(fitted, written, cells, tmp_path, name):
+    results.write(path := tmp_path / "half.h5ad", fitted[name], cells, donor_U=True, float16=True)
+    whole, half = results.read(written[name]), results.read(path)
+    for key, H in whole.obsm.items():
+        np.testing.assert_allclose(half.obsm[key], H, rtol=2**-11, atol=2**-25)  # rounding to 11 significant bits
+    for key, values in whole.varm.items():
+        np.testing.assert_array_equal(half.varm[key], values)
+    H = results.read_embeddings([path]).H[name]
+    assert H.dtype == np.float32
+    np.testing.assert_array_equal(H, results.embedding(path)[2])
+    model = results.load_model(path)
+    np.testing.assert_array_equal(model.W_, fitted[name].W_)
+    assert model.embeddings(cells)["shared"].dtype == np.float32
+
+
+def test_values_too_large_for_float16_are_refused_and_nothing_is_left(cells, tmp_path):
+    model = AENMF(k=K, max_iter=3).fit(cells)
+    model.W_ = model.W_ * np.float32(1e6)
+    with pytest.raises(ValueError, match=r"obsm\['H_shared_k4'\] has values up to .*ends at 65504\. Write it with"):
+        results.write(tmp_path / "m.h5ad", model, cells, float16=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_embeddings_of_a_stream_are_never_in_memory_at_once(tmp_path):
+    k, cells = 100, tiny_cells(n_cells=24_000, n_genes=120)
+    cells.X = cells.X.astype(np.float32)
+    model = AENMF(k=k, max_iter=1).fit(cells[:2000].copy())
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    stream = CellStream(tmp_path / "cells.h5ad", block=500)
+    tracemalloc.start()
+    results.write(tmp_path / "m.h5ad", model, stream)
+    peak = tracemalloc.get_traced_memory()[1]
+    results.check(tmp_path / "m.h5ad")
+    tracemalloc.stop()
+    size = 4 * k * stream.n_obs
+    assert (tmp_path / "m.h5ad").stat().st_size > size
+    assert peak < size
+    np.testing.assert_allclose(
+        results.read(tmp_path / "m.h5ad").obsm["H_shared_k100"], model.transform(cells), rtol=1e-5
+    )
 
 
 def test_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
