@@ -5,7 +5,7 @@
 #
 # Model 2 reconstructs a cell of donor d as x̂ = h (W + U_d) with h = x Wᵀ. All donors share the encoder Wᵀ, so usages
 # can be compared between donors. The penalty is that of model 1. Model 2 usually removes more of the donor effect and
-# keeps more of the cell types than model 1, but takes three to five times as long. Notebooks 03 and 04 explain the
+# keeps more of the cell types than model 1, but takes two to three times as long. Notebooks 03 and 04 explain the
 # parameters and outputs that are not explained here.
 
 # %% tags=["parameters"]

@@ -163,7 +163,7 @@ class CAENMF1(_Conditional):
 
     In five runs on four real data sets, strength 0.2 removed 91, 91, 83, 75 and 39 % of the between-donor variance
     within types; this is not a guarantee. `CAENMF2` usually removes more, and classifiers of the cell type lose less.
-    On a CPU it takes three to five times as long: prefer it where time allows.
+    On a CPU it takes two to three times as long: prefer it where time allows.
 
     Parameters
     ----------
@@ -237,7 +237,7 @@ class CAENMF2(_Conditional):
     the penalty of model 1. (The published code has options for penalties in model 2 but ignores them.)
 
     Model 2 usually removes more of the donor information than model 1 and preserves the cell types better; on a CPU it
-    takes three to five times as long. On donors that were not in the fit, the donor information is only partly removed
+    takes two to three times as long. On donors that were not in the fit, the donor information is only partly removed
     unless the fit contained a similar effect.
 
     Parameters
