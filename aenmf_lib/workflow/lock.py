@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 _ENDING = 60  # seconds to wait for a process whose make was killed, and which therefore ends
 
 
-class Locked(RuntimeError):
+class Locked(ValueError):
     """Another process has the lock. The message is for the user."""
 
 
@@ -33,8 +33,12 @@ def only_one(report: Path, doing: str = "run") -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     locked, waiting_until = _lock(path), time.monotonic() + _ENDING
     while locked is None:  # another process has it
-        process, user, host, parent = (path.read_text(errors="replace").split("\t") + ["?"] * 4)[:4]
-        if not (host == socket.gethostname() and _ends(process, parent) and time.monotonic() < waiting_until):
+        written = ""
+        with contextlib.suppress(FileNotFoundError):  # the process has just ended
+            written = path.read_text(errors="replace")
+        process, user, host, parent = (written.split("\t") + ["?"] * 4)[:4]
+        ends = not written or (host == socket.gethostname() and _ends(process, parent))
+        if not (ends and time.monotonic() < waiting_until):
             raise Locked(
                 f"{report.stem} is already being {doing} by process {process} of user {user} on host {host}; wait "
                 f"until it has ended, or stop that process."

@@ -22,7 +22,7 @@ import yaml
 from sandbox import Sandbox
 
 from aenmf_lib.data.files import file_info, write_h5ad
-from aenmf_lib.workflow import download, parameters
+from aenmf_lib.workflow import cli, download, parameters
 from aenmf_lib.workflow import fetch as fetching
 from aenmf_lib.workflow.download import FetchError
 from aenmf_lib.workflow.lock import Locked
@@ -286,6 +286,8 @@ def test_two_calls_at_once_download_once(folder, server, real):
         time.sleep(0.01)
     with pytest.raises(Locked, match=r"atlas is already being fetched by process \d+ of user"):
         fetch()
+    with pytest.raises(SystemExit, match="error: atlas is already being fetched by process"):  # no traceback
+        cli.main(["fetch", "--data", "data/atlas.h5ad", "--params", "notebooks/params/atlas.yaml"])
     server.go_on.set()
     first.join()
     assert_complete(folder, real)
