@@ -199,7 +199,7 @@ def _autoencoder(run: _Run, model: str, values: Mapping[str, Any], sums: bool) -
         own += 4 * n_parts * genes
     iterations = min(values.get("max_iter", 1000), 20 + k / 6)
     of_aenmf = values.get("n_starts", 1) * (start + iterations * aenmf / (_GPU if on_gpu else 1))
-    more = {"CAE_NMF1": 50, "CAE_NMF2": 65, UNTIED: 110}.get(model, 0)
+    more = {"CAE_NMF1": 30, "CAE_NMF2": 40, UNTIED: 110}.get(model, 0)
     of_model = min(values.get("max_iter", 1000), more) * own / (_GPU if on_gpu else 1)
     if model in CONDITIONAL and not values.get("strength", 0.2):
         of_aenmf = start
@@ -235,7 +235,7 @@ def _autoencoder_memory(run: _Run, model: str, mode: str, n_parts: int) -> float
 
 def _graph(run: _Run, n: int) -> float:
     """Return the seconds of one exact neighbor search."""
-    return n**2 * (5e-9 + 3.5e-11 * run.size.k) / math.sqrt(min(run.speed.cores, 16)) + 1e-5 * n
+    return n**2 * (3.5e-9 + 2.5e-11 * run.size.k) / math.sqrt(min(run.speed.cores, 16)) + 1e-5 * n
 
 
 def _benchmarks(run: _Run) -> Iterator[dict[str, Any]]:
@@ -265,7 +265,7 @@ def _clustering(run: _Run) -> tuple[float, float]:
     s, values = run.size, run.of(BENCHMARKS)
     others = [r for r in values.get("resolutions", RESOLUTIONS) if r != _RESOLUTION]
     runs = len(values.get("clustering_seeds", range(10))) + len(others)
-    leiden = 6e-5 * s.n_cells * (max(s.n_cells, 3000) / 12_000) ** 0.4
+    leiden = 6e-5 * s.n_cells
     scib = bool(values.get("scib"))
     mixing = (2 * 2.4e-8 + 5e-8 * scib) * min(s.n_cells, SILHOUETTE_CELLS) ** 2
     seconds = run.n_embeddings * (_graph(run, s.n_cells) + mixing + runs * leiden / _jobs(run))
@@ -278,7 +278,8 @@ def _umap(run: _Run) -> tuple[float, float]:
     """Return seconds and memory of the layouts."""
     n = run.size.n_cells
     epochs = 500 if n <= 10_000 else 200
-    return run.n_embeddings * (1e-7 * 25 * epochs + 3e-4) * n, 4000.0 * n
+    slower = max(1.0, n / 14_000) ** 0.4  # the coordinates no longer fit in the cache
+    return run.n_embeddings * (1e-7 * 25 * epochs + 3e-4) * slower * n, 4000.0 * n
 
 
 def _classification(run: _Run, n_embeddings: int) -> tuple[float, float]:

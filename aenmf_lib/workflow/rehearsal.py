@@ -190,6 +190,7 @@ def text(table: pd.DataFrame, rehearsal: Rehearsal) -> str:
     return "\n".join([
         *lines, "", f"Settings: {given}; {costs.available_cores()} cores. Memory: of the largest process.",
         "The estimate is the prediction of `make check` for the atlas, times measured / predicted for each stage.",
+        "The fits may take twice as long on real cells, which need more iterations than simulated ones.",
     ])  # fmt: skip
 
 
