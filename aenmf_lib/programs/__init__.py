@@ -9,7 +9,7 @@ _MODULES = {
     "compare_projection": "programs.projection_study",
     "consensus_programs": "programs.consensus",
     "differential_usage": "programs.differential",
-    "gene_table": "programs.genes",
+    "gene_table": "programs.tables",
     "match_programs": "models.matching",
     "program_cards": "programs.cards",
     "project": "programs.projection",

@@ -13,8 +13,7 @@ from aenmf_lib.models.base import Model, same_genes
 from aenmf_lib.models.matching import unit_rows
 from aenmf_lib.programs import enrichment
 from aenmf_lib.programs.contents import Contents, UsageSums, read_fits
-from aenmf_lib.programs.genes import list_genes
-from aenmf_lib.programs.tables import list_matches, list_usages
+from aenmf_lib.programs.tables import concatenate, list_genes, list_matches, list_usages
 from aenmf_lib.results.schema import CARD_COLUMNS, GENE_COLUMNS, MODELS, PUBLISHED, SET_COLUMNS
 from aenmf_lib.training.inputs import Cells
 
@@ -113,9 +112,9 @@ def write_program_tables(
     sets = enrichment.read_gene_sets(gene_sets) if gene_sets else {}
     fits, skipped = read_fits(paths)
     enriched = _enrich(fits, sets)
-    genes = pd.concat([list_genes(fit, n).assign(Model=name) for name, fit in fits.items()], ignore_index=True)
+    genes = [list_genes(fit, n).assign(Model=name) for name, fit in fits.items()]
     tables = {
-        "programs": genes[["Model", *GENE_COLUMNS]],
+        "programs": concatenate(genes, ["Model", *GENE_COLUMNS]),
         "program_cards": _make_cards(fits, enriched),
         "usage_by_type": list_usages({name: fit.usages for name, fit in fits.items()}),
         "program_matches": list_matches({name: fit.W for name, fit in fits.items()}),
@@ -137,20 +136,18 @@ def _make_cards(fits: Mapping[str, Contents], enriched: Mapping[str, pd.DataFram
     first, last = CARD_COLUMNS
     models = [model for model in MODELS if model in PUBLISHED or model in fits]
     nearest = [f"{what}_{model}" for model in models for what in ("nearest", "cosine")]
-    table = pd.concat(cards, ignore_index=True)[["Model", *first, *nearest, *last]]
+    table = concatenate(cards, ["Model", *first, *nearest, *last])
     return table.astype({f"nearest_{model}": "Int64" for model in models})  # whole numbers, also beside empty ones
 
 
 def _enrich(fits: Mapping[str, Contents], sets: Mapping[str, Sequence[str]]) -> dict[str, pd.DataFrame]:
     """Return the enrichment of the sets in the most specific genes of the programs of each model; {} without sets."""
-    enriched = {}
-    if sets:  # once for all models, because they have the same genes
-        first = next(iter(fits.values()))
-        sets = enrichment.large_sets(sets, first.genes, first.symbols)
-    for name, fit in fits.items() if sets else ():
-        lists = _largest(fit.W * fit.specificity, _TESTED)
-        enriched[name] = enrichment.enrich_programs(lists, fit.genes, fit.symbols, sets)
-    return enriched
+    if not sets:
+        return {}
+    first = next(iter(fits.values()))  # all models have the same genes
+    sets = enrichment.large_sets(sets, first.genes, first.symbols)
+    lists = {name: _largest(fit.W * fit.specificity, _TESTED) for name, fit in fits.items()}
+    return {name: enrichment.enrich_programs(lists[name], fit.genes, fit.symbols, sets) for name, fit in fits.items()}
 
 
 def _describe(fit: Contents, fits: Mapping[str, Contents], enriched: pd.DataFrame | None) -> pd.DataFrame:
@@ -240,5 +237,4 @@ def _best_set(enriched: pd.DataFrame | None, k: int) -> dict[str, Sequence[str]]
 def _list_sets(enriched: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Return the table ``gene_set_enrichment``."""
     tables = [table[table["overlap"] > 0].assign(Model=name) for name, table in enriched.items()]
-    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(SET_COLUMNS))
-    return table[list(SET_COLUMNS)]
+    return concatenate(tables, SET_COLUMNS)

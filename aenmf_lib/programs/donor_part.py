@@ -2,16 +2,17 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import rankdata
 
 from aenmf_lib import results
 from aenmf_lib.data.labels import DONOR
 from aenmf_lib.models.matching import check_programs
-from aenmf_lib.programs.contents import read_contents
+from aenmf_lib.programs.contents import Contents, read_contents
+from aenmf_lib.programs.tables import concatenate
 from aenmf_lib.results import schema
 from aenmf_lib.results.schema import DONOR_GENE_COLUMNS, DONOR_SHARE_COLUMNS
 
@@ -21,19 +22,6 @@ log = logging.getLogger(__name__)
 
 _TOP = 10  # genes per donor
 _GENES = 200  # genes in all: with more than 20 donors, fewer genes per donor
-
-
-@dataclass
-class _DonorPart:
-    """The donor part of one fit, at the mean usages h̄ of all cells."""
-
-    name: str
-    donors: np.ndarray  # (n_donors,) str
-    n_cells: np.ndarray  # (n_donors,)
-    genes: np.ndarray  # (n_genes,) ids
-    symbols: np.ndarray  # (n_genes,)
-    weights: np.ndarray  # (n_donors, n_genes): u_d, or h̄ U_d in model 2
-    shared: float  # sum over the genes of the other part of x̂, h̄ W
 
 
 def write_donor_tables(
@@ -79,22 +67,20 @@ def write_donor_tables(
     for path in [paths] if isinstance(paths, str | Path) else paths:
         if (part := _read(path)) is None:
             continue
-        if part.name in parts:
-            raise ValueError(f"{given[part.name]} and {path} are both of {part.name}. Pass one file per model.")
-        parts[part.name], given[part.name] = part, path
+        if (name := part[0].name) in parts:
+            raise ValueError(f"{given[name]} and {path} are both of {name}. Pass one file per model.")
+        parts[name], given[name] = part, path
     ordered = [parts[name] for name in results.MODELS if name in parts]
-    genes = _concatenate([_list_genes(part) for part in ordered], DONOR_GENE_COLUMNS)
-    share = _concatenate([_compute_share(part) for part in ordered], DONOR_SHARE_COLUMNS)
+    genes = concatenate([_list_genes(*part) for part in ordered], DONOR_GENE_COLUMNS)
+    share = concatenate([_compute_share(*part) for part in ordered], DONOR_SHARE_COLUMNS)
     for table, name in ((genes, "donor_genes"), (share, "donor_share")):
         results.write_table(table, Path(out_dir) / f"{name}.csv")
     return genes, share
 
 
-def _read(path: str | Path) -> _DonorPart | None:
-    """Return the donor part in a results file, or None if it has none."""
-    found, faults = schema.load(path, with_cells=False)
-    if found is None or faults:
-        results.read(path)  # raises an error with the faults
+def _read(path: str | Path) -> tuple[Contents, np.ndarray, np.ndarray] | None:
+    """Return a fit, its donors, (n_donors,), and r_d of each donor, (n_donors, n_genes); None without a donor part."""
+    found = results.read(path, with_cells=False)
     if schema.skip_reason(found.uns):
         return None
     name, k = schema.identify(found)
@@ -109,46 +95,37 @@ def _read(path: str | Path) -> _DonorPart | None:
                     path, key, name)  # fmt: skip
         return None
     fit = read_contents(path)
-    n_cells = fit.usages.groups.groupby(DONOR)["n_cells"].sum()
-    donors = np.array(meta["donors"] if "donors" in meta else n_cells.index, dtype=object)  # else a published file
-    weights = check_programs(found.varm[key].T, f"{path}: varm[{key!r}]")
-    shared = float(fit.usages.sums.sum(0) @ fit.W.sum(1) / n_cells.sum())
-    return _DonorPart(
-        name, donors, n_cells.reindex(donors, fill_value=0).to_numpy(), fit.genes, fit.symbols, weights, shared
-    )
+    donors = meta.get("donors", sorted(set(fit.usages.groups[DONOR])))  # a published file does not list its donors
+    return fit, np.array(donors, dtype=object), check_programs(found.varm[key].T, f"{path}: varm[{key!r}]")
 
 
-def _list_genes(part: _DonorPart) -> pd.DataFrame:
+def _list_genes(fit: Contents, donors: np.ndarray, weights: np.ndarray) -> pd.DataFrame:
     """Return the rows of one model in the table of genes: the top genes of all donors, in each donor."""
-    n_donors, n_genes = part.weights.shape
-    difference = part.weights - (part.weights.sum(0) - part.weights) / max(n_donors - 1, 1)
+    n_donors = len(donors)
+    difference = weights - (weights.sum(0) - weights) / max(n_donors - 1, 1)
     n = min(max(_GENES // n_donors, 1), _TOP)
-    order = np.argsort(-difference, axis=1, kind="stable")[:, :n]  # (n_donors, n)
-    rank = np.zeros((n_donors, n_genes), dtype=int)
-    np.put_along_axis(rank, order, np.arange(1, order.shape[1] + 1), axis=1)
-    rank[difference <= 0] = 0
+    rank = rankdata(-difference, method="ordinal", axis=1).astype(int)  # (n_donors, n_genes)
+    rank[(rank > n) | (difference <= 0)] = 0
     shown = np.flatnonzero(rank.any(axis=0))
     table = pd.DataFrame({
-        DONOR: np.repeat(part.donors, len(shown)),
+        DONOR: np.repeat(donors, len(shown)),
         "rank": pd.array(rank[:, shown].ravel(), dtype="Int64"),
-        "gene": np.tile(np.asarray(part.genes, dtype=object)[shown], n_donors),
-        "symbol": np.tile(part.symbols[shown], n_donors),
-        "weight": part.weights[:, shown].ravel(),
+        "gene": np.tile(np.asarray(fit.genes, dtype=object)[shown], n_donors),
+        "symbol": np.tile(fit.symbols[shown], n_donors),
+        "weight": weights[:, shown].ravel(),
         "difference": difference[:, shown].ravel(),
     })  # fmt: skip
     table["rank"] = table["rank"].mask(table["rank"] == 0)
-    return table.sort_values([DONOR, "rank"], kind="stable").assign(Model=part.name)
+    return table.sort_values([DONOR, "rank"], kind="stable").assign(Model=fit.name)
 
 
-def _compute_share(part: _DonorPart) -> pd.DataFrame:
+def _compute_share(fit: Contents, donors: np.ndarray, weights: np.ndarray) -> pd.DataFrame:
     """Return the rows of one model in the table of shares."""
-    own, common = part.weights.sum(1), part.weights.min(0).sum()
-    total = part.shared + own
+    n_cells = fit.usages.groups.groupby(DONOR)["n_cells"].sum()
+    shared = float(fit.usages.sums.sum(0) @ fit.W.sum(1) / n_cells.sum())  # sum of h̄ W over the genes
+    own, common = weights.sum(1), weights.min(0).sum()
+    total = shared + own
     share, share_common = (np.divide(x, total, out=np.zeros_like(total), where=total > 0) for x in (own, common))
-    columns = {DONOR: part.donors, "n_cells": part.n_cells, "share": share, "share_common": share_common}
-    return pd.DataFrame(columns).assign(Model=part.name)
-
-
-def _concatenate(tables: list[pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
-    """Return the tables of all models below each other, with these columns."""
-    return pd.concat(tables, ignore_index=True)[list(columns)] if tables else pd.DataFrame(columns=list(columns))
+    n_cells = n_cells.reindex(donors, fill_value=0).to_numpy()
+    columns = {DONOR: donors, "n_cells": n_cells, "share": share, "share_common": share_common}
+    return pd.DataFrame(columns).assign(Model=fit.name)

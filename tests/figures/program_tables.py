@@ -9,8 +9,7 @@ from checks import simulate
 from aenmf_lib import figures
 from aenmf_lib.programs.cards import _enrich, _list_sets, _make_cards
 from aenmf_lib.programs.contents import Contents, UsageSums
-from aenmf_lib.programs.genes import list_genes
-from aenmf_lib.programs.tables import list_matches, list_usages
+from aenmf_lib.programs.tables import list_genes, list_matches, list_usages
 
 
 @functools.cache
