@@ -75,36 +75,20 @@ def align_genes(model, var: pd.DataFrame, *, gene_name_key: str = "", min_covera
     several genes of the cells match one gene of the model, their counts are added. A name that several genes of the
     model share is not matched.
 
-    Parameters
-    ----------
-    model
-        A fitted model.
-    var
-        The genes of the new cells, with unique names.
-    gene_name_key
-        Column of `var` to compare besides ``var_names``, instead of the common columns.
-    min_coverage
-        Smallest median coverage of the programs that is accepted, from 0 to 1. A coverage of 0 is never accepted.
+    `var` describes the genes of the new cells and has unique names. With `gene_name_key`, this column of `var` is
+    compared instead of the common columns. The coverage of a program is the share of ``Σ_g w_g e_g`` that the found
+    genes have, where w is the program in W and e the same row of the encoder. Without gene weights, it is the share of
+    ‖w‖². If the missing genes are set to 0, a cell that expresses only this program keeps this share of its usage.
 
-    Returns
-    -------
-    Alignment
-        The coverage of a program is the share of ``Σ_g w_g e_g`` that the found genes have, where w is the program in W
-        and e the same row of the encoder. Without gene weights, it is the share of ‖w‖². If the missing genes are set
-        to 0, a cell that expresses only this program keeps this share of its usage.
-
-    Raises
-    ------
-    ValueError
-        `min_coverage` is not valid, all programs are 0, there is no column `gene_name_key`, or the median coverage of
-        the programs is below `min_coverage`.
+    Raises ValueError if `min_coverage` is not a number from 0 to 1, all programs are 0, there is no column
+    `gene_name_key`, or the median coverage of the programs is 0 or below `min_coverage`.
     """
     if not isinstance(min_coverage, numbers.Real) or not 0 <= min_coverage <= 1:
         raise ValueError(f"min_coverage={min_coverage!r} is not valid. Choose a number from 0 to 1.")
     if not model.W_.any():
         raise ValueError(f"All programs of {model.name} are 0, so cells have no usages. Train the model again, with "
                          "smaller penalties.")  # fmt: skip
-    pairs = _pairs(_model_names(model), _file_names(var, gene_name_key))
+    pairs = _pairs(model, _file_names(var, gene_name_key))
     label, ours, theirs = max(pairs, key=lambda pair: _n_shared(*pair[1:]))  # the first of the best
     unique = ~ours.duplicated(keep=False) & (ours != "")
     at = ours[unique].get_indexer(theirs)
@@ -119,21 +103,11 @@ def align_genes(model, var: pd.DataFrame, *, gene_name_key: str = "", min_covera
     _report(aligned, model.name, total > 0)
     median = np.median(coverage[total > 0])
     if median < min_coverage or not coverage[total > 0].any():
-        found = (
-            f"The {found.sum():,} genes that {model.name} and the cells share ({label}) have {median:.0%} of the weight"
-        )
         least = f"at least {min_coverage:.0%}" if min_coverage else "more"
-        advice = _advice(pairs, int(aligned.found.sum()))
-        raise ValueError(f"{found} of its programs (median); {least} is needed. {advice}")
+        raise ValueError(f"The {found.sum():,} genes that {model.name} and the cells share ({label}) have {median:.0%} "
+                         f"of the weight of its programs (median); {least} is needed. "
+                         f"{_advice(pairs, int(found.sum()))}")  # fmt: skip
     return aligned
-
-
-def _model_names(model) -> dict[str, pd.Index]:
-    """Return the names of the genes of a model: its ids, and its symbols if they are known."""
-    names = {"genes_": pd.Index(model.genes_.astype(str), dtype=object)}
-    if model.symbols_ is not None:
-        names["symbols_"] = pd.Index(np.asarray(model.symbols_), dtype=object)
-    return names
 
 
 def _file_names(var: pd.DataFrame, gene_name_key: str) -> dict[str, pd.Index]:
@@ -148,12 +122,15 @@ def _file_names(var: pd.DataFrame, gene_name_key: str) -> dict[str, pd.Index]:
     return names
 
 
-def _pairs(ours: dict[str, pd.Index], theirs: dict[str, pd.Index]) -> list[tuple[str, pd.Index, pd.Index]]:
+def _pairs(model, theirs: dict[str, pd.Index]) -> list[tuple[str, pd.Index, pd.Index]]:
     """Return each way to match names, ids first: its description, the names of the model, and those of the file."""
+    ours = {"genes_": pd.Index(model.genes_.astype(str), dtype=object)}
+    if model.symbols_ is not None:
+        ours["symbols_"] = pd.Index(np.asarray(model.symbols_), dtype=object)
     edits = {"": lambda names: names, ", without versions": gene_ids}
     return [
-        (f"{file} = {model}{note}", edit(ours[model]), edit(theirs[file]))
-        for model, file, (note, edit) in product(ours, theirs, edits.items())
+        (f"{file} = {own}{note}", edit(ours[own]), edit(theirs[file]))
+        for own, file, (note, edit) in product(ours, theirs, edits.items())
     ]
 
 

@@ -63,11 +63,15 @@ class Contents:
     name: str
     W: np.ndarray | None = None  # (k, n_genes) float64
     genes: pd.Index | None = None  # (n_genes,) ids
-    symbols: np.ndarray | None = None  # (n_genes,) symbols; the id of a gene without a symbol
+    symbols: np.ndarray | None = None  # (n_genes,) symbols; the id of a gene without a symbol; if None, all ids
     usages: UsageSums | None = None
     sq_norm: float | np.ndarray = np.nan  # ‖X‖²; of projected cells (k,), divided by the coverage of the programs
     stability: pd.DataFrame = field(default_factory=pd.DataFrame)  # empty with one start
     skipped: str = ""  # why the model was not trained; all other fields are then empty
+
+    def __post_init__(self) -> None:
+        if self.symbols is None and self.genes is not None:
+            self.symbols = self.genes.astype(str).to_numpy(dtype=object)
 
     @property
     def norms(self) -> np.ndarray:
@@ -115,12 +119,12 @@ def read_contents(model: str | Path | Model, cells: Cells | None = None) -> Cont
     model = model if isinstance(model, Model) else results.load_model(model)
     H = model.embeddings(cells)["shared"] if model.name == "Base_NMF" else model.transform(cells)
     cells = as_cells(cells)
-    symbols = model.symbols_ if (symbols := gene_symbols(cells.var)) is None else symbols
+    symbols = gene_symbols(cells.var)
     return Contents(
         name=model.name,
         W=check_programs(model.W_, f"W of {model.name}"),
         genes=model.genes_,
-        symbols=_text(model.genes_) if symbols is None else symbols,
+        symbols=model.symbols_ if symbols is None else symbols,
         usages=UsageSums.of(H, *(cells.obs.get(key) for key in (model.cell_type_key_, model.donor_key_))),
         sq_norm=model.sq_norm_per_cell_ * cells.n_obs,
         stability=pd.DataFrame(model.stability_),
@@ -134,12 +138,11 @@ def _from_file(path: str | Path) -> Contents:
     if reason := schema.skip_reason(found.uns):
         return Contents(str(provenance["model"]), skipped=reason)
     name, k, H, _ = embedding_of(found, path, "shared")
-    symbols = gene_symbols(found.var)
     return Contents(
         name=name,
         W=check_programs(found.varm[schema.VARM[name]["W"].format(k=k)].T, f"{path}: W"),
         genes=found.var_names,
-        symbols=_text(found.var_names) if symbols is None else symbols,
+        symbols=gene_symbols(found.var),
         usages=UsageSums.of(H, found.obs.get(CELL_TYPE), found.obs.get(DONOR)),
         sq_norm=_sq_norm_per_cell(provenance) * found.n_obs,
         stability=pd.DataFrame(provenance.get("stability", {})),
@@ -153,8 +156,3 @@ def _sq_norm_per_cell(provenance: Mapping) -> float | np.ndarray:
     projection = provenance[schema.PROJECTION]
     with np.errstate(divide="ignore"):
         return float(projection.get("sq_norm_per_cell", np.nan)) / np.asarray(projection.get("coverage", 1.0))
-
-
-def _text(names: pd.Index) -> np.ndarray:
-    """Return names as str, (n,) object."""
-    return names.astype(str).to_numpy(dtype=object)

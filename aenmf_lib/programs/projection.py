@@ -129,15 +129,9 @@ def project(
 def project_file(cells_path: str | Path, model_path: str | Path, out: str | Path, **options) -> None:
     """Project the cells of a file onto the model of a results file, and write the results file `out`.
 
-    The `options` are those of `project`, which also lists the errors. Notebooks 06 and 07 score and draw the file `out`
-    like the results files of training.
-
-    Parameters
-    ----------
-    cells_path, model_path, out
-        File of raw counts, ``.h5ad`` or ``.zarr``; results file of the model; results file to write, another ``.h5ad``.
-    options
-        As for `project`.
+    `cells_path` is a file of raw counts, ``.h5ad`` or ``.zarr``, `model_path` the results file of the model, and `out`
+    another ``.h5ad``, which notebooks 06 and 07 score and draw like the results files of training. The `options` are
+    those of `project`, which also lists the errors.
     """
     files.check_output(out, ".h5ad")
     for source in (cells_path, model_path):
@@ -229,13 +223,10 @@ def _read_labels(new: _NewCells, donor_key: str, cell_type_key: str) -> tuple[np
         log.warning("obs has no column %r, so all cells are of one new donor, %r. If another column contains the "
                     "donors, set donor_key (DONOR_KEY=…)", donor_key, new.name)  # fmt: skip
         donor = pd.Series(new.name, index=obs.index, dtype=object)
-    cell_type = (
-        as_text(obs[cell_type_key]) if cell_type_key in obs else pd.Series(np.nan, index=obs.index, dtype=object)
-    )
+    cell_type = as_text(obs[cell_type_key]) if cell_type_key in obs else pd.Series(np.nan, obs.index, dtype=object)
     if cell_type.isna().all():  # benchmarks and figures leave out a label with one class
-        log.info(
-            "There are no types in obs[%r], so all cells get the type %r, which has no scores", cell_type_key, UNKNOWN
-        )
+        log.info("There are no types in obs[%r], so all cells get the type %r, which has no scores",
+                 cell_type_key, UNKNOWN)  # fmt: skip
         cell_type = cell_type.fillna(UNKNOWN)
     return donor.to_numpy(object), cell_type.to_numpy(object)
 

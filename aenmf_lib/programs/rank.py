@@ -139,9 +139,11 @@ def rank_table(
         states.rmdir()
     counts = {name: int((role == name).sum()) for name in (_TRAIN, _CELLS)}
     out = len(np.unique(donors[role == _DONORS]))
+    reasons = ["one donor: no held-out donors and no halves of the donors"] * (n_donors == 1)
+    reasons += ["one start: no comparison of starts"] * (starts == 1)
     return table.astype(dict.fromkeys(_MEASURES, float) | {"dead": int}).assign(
         cells=counts[_TRAIN], cells_out=counts[_CELLS], donors=n_donors - out, donors_out=out, starts=starts,
-        held_out=held_out, note="; ".join(_missing(n_donors, starts)),
+        held_out=held_out, note="; ".join(reasons),
     )  # fmt: skip
 
 
@@ -289,12 +291,6 @@ def _check_ranks(ranks: list[int], parts: dict[str, Moments | None]) -> None:
                          f"genes. Choose ranks between 1 and {most}.")  # fmt: skip
 
 
-def _missing(n_donors: int, starts: int) -> list[str]:
-    """Return why columns of the table are empty."""
-    reasons = ["one donor: no held-out donors and no halves of the donors"] if n_donors == 1 else []
-    return reasons + (["one start: no comparison of starts"] if starts == 1 else [])
-
-
 # -------------------------------------------------------------------- summary
 def rank_summary(table: pd.DataFrame) -> str:
     """Return one sentence about the ranks that the table of `rank_table` supports.
@@ -317,12 +313,12 @@ def rank_summary(table: pd.DataFrame) -> str:
     for name, between in (("starts", "starts"), ("halves", "halves of the donors")):
         cosine = table[f"{name}_median"]
         if cosine.notna().any():
-            stable = table.index[cosine >= _STABLE]
+            stable = ", ".join(map(str, table.index[cosine >= _STABLE]))
             clauses.append(f"the median cosine of programs between {between} is at least {_STABLE:g} at "
-                           f"{_list(stable) if len(stable) else 'no rank'}")  # fmt: skip
+                           f"{f'k = {stable}' if stable else 'no rank'}")  # fmt: skip
     dead = table["dead"][table["dead"] > 0]
-    first = f"{dead.iloc[0]} of {dead.index[0]} programs are dead at k = {dead.index[0]}" if len(dead) else ""
-    clauses.append(first or "no program is dead")
+    clauses.append(f"{dead.iloc[0]} of {dead.index[0]} programs are dead at k = {dead.index[0]}" if len(dead)
+                   else "no program is dead")  # fmt: skip
     clauses.append("the errors of held-out cells and donors support no choice, because they decrease with almost every "
                    "program, even without structure in the data; no column shows which programs have a biological "
                    "meaning")  # fmt: skip
@@ -342,8 +338,3 @@ def _supported(error: pd.Series) -> str:
                 f"data support k = {last} and perhaps more")  # fmt: skip
     return (f"The prediction of the genes of held-out cells reaches {_MOST:.0%} of its improvement at k = {best} "
             f"({values}), so more programs than that add little")  # fmt: skip
-
-
-def _list(ranks: pd.Index) -> str:
-    """Return the ranks as text."""
-    return f"k = {', '.join(map(str, ranks))}"
