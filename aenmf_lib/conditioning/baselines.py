@@ -54,11 +54,6 @@ def pca(cells: AnnData, k: int, seed: int) -> Embedding:
     return Embedding(H, lambda other: model.transform(other.X), None, error)
 
 
-def harmony(H: np.ndarray, obs: pd.DataFrame, seed: int) -> Embedding:
-    """Correct an embedding for the donor."""
-    return Embedding(baselines.harmony(H, obs[DONOR], seed), None)
-
-
 def linear_scvi(cells: AnnData, k: int, seed: int) -> Embedding:
     """Fit a variational autoencoder with a linear decoder to counts (doi:10.1093/bioinformatics/btaa169).
 

@@ -17,10 +17,10 @@ from anndata import AnnData
 
 from aenmf_lib.conditioning.baselines import Embedding
 from aenmf_lib.conditioning.variants import COLUMNS, Variant, VariantFitter, label
-from aenmf_lib.data.labels import CELL_TYPE, DONOR, is_missing
+from aenmf_lib.data.labels import CELL_TYPE, DONOR, as_text, is_missing
 from aenmf_lib.data.preprocessing import read_labels
 from aenmf_lib.data.progress import hide_progress_bars
-from aenmf_lib.metrics import classification, classifiers, clustering, integration, neighbors
+from aenmf_lib.metrics import classification, clustering, integration, neighbors
 from aenmf_lib.metrics.baselines import package_version
 from aenmf_lib.metrics.classifiers import KNN, LOGISTIC
 from aenmf_lib.metrics.score_cache import ScoreCache, fingerprint, source_code
@@ -218,14 +218,10 @@ def _score_neighbors(H: np.ndarray, obs: pd.DataFrame, max_cells: int, scib: boo
 
 def _transfer_scores(H: np.ndarray, obs: pd.DataFrame, n_training: int) -> dict[str, float]:
     """Train classifiers on the first `n_training` cells, and return their F1 on the other cells."""
-    scores, held = {}, np.arange(len(H)) >= n_training
+    scores = {}
     for name, (suffix, column) in product((LOGISTIC, KNN), LABELS.items()):
-        labeled = np.flatnonzero(~is_missing(obs[column]))
-        names, y = np.unique(obs[column].iloc[labeled].astype(str), return_inverse=True)
-        test = held[labeled]
-        if len(set(y[~test])) > 1 and np.isin(y[test], y[~test]).any():
-            fold = classifiers.fit_fold(classifiers.CLASSIFIERS[name], 42, H, labeled, y, test, names)
-            scores[f"{name}_{suffix}"] = fold["F1"]
+        if len(as_text(obs[column].iloc[:n_training]).dropna().unique()) > 1:
+            scores[f"{name}_{suffix}"] = classification.transfer_f1(H, obs[column], n_training, name)
     return scores
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from anndata import AnnData
 from aenmf_lib.conditioning import baselines as methods
 from aenmf_lib.conditioning.baselines import CELL_TYPE_ONLY, Embedding
 from aenmf_lib.data import DONOR
-from aenmf_lib.metrics.baselines import HARMONY, LINEAR_SCVI, PCA, require_package
+from aenmf_lib.metrics.baselines import HARMONY, LINEAR_SCVI, PCA, harmony, require_package
 from aenmf_lib.models.aenmf import AENMF
 from aenmf_lib.models.base import relative_error, squared_error
 from aenmf_lib.models.base_nmf import BaseNMF
@@ -107,7 +107,7 @@ class VariantFitter:
         others = {
             CELL_TYPE_ONLY: lambda: methods.cell_types(cells, self.seed),
             PCA: lambda: methods.pca(cells, self.k, self.seed),
-            HARMONY: lambda: methods.harmony(uncorrected, cells.obs, self.seed),
+            HARMONY: lambda: Embedding(harmony(uncorrected, cells.obs[DONOR], self.seed), None),
             LINEAR_SCVI: lambda: methods.linear_scvi(cells, self.k, self.seed),
             BaseNMF.name: lambda: self._embed(BaseNMF(**start).fit(cells)),
             AENMF.name: lambda: self._embed(self._fit_aenmf(variant.gene_weights)),
@@ -115,8 +115,7 @@ class VariantFitter:
         if variant.Model in others:
             found = others[variant.Model]()
             return replace(found, seconds=time.perf_counter() - begin) if np.isnan(found.seconds) else found
-        settings = {name: value for name, value in asdict(variant).items() if name != "Model"}
-        model = _CONDITIONAL[variant.Model](**start, **settings)
+        model = _CONDITIONAL[variant.Model](**start, strength=variant.strength, gene_weights=variant.gene_weights)
         starts_from_aenmf = variant.strength or isinstance(model, UntiedAENMF)
         aenmf = self._fit_aenmf(variant.gene_weights) if starts_from_aenmf else None
         return self._embed(model.fit(self._get_moments(on), aenmf=aenmf))

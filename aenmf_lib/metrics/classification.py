@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from aenmf_lib.data.preprocessing import LABELS
+from aenmf_lib.data.preprocessing import LABELS, is_missing
 from aenmf_lib.metrics import classifiers as fitting
 from aenmf_lib.metrics import knn, neighbors
 from aenmf_lib.metrics.classifiers import FOREST, INTELEX, KNN, LOGISTIC, METRICS
@@ -196,6 +196,19 @@ def _fit(
     for keys, n in ((on_gpu, 1), ([key for key in others if key not in on_gpu], n_jobs)):
         for key, scores in run_parallel(fitting.fit_fold, ((key, arguments(*key)) for key in keys), n):
             yield key, scores | tasks[key[1]].settings
+
+
+def transfer_f1(H: np.ndarray, labels: pd.Series, n_training: int, classifier: str) -> float:
+    """Return the F1 of a classifier that is trained on the first `n_training` cells and tested on the others.
+
+    H is (n_cells, k). Cells without a label are left out. NaN if no class occurs in both parts.
+    """
+    labeled = np.flatnonzero(~is_missing(labels))
+    names, y = np.unique(labels.iloc[labeled].astype(str), return_inverse=True)
+    test = labeled >= n_training
+    if not np.isin(y[test], y[~test]).any():
+        return np.nan
+    return fitting.fit_fold(fitting.CLASSIFIERS[classifier], 42, H, labeled, y, test, names)["F1"]
 
 
 def summarize(long: pd.DataFrame, label: str) -> pd.DataFrame:

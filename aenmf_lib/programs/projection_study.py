@@ -9,10 +9,10 @@ import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 
-from aenmf_lib.data.labels import CELL_TYPE, DONOR, is_missing
+from aenmf_lib.data.labels import CELL_TYPE, DONOR
 from aenmf_lib.data.preprocessing import normalize
 from aenmf_lib.data.progress import hide_progress_bars
-from aenmf_lib.metrics import classification, classifiers
+from aenmf_lib.metrics import classification
 from aenmf_lib.metrics.classifiers import KNN
 from aenmf_lib.metrics.splits import Splits
 from aenmf_lib.models.aenmf import AENMF
@@ -128,8 +128,7 @@ def _with_symbols(model: Model, cells: AnnData) -> tuple[Model, AnnData]:
 def _describe(name: str, cells: AnnData, H: np.ndarray, model: Model, score: float) -> dict[str, float | str]:
     """Return a row of the table."""
     row = {"cells": name, "n_cells": cells.n_obs, "n_genes": cells.n_vars, "coverage": 1.0, "F1_cell_type": score}
-    row |= {"F1_donor": _cross_validated(H, cells.obs, DONOR), "error": relative_error(cells, H, model.W_)}
-    return row | {"slope": np.nan, "correlation": np.nan}
+    return row | {"F1_donor": _cross_validated(H, cells.obs, DONOR), "error": relative_error(cells, H, model.W_)}
 
 
 def _cross_validated(H: np.ndarray, obs: pd.DataFrame, label: str) -> float:
@@ -142,12 +141,7 @@ def _cross_validated(H: np.ndarray, obs: pd.DataFrame, label: str) -> float:
 def _transferred(H: np.ndarray, obs: pd.DataFrame, H_new: np.ndarray, obs_new: pd.DataFrame) -> float:
     """Return the F1 of a kNN classifier of the cell type, trained on the cells of H, tested on those of H_new."""
     both, types = np.concatenate([H, H_new]), pd.concat([obs[CELL_TYPE], obs_new[CELL_TYPE]]).astype(object)
-    labeled = np.flatnonzero(~is_missing(types))
-    names, y = np.unique(types.iloc[labeled].astype(str), return_inverse=True)
-    test = labeled >= len(H)
-    if not np.isin(y[test], y[~test]).any():
-        return np.nan
-    return classifiers.fit_fold(classifiers.CLASSIFIERS[KNN], 42, both, labeled, y, test, names)["F1"]
+    return classification.transfer_f1(both, types, len(H), KNN)
 
 
 def _compare_usages(H: np.ndarray, full: np.ndarray) -> dict[str, float]:
