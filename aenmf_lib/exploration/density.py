@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
+from ipympl.backend_nbagg import Canvas, FigureManager
+from ipywidgets import Dropdown, VBox
 from matplotlib.figure import Figure
 from matplotlib.path import Path
 from matplotlib.widgets import LassoSelector
 
 from aenmf_lib.exploration.coloring import Coloring
 from aenmf_lib.exploration.raster import Tiles, fit
+from aenmf_lib.exploration.reading import Cells
 
 _SIZE = (9, 6)  # inches, with 100 pixels each
 _ZOOM = 1.4  # zoom factor of one step of the mouse wheel
@@ -19,26 +22,11 @@ _ZOOM = 1.4  # zoom factor of one step of the mouse wheel
 class Density:
     """The map of one model at a time. The mouse wheel zooms, dragging draws a lasso, and a button switches to panning.
 
-    Parameters
-    ----------
-    read
-        For each model, a function that returns its coordinates, (n_cells, 2), and the kind of map.
-    coloring
-        The initial colors, or None for the number of cells.
-    on_select
-        Called with the sorted rows of the selected cells.
+    Without a `coloring`, it shows the number of cells. `on_select` is called with the sorted rows of selected cells.
     """
 
-    def __init__(
-        self,
-        read: Mapping[str, Callable[[], tuple[np.ndarray, str]]],
-        coloring: Coloring | None,
-        on_select: Callable[[np.ndarray], None],
-    ) -> None:
-        from ipympl.backend_nbagg import Canvas, FigureManager
-        from ipywidgets import Dropdown, VBox
-
-        self._read, self._coloring, self._on_select, self._panning = read, coloring, on_select, False
+    def __init__(self, cells: Cells, coloring: Coloring | None, on_select: Callable[[np.ndarray], None]) -> None:
+        self._cells, self._coloring, self._on_select, self._panning = cells, coloring, on_select, False
         self.figure = Figure(figsize=_SIZE, dpi=100)
         canvas = Canvas(self.figure)
         self._manager = FigureManager(canvas, 0)  # the toolbar
@@ -48,7 +36,7 @@ class Density:
         self.axes.spines[:].set_visible(False)
         self._image = self.axes.imshow(np.zeros((1, 1, 4), np.uint8), origin="lower", aspect="auto")
         self._lasso = LassoSelector(self.axes, self._select, props={"color": "0.2", "lw": 1})
-        self.model = Dropdown(options=list(read), description="Map of")
+        self.model = Dropdown(options=cells.models, description="Map of")
         self.model.observe(lambda change: self._open(), names="value")
         self.widget = VBox([self.model, canvas])
         canvas.mpl_connect("scroll_event", self._zoom)
@@ -70,7 +58,7 @@ class Density:
     def _open(self) -> None:
         """Read and draw the map of the chosen model. Only one map is in memory at a time."""
         self._tiles = None
-        xy, title = self._read[self.model.value]()
+        xy, title = self._cells.coordinates(self.model.value)
         self._tiles = Tiles(xy)
         self.model.description_tooltip = title
         self._set_view(self._tiles.view)

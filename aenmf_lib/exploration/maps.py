@@ -23,14 +23,6 @@ _GENES = 3  # number of genes in the name of a program
 class Maps:
     """Maps of the cells, one per model, as returned by `explore`. A notebook displays them, with controls if possible.
 
-    Parameters
-    ----------
-    cells
-        The cells of the run.
-    widgets
-        Whether to display interactive maps with controls, or a figure. By default, interactive maps if the notebook is
-        open in a browser.
-
     Attributes
     ----------
     cells, names
@@ -146,8 +138,7 @@ class Maps:
 
     def figure(self):
         """Return a figure of all maps in the current colors, for pages without widgets."""
-        titles = {model: (lambda model=model: self.cells.coordinates(model)) for model in self.cells.models}
-        return static.maps(titles, self.coloring(self._color), self.cells.n_cells)
+        return static.maps(self.cells, self.coloring(self._color))
 
     def _repr_mimebundle_(self, **options) -> dict[str, object]:
         """Return the formats that a notebook can display: widgets, an image, and a text."""

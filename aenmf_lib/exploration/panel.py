@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -11,10 +9,7 @@ import numpy as np
 import pandas as pd
 from ipywidgets import HTML, Combobox, Dropdown, HBox, Layout, VBox
 
-from aenmf_lib.data import CELL_TYPE, DONOR
 from aenmf_lib.exploration.coloring import MAX_LABELS, NUMBER, SELECTED, Coloring
-from aenmf_lib.exploration.density import Density
-from aenmf_lib.exploration.scatters import Scatters
 from aenmf_lib.figures import style
 
 if TYPE_CHECKING:
@@ -27,19 +22,16 @@ _STYLE = (
     "<style>.aenmf td, .aenmf th {padding: 0 8px; text-align: right; line-height: 1.4}"
     ".aenmf {display: flex; flex-wrap: wrap; gap: 24px; align-items: flex-start}</style>"
 )
-_HELP = (
+_HELP = (  # if the browser draws the maps, and if the kernel draws them
     "Wheel: zoom. Drag: move. Second button: draw a line around cells to select them. Tables below describe the cells.",
     "Wheel: zoom. Drag: draw a line around cells to select them. Tables below describe the cells. Buttons: move, back.",
 )
 
 
 class Panel:
-    """All widgets of one `Maps`. `widget` is displayed; `view` is the part with the maps.
+    """All widgets of one `Maps`, whose `rows` change when cells are selected.
 
-    Parameters
-    ----------
-    maps
-        The maps to show. Their `rows` change when cells are selected.
+    `widget` is displayed; `view` is the part with the maps.
     """
 
     def __init__(self, maps: Maps) -> None:
@@ -59,13 +51,11 @@ class Panel:
         self._legend, self._described, self._selected = HTML(), HTML(), HTML()
         coloring = maps.coloring(maps.color)
         if maps.drawn_by_browser:
-            read = {model: cells.coordinates(model) for model in cells.models}
-            titled = {model: (xy, f"{model}, {kind}") for model, (xy, kind) in read.items()}
-            self.view = Scatters(titled, self._labels(), coloring, self._select)
+            from aenmf_lib.exploration.scatters import Scatters as View
         else:
-            titled = {model: (lambda model=model: cells.coordinates(model)) for model in cells.models}
-            self.view = Density(titled, coloring, self._select)
-        help_text = HTML(f"<i>{_HELP[isinstance(self.view, Density)]}</i>")
+            from aenmf_lib.exploration.density import Density as View
+        self.view = View(cells, coloring, self._select)
+        help_text = HTML(f"<i>{_HELP[not maps.drawn_by_browser]}</i>")
         self.widget = VBox(
             [HBox(self._choices), self._legend, self.view.widget, help_text, self._described, self._selected]
         )
@@ -76,13 +66,6 @@ class Panel:
         """Draw the maps in other colors, and show the name of the coloring in the controls."""
         self.view.recolor(coloring)
         self._show(name, coloring)
-
-    def _labels(self) -> pd.DataFrame:
-        """Return the columns that are shown for the cell under the mouse."""
-        cells = self._maps.cells
-        columns = {name: cells.column(name) for name in (CELL_TYPE, DONOR) if name in cells.columns}
-        columns = {name: labels.cat.add_categories([""]).fillna("") for name, labels in columns.items()}
-        return pd.DataFrame(columns, index=range(cells.n_cells))
 
     def _choose(self, change: dict) -> None:
         """Color the maps by the value of the control that changed."""
@@ -95,10 +78,11 @@ class Panel:
 
     def _show(self, name: str, coloring: Coloring | None) -> None:
         """Show the name of the coloring, its legend, and the tables if it is a program."""
-        with self._quietly():
-            for choice in self._choices:
-                values = [value[1] if isinstance(value, tuple) else value for value in choice.options]
-                choice.value = name if name in values else ""
+        self._busy = True  # the controls change without drawing the maps again
+        for choice in self._choices:
+            values = [value[1] if isinstance(value, tuple) else value for value in choice.options]
+            choice.value = name if name in values else ""
+        self._busy = False
         self._legend.value = "<b>number of cells</b> in each pixel" if coloring is None else coloring.legend()
         if program := self._maps.find_program(name):
             title = f"Program {self._maps.names[program[0]][program[1]]} of {program[0]}"
@@ -116,15 +100,6 @@ class Panel:
             self._selected.value = _tables(n, self._maps.tables)
         except (OSError, ValueError, MemoryError) as error:
             self._selected.value = f"{n}. {escape(style.printable(str(error)))}"
-
-    @contextlib.contextmanager
-    def _quietly(self) -> Iterator[None]:
-        """Set controls without drawing the maps again."""
-        self._busy = True
-        try:
-            yield
-        finally:
-            self._busy = False
 
 
 def _useful_columns(maps: Maps) -> list[str]:

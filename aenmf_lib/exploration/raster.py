@@ -11,9 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 
+import datashader as ds
 import numba
 import numpy as np
 import pandas as pd
+from datashader.transfer_functions import Image, spread
 from matplotlib import colormaps
 
 from aenmf_lib.exploration.coloring import Coloring
@@ -96,14 +98,10 @@ class Tiles:
 
     def count(self, view: tuple, width: int, height: int) -> np.ndarray:
         """Return the number of points in each pixel of a view, (height, width), the first row at the bottom."""
-        import datashader as ds
-
         return self._draw(ds.count(), view, width, height, lambda part: {})
 
     def count_labels(self, coloring: Coloring, view: tuple, width: int, height: int) -> np.ndarray:
         """Return the number of points per label in each pixel, (height, width, n_labels + 1); the last has no label."""
-        import datashader as ds
-
         codes = self._sorted(coloring)
         kinds = pd.CategoricalDtype(range(len(coloring.labels) + 1))
         column = lambda part: {"v": pd.Categorical.from_codes(codes[part], dtype=kinds, validate=False)}  # noqa: E731
@@ -111,8 +109,6 @@ class Tiles:
 
     def average(self, coloring: Coloring, view: tuple, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the mean value (or NaN) and the number of the points in each pixel, (height, width) each."""
-        import datashader as ds
-
         values = self._sorted(coloring)
         column = lambda part: {"v": values[part]}  # noqa: E731
         found = self._draw(ds.summary(sum=ds.sum("v"), n=ds.count("v"), all=ds.count()), view, width, height, column)
@@ -150,9 +146,7 @@ class Tiles:
 
     def _draw(self, what, view: tuple, width: int, height: int, column) -> np.ndarray | dict[str, np.ndarray]:
         """Aggregate the visible points in parts, one per thread, and add up the parts."""
-        from datashader import Canvas
-
-        canvas = Canvas(width, height, x_range=view[:2], y_range=view[2:])
+        canvas = ds.Canvas(width, height, x_range=view[:2], y_range=view[2:])
         visible = self._visible(view)
         n_parts = int(np.clip((visible.stop - visible.start) // _POINTS, 1, _THREADS))
         edges = np.linspace(visible.start, visible.stop, n_parts + 1).astype(int).tolist()
@@ -190,8 +184,6 @@ def _enlarge(picture: np.ndarray, by: int) -> np.ndarray:
     """Enlarge each point by `by` pixels in all directions."""
     if not by:
         return picture
-    from datashader.transfer_functions import Image, spread
-
     pixels = np.ascontiguousarray(picture).view(np.uint32)[..., 0]
     return spread(Image(pixels, dims=["y", "x"]), px=by).data[..., None].view(np.uint8)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from scipy.sparse import csr_matrix, vstack
 
 from aenmf_lib.data import CELL_TYPE, DONOR, CellStream
 from aenmf_lib.data.judging import clean
-from aenmf_lib.data.labels import as_text
+from aenmf_lib.data.labels import as_text, gene_symbols
 from aenmf_lib.data.matrices import Matrix
 from aenmf_lib.data.reading import guard, open_cells, read_element
 from aenmf_lib.exploration import checking
@@ -22,29 +21,15 @@ from aenmf_lib.exploration.coloring import MAX_LABELS
 from aenmf_lib.results import MODELS, OBSM, VARM
 from aenmf_lib.results.schema import PROVENANCE, skip_reason
 
-log = logging.getLogger(__name__)
-
 BLOCK = 2**18  # number of cells that are read at a time
 _COMPARED = 20_000  # about the number of cell names that are compared between two files
 _KEPT = 8  # maximum number of usages, genes and maps that stay in memory
-_SYMBOL = "feature_name"  # column of var with the symbols
 
 
 class Cells:
     """The cells of one run, read from its results files: labels, usages, maps, and, with a filtered file, expression.
 
-    Raises OSError or ValueError if a file is not valid, or if two files do not contain the same cells. Values are
-    checked when they are read.
-
-    Parameters
-    ----------
-    model_paths
-        Results files of models of the same cells, or one path. Files of skipped models are left out.
-    tables_dir
-        Folder with ``umap.h5ad``. The map of a model without UMAP shows the first two principal components of its
-        z-scored usages.
-    cells_path
-        File of the filtered cells, for the expression of genes. Ignored if the file does not exist.
+    The parameters and errors are those of `explore`.
 
     Attributes
     ----------
@@ -130,8 +115,8 @@ class Cells:
     def names(self, rows: np.ndarray) -> pd.Index:
         """Return the names of the cells in the sorted `rows`, (n_rows,)."""
         with open_cells(self._path) as file:
-            found = [part for _, part in self._pick(index_of(file["obs"]), rows)]
-        return pd.Index([_decode(name) for part in found for name in part], dtype=object)
+            names = [_decode(name) for part in self._pick(index_of(file["obs"]), rows) for name in part]
+        return pd.Index(names, dtype=object)
 
     def usage(self, model: str, program: int) -> np.ndarray:
         """Return the usage of one program, (n_cells,) float32."""
@@ -145,8 +130,8 @@ class Cells:
         """Return the usages of the cells in the sorted `rows`, (n_rows, k)."""
         path, key = self._usages[model]
         with open_cells(path) as file, guard(path, f"obsm/{key}"):
-            parts = [part for _, part in self._pick(file["obsm"][key], rows)]
-            return checking.check_values(np.concatenate(parts), MODEL_REMEDY)
+            H = np.concatenate([*self._pick(file["obsm"][key], rows)])
+            return checking.check_values(H, MODEL_REMEDY)
 
     def usage_by_label(self, model: str, program: int, labels: pd.Series) -> pd.DataFrame:
         """Return the mean usage of a program and the number of cells for each label, largest mean first."""
@@ -235,13 +220,13 @@ class Cells:
                 return n
         return int(used[:n].sum())
 
-    def _pick(self, node, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the start of each block with some of the sorted `rows`, and the values of `node` in these rows."""
+    def _pick(self, node, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the values of `node` in the sorted `rows`, block by block."""
         for lo in range(0, self.n_cells, BLOCK):
             first, last = np.searchsorted(rows, [lo, lo + BLOCK])
             if first < last:
                 start, stop = int(rows[first]), int(rows[last - 1]) + 1
-                yield lo, node[start:stop][rows[first:last] - start]
+                yield node[start:stop][rows[first:last] - start]
 
     def _cached(self, key: tuple, read: Callable[[], np.ndarray]) -> np.ndarray:
         """Return an array from the cache, or read it. The cache keeps the last _KEPT arrays."""
@@ -295,8 +280,7 @@ def _as_path(path: object, name: str) -> Path | None:
 def _columns(frame) -> list[str]:
     """Return the columns of a data frame in a file, cell type and donor first."""
     columns = [str(_decode(name)) for name in frame.attrs["column-order"]]
-    return [*(name for name in (CELL_TYPE, DONOR) if name in columns),
-            *(name for name in columns if name not in (CELL_TYPE, DONOR))]  # fmt: skip
+    return sorted(columns, key=lambda name: (name != CELL_TYPE, name != DONOR))  # the others keep their order
 
 
 def _decode(name: object) -> object:
@@ -307,7 +291,6 @@ def _decode(name: object) -> object:
 def _gene_names(var: pd.DataFrame) -> tuple[pd.Index, pd.Index]:
     """Return the names of the genes and unique symbols: the name if there is none, "symbol (name)" if repeated."""
     names = var.index.astype(str)
-    symbols = as_text(var[_SYMBOL]).to_numpy() if _SYMBOL in var else names.to_numpy()
-    symbols = pd.Series(np.where(pd.isna(symbols), names, symbols), dtype=object)
+    symbols = pd.Series(names if (found := gene_symbols(var)) is None else found, dtype=object)
     repeated = symbols.duplicated(keep=False)
     return names, pd.Index(symbols.mask(repeated & (symbols != names), symbols + " (" + names + ")"))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
+from jscatter import Scatter, compose
 
+from aenmf_lib.data import CELL_TYPE, DONOR
 from aenmf_lib.exploration.coloring import Coloring
+from aenmf_lib.exploration.reading import Cells
 
 _HEIGHT = 380  # pixels of a map
 _SELECTED = "#d62728"
@@ -16,31 +19,17 @@ _SELECTED = "#d62728"
 class Scatters:
     """One map per model. The cell under the mouse and the selected cells are marked in all maps.
 
-    Parameters
-    ----------
-    maps
-        For each model, its coordinates, (n_cells, 2), and the title of the map.
-    labels
-        Columns that are shown for the cell under the mouse, (n_cells, n_columns).
-    coloring
-        The initial colors.
-    on_select
-        Called with the sorted rows of the selected cells.
+    `on_select` is called with the sorted rows of the selected cells.
     """
 
-    def __init__(
-        self,
-        maps: Mapping[str, tuple[np.ndarray, str]],
-        labels: pd.DataFrame,
-        coloring: Coloring,
-        on_select: Callable[[np.ndarray], None],
-    ) -> None:
-        from jscatter import Scatter, compose
-
-        frame, self._on_select = labels.reset_index(drop=True), on_select
-        self._rows = np.zeros(0, dtype=np.int64)
-        self._scatters = []
-        for model, (xy, _) in maps.items():
+    def __init__(self, cells: Cells, coloring: Coloring | None, on_select: Callable[[np.ndarray], None]) -> None:
+        self._on_select, self._rows = on_select, np.zeros(0, dtype=np.int64)
+        labels = {name: cells.column(name) for name in (CELL_TYPE, DONOR) if name in cells.columns}
+        labels = {name: column.cat.add_categories([""]).fillna("") for name, column in labels.items()}
+        frame = pd.DataFrame(labels, index=range(cells.n_cells))
+        self._scatters, titled = [], []
+        for model in cells.models:
+            xy, kind = cells.coordinates(model)
             low, span = xy.min(axis=0), 1.1 * max(float(np.ptp(xy, axis=0).max()), 1e-9)
             low = (low + xy.max(axis=0)) / 2 - span / 2  # a square with all cells, and a margin
             for axis, values in zip("xy", xy.T, strict=True):
@@ -59,13 +48,13 @@ class Scatters:
                 tooltip_histograms=False,
             )
             self._scatters.append(scatter)
-        columns = 1 if len(maps) == 1 else 2
-        titled = [(scatter, title) for scatter, (_, title) in zip(self._scatters, maps.values(), strict=True)]
+            titled.append((scatter, f"{model}, {kind}"))
+        columns = 1 if len(cells.models) == 1 else 2
         self.widget = compose(
             titled,
             sync_selection=True,
             sync_hover=True,
-            rows=-(-len(maps) // columns),
+            rows=-(-len(cells.models) // columns),
             cols=columns,
             row_height=_HEIGHT,
         )

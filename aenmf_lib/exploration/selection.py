@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
@@ -30,28 +33,6 @@ def count_labels(labels: pd.Series, rows: np.ndarray) -> pd.DataFrame:
     return table[selected > 0].sort_values("selected", ascending=False, kind="stable")
 
 
-def compare_usages(cells: Cells, model: str, names: list[str], rows: np.ndarray) -> pd.DataFrame:
-    """Compare the mean usages of the selected cells with those of other cells, largest difference first.
-
-    Columns: the mean usages ``selected`` and ``others``, and their ``difference``, divided by the standard deviation
-    within both groups.
-    """
-    inside, outside = sample_both(cells.n_cells, rows, USED)
-    groups = [cells.usages(model, part) for part in (inside, outside) if len(part)]
-    return _compare(groups, pd.Index(names, name=model))
-
-
-def find_markers(cells: Cells, rows: np.ndarray) -> pd.DataFrame:
-    """Compare the mean expression of each gene in the selected cells and in other cells, largest difference first.
-
-    Columns: the means of log1p of counts per 10,000 ``selected`` and ``others``; their ``difference``, divided by the
-    standard deviation within both groups; and ``expressing``, the share of the selected cells that express the gene.
-    """
-    inside, outside = sample_both(cells.n_cells, rows, MARKED)
-    groups = [cells.expression(part) for part in (inside, outside) if len(part)]
-    return _compare(groups, pd.Index(cells.symbols, name="gene"))
-
-
 def sample_both(n_cells: int, rows: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the sorted rows of at most `size` selected and `size` other cells. Larger groups are sampled at random."""
     rng = np.random.default_rng(_SEED)
@@ -65,8 +46,17 @@ def sample_both(n_cells: int, rows: np.ndarray, size: int) -> tuple[np.ndarray, 
     return tuple(groups)
 
 
-def _compare(groups: list[np.ndarray | csr_matrix], names: pd.Index) -> pd.DataFrame:
-    """Return the table of differences between two groups (cells × features). With one group, ``others`` is NaN."""
+def _compare(
+    cells: Cells, read: Callable[[np.ndarray], np.ndarray | csr_matrix], names: pd.Index, rows: np.ndarray, size: int
+) -> pd.DataFrame:
+    """Compare the mean of each feature in the selected cells and in other cells, largest difference first.
+
+    `read` returns the features of cells, (n_rows, n_features), given by sorted rows. At most `size` cells of each group
+    are read. Columns: the means ``selected`` and ``others``; their ``difference``, divided by the standard deviation
+    within both groups; and, with a sparse matrix, ``expressing``, the share of the selected cells with a value above 0.
+    If all cells are selected, ``others`` is NaN.
+    """
+    groups = [read(part) for part in sample_both(cells.n_cells, rows, size) if len(part)]
     means = [np.asarray(group.mean(axis=0, dtype=np.float64)).ravel() for group in groups]
     squares = [np.asarray((group.multiply(group) if hasattr(group, "multiply") else group**2).mean(axis=0)).ravel()
                for group in groups]  # fmt: skip
@@ -82,20 +72,16 @@ def _compare(groups: list[np.ndarray | csr_matrix], names: pd.Index) -> pd.DataF
 def describe(cells: Cells, names: dict[str, list[str]], rows: np.ndarray) -> dict[str, pd.DataFrame]:
     """Return tables of the selected cells: ``types``, ``donors``, ``programs`` and, with a filtered file, ``genes``.
 
-    Parameters
-    ----------
-    cells
-        The cells of the run.
-    names
-        Names of the programs of each model.
-    rows
-        Sorted rows of the selected cells, (n_selected,).
+    `names` are those of the programs of each model, and `rows` are the sorted rows of the cells, (n_selected,).
     """
     tables = {
         title: count_labels(cells.column(label), rows) for label, title in LABELS.items() if label in cells.columns
     }
-    compared = [compare_usages(cells, model, names[model], rows).head(_SHOWN) for model in cells.models]
+    compared = [
+        _compare(cells, partial(cells.usages, model), pd.Index(names[model]), rows, USED).head(_SHOWN)
+        for model in cells.models
+    ]
     tables["programs"] = pd.concat(compared, keys=cells.models, names=["Model", "program"])
     if cells.cells_path is not None:
-        tables["genes"] = find_markers(cells, rows)
+        tables["genes"] = _compare(cells, cells.expression, pd.Index(cells.symbols, name="gene"), rows, MARKED)
     return tables

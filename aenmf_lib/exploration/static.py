@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 import numpy as np
 import pandas as pd
 from matplotlib.cm import ScalarMappable
@@ -11,6 +9,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 
 from aenmf_lib.exploration.coloring import MISSING, Coloring
+from aenmf_lib.exploration.reading import Cells
 from aenmf_lib.figures import style
 
 MAX_MARKS = 50_000  # with more cells, the maps are images instead of marks
@@ -20,19 +19,10 @@ _SHOWN = 40  # maximum number of labels in the legend
 
 
 @style.figure
-def maps(read: Mapping[str, Callable[[], tuple[np.ndarray, str]]], coloring: Coloring | None, n_cells: int) -> Figure:
-    """Draw the map of each model, colored by one quantity.
+def maps(cells: Cells, coloring: Coloring | None) -> Figure:
+    """Draw the map of each model, colored by one quantity, or by the number of cells if `coloring` is None.
 
     Table: number of cells of each label, if any.
-
-    Parameters
-    ----------
-    read
-        For each model, a function that returns its coordinates, (n_cells, 2), and the kind of map.
-    coloring
-        The colors, or None for the number of cells.
-    n_cells
-        Number of cells, for the caption.
     """
     table, colors = pd.DataFrame(), {}
     if coloring is not None and coloring.labels is not None:
@@ -44,16 +34,16 @@ def maps(read: Mapping[str, Callable[[], tuple[np.ndarray, str]]], coloring: Col
         colors |= {"(missing)": MISSING} if counts[-1] else {}
     title = "number of cells" if coloring is None else style.printable(coloring.title)
     more = f"{_SHOWN} of {len(coloring.labels)} labels are listed" if len(table) - 1 > _SHOWN else ""
-    columns = 1 if len(read) == 1 else 2
-    rows = -(-len(read) // columns)
+    columns = 1 if len(cells.models) == 1 else 2
+    rows = -(-len(cells.models) // columns)
     width = style.page_width("double")
     lines = 2 - (-len(colors) // style.legend_columns(colors, width)) if colors else 5
-    note = [f"n = {n_cells:,} cells", "Axes have no unit. Do not compare distances between maps", more]
+    note = [f"n = {cells.n_cells:,} cells", "Axes have no unit. Do not compare distances between maps", more]
     fig = style.new_figure(table, "double", rows * width / 2 + lines * style.line(), note)
     part = fig.subfigures()
     axes = part.subplots(rows, columns, squeeze=False).ravel()
-    for (model, coordinates), ax in zip(read.items(), axes, strict=False):
-        xy, kind = coordinates()
+    for model, ax in zip(cells.models, axes, strict=False):
+        xy, kind = cells.coordinates(model)
         ends = [(float(np.nanmin(values)), float(np.nanmax(values))) for values in xy.T]
         span = 1.05 * max(high - low for low, high in ends)  # a square that contains all cells
         view = [end for low, high in ends for end in style.at_least(low, high, max(span, 1e-9))]
@@ -69,7 +59,7 @@ def maps(read: Mapping[str, Callable[[], tuple[np.ndarray, str]]], coloring: Col
         )
     for ax in axes:
         ax.spines[:].set_visible(False)
-    for ax in axes[len(read) :]:
+    for ax in axes[len(cells.models) :]:
         ax.set_axis_off()
     title = style.shorten_labels([title], 0.8 * width)[0]
     if colors:
