@@ -9,7 +9,7 @@ from html import escape
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgba_array
 
 from aenmf_lib.figures import style
 
@@ -41,8 +41,7 @@ class Coloring:
     @property
     def table(self) -> np.ndarray:
         """The colors as numbers from 0 to 255; the last row is the color of missing values, (n_colors + 1, 3) uint8."""
-        colors = [[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in [*self.colors, MISSING]]
-        return np.array(colors, dtype=np.uint8)
+        return np.round(255 * to_rgba_array([*self.colors, MISSING])[:, :3]).astype(np.uint8)
 
     @property
     def codes(self) -> np.ndarray:

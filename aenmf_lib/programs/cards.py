@@ -181,15 +181,13 @@ def _describe_types(usages: UsageSums) -> dict[str, list[str]]:
     """Return the columns `top_type` and `usage_by_type`. A text is empty if no cell has a type or uses the program."""
     k = usages.sums.shape[1]
     n_cells, sums = usages.typed.by_type()
-    if not len(n_cells):
-        return {"top_type": [""] * k, "usage_by_type": [""] * k}
     means, overall = sums.div(n_cells, axis=0), sums.sum() / n_cells.sum()
-    texts = []
-    for j in range(k):
-        ratio = (means[j] / overall[j]).sort_values(ascending=False, kind="stable")[:_TYPES] if overall[j] > 0 else ()
-        texts.append([f"{name} ({value:.1f}×)" for name, value in dict(ratio).items() if value > 1])
-    top = [means[j].idxmax() if overall[j] > 0 else "" for j in range(k)]
-    return {"top_type": top, "usage_by_type": [", ".join(text) for text in texts]}
+    top, texts = [""] * k, [""] * k
+    for j in np.flatnonzero(overall > 0):  # none if no cell has a type
+        ratio = (means[j] / overall[j]).sort_values(ascending=False, kind="stable")[:_TYPES]
+        top[j] = means[j].idxmax()
+        texts[j] = ", ".join(f"{name} ({value:.1f}×)" for name, value in ratio.items() if value > 1)
+    return {"top_type": top, "usage_by_type": texts}
 
 
 def _explained_variance(usages: UsageSums) -> tuple[np.ndarray, np.ndarray]:

@@ -139,7 +139,7 @@ def list_usages(sums: Mapping[str, UsageSums]) -> pd.DataFrame:
         n_cells, by_type = usages.typed.by_type()  # (n_types,), (n_types, k)
         means = by_type.div(n_cells, axis=0).rename_axis(CELL_TYPE)
         table = means.melt(var_name="program", value_name="mean_usage", ignore_index=False).reset_index()
-        tables.append(table.assign(Model=model, n_cells=table[CELL_TYPE].map(n_cells)))
+        tables.append(table.assign(Model=model, n_cells=n_cells.loc[table[CELL_TYPE]].to_numpy()))
     return concatenate(tables, USAGE_COLUMNS)
 
 
