@@ -22,20 +22,20 @@ from aenmf_lib.figures.points import (
     METRICS,
     RESOLUTION,
     break_names,
+    count_cells,
     describe_others,
-    label_name,
     limits,
     list_unscored,
     mark_used,
+    name_classifiers,
     read_points,
 )
 from aenmf_lib.figures.tradeoff import draw_pairs, name_points
 from aenmf_lib.results import RunInfo
 
-_SHOWN = {CLUSTERING: ("NMI", "ARI"), CLASSIFICATION: ("F1", "AUROC")}
+_SHOWN = {CLUSTERING: ("NMI", "ARI"), CLASSIFICATION: ("F1", "AUROC"), RESOLUTION: ("NMI", "ARI")}
 _WHAT = {CLUSTERING: "Clusters vs.", CLASSIFICATION: "Prediction of"}
 _PAGE = 245  # mm, the height of a page
-_DOTTED = "dotted lines show the number of values of each label"
 _CHANCE = {"AUROC": 0.5}  # where an axis of scores starts, if not at 0
 
 
@@ -63,21 +63,17 @@ def fig1_benchmark(
     """
     tables = {CLUSTERING: clustering, CLASSIFICATION: classification}
     tables |= {} if resolution is None else {RESOLUTION: resolution}
-    shown = _SHOWN | {RESOLUTION: _SHOWN[CLUSTERING]}
-    parts = [read_points(long, benchmark, shown[benchmark], run) for benchmark, long in tables.items()]
-    points = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+    points = read_points(tables, _SHOWN, run)
     by = ["benchmark", "Model", "label", "metric", *["resolution"] * (RESOLUTION in tables)]
     for column, groups in (("mean", [*by, "classifier"]), ("mean_all", by)):
         points[column] = points.groupby(groups, dropna=False)["value"].transform("mean")
-    unscored = [*dict.fromkeys(text for long in (clustering, classification) for text in list_unscored(long, run))]
+    unscored = list_unscored(run, clustering, classification)
     if points.empty:
         return style.empty_figure(points, "no label has two classes", [*style.run_note("", run), *unscored])
     names = style.model_names(points["Model"], mark_used(run, clustering, classification))
     found = {*points[["benchmark", "label"]].drop_duplicates().itertuples(index=False, name=None)}
-    blocks = [(benchmark, label) for benchmark in _SHOWN for label in BETTER if (benchmark, label) in found]
-    pairs = {
-        benchmark: _SHOWN[benchmark][0] for benchmark in _SHOWN if {(benchmark, CELL_TYPE), (benchmark, DONOR)} <= found
-    }
+    blocks = [(benchmark, label) for benchmark in _WHAT for label in BETTER if (benchmark, label) in found]
+    pairs = {name: _SHOWN[name][0] for name in _WHAT if {(name, CELL_TYPE), (name, DONOR)} <= found}
     caption = _describe(points, tables, blocks, pairs, run)
     return _draw(points, names, blocks, pairs, [*caption, *unscored], run)
 
@@ -85,13 +81,12 @@ def fig1_benchmark(
 def _draw(points, names: dict[str, str], blocks, pairs, caption: list[str], run: RunInfo) -> style.Sheet:
     """Draw the panels of scores above those of the trade-off."""
     width, row = style.page_width("double"), style.line()
-    shown, n_columns = dict(names), 4
     for n_columns, share in ((4, 0.22), (4, 0.16), (2, 0.34), (1, 0.34)):  # at most two lines per name
         shown = break_names(names, share * width)
         widest = max(style.text_width(text) for name in shown.values() for text in name.split("\n")) + row
         if (width - widest) / n_columns > 2.8 * style.text_width("0.888"):
             break
-    n_columns = min(n_columns, 2 * max(sum(b == benchmark for b, _ in blocks) for benchmark in _SHOWN))
+    n_columns = min(n_columns, 2 * max(sum(b == benchmark for b, _ in blocks) for benchmark in _WHAT))
     panels = [(benchmark, label, metric) for benchmark, label in blocks for metric in _SHOWN[benchmark]]
     rows = [panels[i : i + n_columns] for i in range(0, len(panels), n_columns)]
     titles = {block: _title(*block, points, run, (width - widest) / n_columns * min(n_columns, 2)) for block in blocks}
@@ -113,7 +108,7 @@ def _draw(points, names: dict[str, str], blocks, pairs, caption: list[str], run:
     firsts = _draw_rows(upper, points, rows, titles, kinds, [len(names) * band for band in bands], shown, n_columns)
     upper.legend(handles=key, loc="outside lower left", ncols=n_key)
     corners = draw_pairs(lower[0], points, pairs, [*names], run, n_beside) if pairs else {}
-    thin_ticks(ax for ax in fig.axes if ax.get_visible())
+    thin_ticks(fig.axes)
     for ax in fig.axes:
         style.mark_cut_axis(ax, "x")
         if ax in corners:
@@ -141,7 +136,7 @@ def _draw_rows(fig: FigureBase, points, rows, titles, kinds, heights, names, n_c
                 ax.set_title(titles[benchmark, label], loc="left")
                 firsts.append(ax)
         for ax in axes[len(panels) :]:
-            ax.set_visible(False)
+            ax.remove()
         axes[0].set_yticks(range(len(names)), [*names.values()])
     return firsts
 
@@ -149,7 +144,7 @@ def _draw_rows(fig: FigureBase, points, rows, titles, kinds, heights, names, n_c
 def _title(benchmark: str, label: str, points: pd.DataFrame, run: RunInfo, width: float) -> str:
     """Return the title of a block of panels, in lines that fit."""
     n = points["n_classes"][(points["benchmark"] == benchmark) & (points["label"] == label)]
-    name = style.shorten_labels([label_name(label, run)], width / 2)[0]
+    name = style.shorten_labels([style.label_name(label, run)], width / 2)[0]
     text = f"{_WHAT[benchmark]} {name} ({style.value_range(n.astype(int))}):"
     room = width - 2 * style.line()
     if style.text_width(f"{text} {BETTER[label]}") <= room:
@@ -205,20 +200,16 @@ def _draw_scores(ax: Axes, points: pd.DataFrame, models: list[str], kinds: list[
 def _describe(points: pd.DataFrame, tables: dict[str, pd.DataFrame], blocks, pairs, run: RunInfo) -> list[str]:
     """Return the sentences of the caption."""
     at = dict(zip([*blocks, *pairs], "abcdef", strict=False))
-    name = {label: label_name(label, run) for label in BETTER}
-    cells = {benchmark: style.value_range(tables[benchmark]["n_cells"]) for benchmark in _SHOWN}
-    cells = f"{cells[CLUSTERING]} cells ({cells[CLASSIFICATION]} in the classification)"
+    found = {label for _, label in blocks}
+    labels = [style.label_name(label, run) for label in BETTER if label in found]
     sentences = [
-        "Scores of the embeddings against "
-        + " and ".join(name[label] for label in BETTER if label in {*dict(map(reversed, blocks))}),
-        *style.run_note(cells, run),
+        f"Scores of the embeddings against {' and '.join(labels)}",
+        *style.run_note(count_cells(tables), run),
         describe_others(style.in_order(points["Model"]), run),
         "Each model was fit once: the points show the spread of Leiden seeds and of folds, not of repeated fits",
     ]
-    for benchmark in _SHOWN:
+    for benchmark in dict(blocks):
         letters = [at[block] for block in blocks if block[0] == benchmark]
-        if not letters:
-            continue
         long, own = tables[benchmark], points[points["benchmark"] == benchmark]
         n_seeds = own["seed"].nunique()
         if benchmark == CLUSTERING:
@@ -228,31 +219,26 @@ def _describe(points: pd.DataFrame, tables: dict[str, pd.DataFrame], blocks, pai
                 f"(n = {n_seeds}) on the same neighbor graph; thick lines show the mean over the seeds"
             )
         else:
-            kinds = [CLASSIFIERS[kind][0] for kind in CLASSIFIERS if kind in set(own["classifier"])]
             text = (
-                f"Scores of {style.join(kinds)}, which predict the label from the embedding, for classes of at least "
-                f"{style.value_range(long['min_cells_per_class'])} cells. Open points show folds "
-                f"({own['fold'].nunique()} per seed, of the same cells); filled points show seeds (n = {n_seeds}), "
-                "each the mean of its folds; thick lines show the mean over the seeds of a classifier; thin lines show "
-                "the mean of all fits"
+                f"Scores of {style.join(name_classifiers(own['classifier']))}, which predict the label from the "
+                f"embedding, for classes of at least {style.value_range(long['min_cells_per_class'])} cells. Open "
+                f"points show folds ({own['fold'].nunique()} per seed, of the same cells); filled points show seeds "
+                f"(n = {n_seeds}), each the mean of its folds; thick lines show the mean over the seeds of a "
+                "classifier; thin lines show the mean of all fits"
             )
         sentences.append(f"{', '.join(letters)}, {text}")
-    if CLUSTERING in pairs:
-        line = ""
-        if RESOLUTION in tables and (points["benchmark"] == RESOLUTION).any():
-            values = style.value_range(tables[RESOLUTION]["resolution"])
-            line = (
-                f"; small points that are joined by a line show one seed at resolutions {values}, "
-                "of which the open point is the lowest"
-            )
-        sentences.append(
-            f"{at[CLUSTERING]}, Trade-off of the clusters: large points show the mean over the seeds{line}"
+    trade_off = {
+        CLUSTERING: "Trade-off of the clusters: large points show the mean over the seeds",
+        CLASSIFICATION: "Trade-off of the predictions: large points show the mean of all fits, small points that of "
+        "each classifier",
+    }
+    if (points["benchmark"] == RESOLUTION).any():
+        values = style.value_range(tables[RESOLUTION]["resolution"])
+        trade_off[CLUSTERING] += (
+            f"; small points that are joined by a line show one seed at resolutions {values}, of which the open point "
+            "is the lowest"
         )
-    if CLASSIFICATION in pairs:
-        text = (
-            "Trade-off of the predictions: large points show the mean of all fits, small points that of each classifier"
-        )
-        sentences.append(f"{at[CLASSIFICATION]}, {text}")
+    sentences += [f"{at[benchmark]}, {trade_off[benchmark]}" for benchmark in pairs]
     return [*sentences, f"{ABBREVIATIONS}; {AUROC}", "Axes that are marked with two strokes do not start at 0"]
 
 
@@ -267,60 +253,53 @@ def figS5_resolution(curve: pd.DataFrame, run: RunInfo = style.NO_RUN) -> style.
     ----------
     curve : ``clustering_resolution.csv``, one row per (Model, label, seed, resolution)
     """
-    points = read_points(curve, RESOLUTION, _SHOWN[CLUSTERING], run)
-    unscored, note = (
-        list_unscored(curve, run),
-        style.run_note(f"{style.value_range(curve['n_cells'])} cells", run),
-    )
+    points = read_points({RESOLUTION: curve}, _SHOWN, run)
+    unscored = list_unscored(run, curve)
+    note = style.run_note(f"{style.value_range(curve['n_cells'])} cells", run)
     if points.empty:
         return style.empty_figure(points, "no label has two values", [*note, *unscored])
     first = points[points["metric"] == "NMI"].drop_duplicates(["Model", "seed", "resolution"])
     clusters = first.assign(label="", metric="clusters", value=first["n_clusters"], n_classes=0)
     points = pd.concat([points, clusters], ignore_index=True)
     names = style.model_names(points["Model"], mark_used(run, curve))
-    panels = [(label, metric) for label in BETTER if label in set(points["label"]) for metric in _SHOWN[CLUSTERING]]
+    panels = [(label, metric) for label in BETTER if label in set(points["label"]) for metric in _SHOWN[RESOLUTION]]
     panels.insert(2, ("", "clusters"))
     width, row = style.page_width("double"), style.line()
     n_columns = next(n for n in (3, 2, 1) if n == 1 or width / n > 6 * style.text_width("0.888"))
     shown = style.shorten_labels(names.values(), width / 2)
     n_rows, n_key = -(-len(panels) // n_columns), -(-len(shown) // style.legend_columns(shown, width))
+    name = {label: style.label_name(label, run) for label in BETTER}
+    what = {label: f"Agreement with {name[label]}" for label in BETTER}
+    what[""] = "Number of clusters; dotted lines show the number of values of each label"
     n_seeds = curve["seed"].nunique()
     seeds = "one Leiden seed (n = 1 here)" if n_seeds == 1 else f"the mean over the Leiden seeds (n = {n_seeds})"
     at = dict(zip(panels, "abcde", strict=False))
     caption = [
         "Agreement of Leiden clusters with the labels, and number of clusters, at several resolutions",
         *note,
-        *(
-            f"{', '.join(at[panel] for panel in panels if panel[0] == label)}, "
-            + (f"Agreement with {label_name(label, run)}" if label else f"Number of clusters; {_DOTTED}")
-            for label in dict(panels)
-        ),
+        *(f"{', '.join(at[panel] for panel in panels if panel[0] == label)}, {what[label]}" for label in dict(panels)),
         f"Lines show {seeds}, with {style.value_range(curve['n_neighbors'])} neighbors",
         f"Axes that are marked with two strokes do not start at 0. {ABBREVIATIONS}",
         *unscored,
     ]
     fig = style.new_figure(points, "double", n_rows * 17 * row + n_key * row, caption, names, run)
     style.legend(fig, dict(zip(shown, map(style.color_of, names), strict=True)))
-    grid = fig.subplots(n_rows, n_columns, squeeze=False).ravel()
-    for ax, (label, metric) in zip(grid, panels, strict=False):
+    axes = style.panels(fig, len(panels), n_columns)
+    for ax, (label, metric) in zip(axes, panels, strict=True):
         scores = points[(points["label"] == label) & (points["metric"] == metric)]
         _draw_curves(ax, scores, [*names])
         ax.set(label=f"{label} {metric}".strip(), xlabel="resolution", ylabel=METRICS.get(metric, "clusters"))
-        title = f"{METRICS[metric]}, {label_name(label, run)}: {BETTER[label]}" if label else "Number of clusters"
+        title = f"{METRICS[metric]}, {name[label]}: {BETTER[label]}" if label else "Number of clusters"
         ax.set_title("\n".join(style.wrap(title, width / n_columns - 5 * row)), loc="left")
     counts = points[points["label"] != ""].groupby("label")["n_classes"].max()
-    texts = style.shorten_labels(
-        [f"{label_name(label, run)} ({n:,})" for label, n in counts.items()], width / n_columns / 2
-    )
+    texts = style.shorten_labels([f"{name[label]} ({n:,})" for label, n in counts.items()], width / n_columns / 2)
     for n in counts:
-        grid[2].axhline(n, color="0.6", lw=0.6, ls=":", zorder=0)
-    for ax in grid[len(panels) :]:
-        ax.set_visible(False)
-    thin_ticks(grid[: len(panels)])
-    for ax in grid[: len(panels)]:
+        axes[2].axhline(n, color="0.6", lw=0.6, ls=":", zorder=0)
+    thin_ticks(axes)
+    for ax in axes:
         style.mark_cut_axis(ax, "y")
-    style.letters(grid[: len(panels)])
-    place_labels(grid[2], [grid[2].get_xlim()[0]] * len(counts), counts, texts, ["0.4"] * len(counts))
+    style.letters(axes)
+    place_labels(axes[2], [axes[2].get_xlim()[0]] * len(counts), counts, texts, ["0.4"] * len(counts))
     return fig
 
 

@@ -13,7 +13,7 @@ from scipy.spatial.distance import squareform
 from aenmf_lib.data import CELL_TYPE
 from aenmf_lib.figures import style
 from aenmf_lib.figures.labels import thin_ticks, wrap_name
-from aenmf_lib.figures.points import CLASSIFIERS, label_name
+from aenmf_lib.figures.points import CLASSIFIERS, name_classifiers
 from aenmf_lib.figures.tables import check_columns, check_run, check_table
 from aenmf_lib.results import RunInfo
 
@@ -49,13 +49,11 @@ def figS4_classes(by_class: pd.DataFrame, confusion: pd.DataFrame, run: RunInfo 
         return style.empty_figure(points, reason, style.run_note("", run))
     names = style.model_names(points["Model"], run)
     types = points.drop_duplicates("class").set_index("class")["n_cells"]  # in the order of the figure
-    kinds = [name for kind, (name, _) in CLASSIFIERS.items() if kind in set(by_class["classifier"])]
-    what = label_name(CELL_TYPE, run)
     others = f"b to {chr(ord('a') + len(names))}" if len(names) > 1 else "b"  # letters of the panels of confusion
     caption = [
-        f"Prediction of {what} from the embeddings, by class",
+        f"Prediction of {style.label_name(CELL_TYPE, run)} from the embeddings, by class",
         *style.run_note(f"{types.sum():,} cells", run),
-        f"a, F1: points show the mean over {style.join(kinds)}"
+        f"a, F1: points show the mean over {style.join(name_classifiers(by_class['classifier']))}"
         + "; lines show the range" * (len(types) * len(names) <= _RANGES)
         + "; colors are those of the names of the models",
         f"{others}, Share of the cells of a class (row) that were predicted as each class (column), over all "
@@ -92,12 +90,9 @@ def _merge(by_class: pd.DataFrame, confusion: pd.DataFrame, run: RunInfo) -> pd.
     share = (counts / counts.groupby(by).transform("sum")).rename("share").reset_index()
     order = _order(share)
     points = scores.reset_index().merge(share, on=by, validate="one_to_many")
-    points.insert(2, "number", points["class"].map({name: i + 1 for i, name in enumerate(order)}))
-    columns = points["predicted"].map(order.index)
-    models = points["Model"].map({model: i for i, model in enumerate(style.in_order(points["Model"]))})
-    return (
-        points.assign(m=models, c=columns).sort_values(["m", "number", "c"], ignore_index=True).drop(columns=["m", "c"])
-    )
+    points.insert(2, "number", points["class"].map(order.index) + 1)
+    places = {"Model": style.in_order(points["Model"]), "class": order, "predicted": order}
+    return points.sort_values([*places], key=lambda column: column.map(places[column.name].index), ignore_index=True)
 
 
 def _order(share: pd.DataFrame) -> list[str]:
@@ -136,27 +131,22 @@ def _draw_named(points, types: pd.Series, names: Mapping[str, str], caption, run
     heights = [n_rows * (n * row + depth + above), 3.5 * row]
     fig = style.new_figure(points, "double", sum(heights), caption, names, run)
     upper, bar = fig.subfigures(2, 1, height_ratios=heights)
-    grid = upper.subplots(n_rows, n_columns, squeeze=False)
-    f1, *panels = grid.ravel()
+    f1, *panels = axes = style.panels(upper, n_panels, n_columns)
     _draw_f1(f1, points, [*names], "y")
     f1.set_title("F1", loc="left")
-    for ax, (model, title) in zip(panels, titles.items(), strict=False):
-        _draw_confusion(ax, points[points["Model"] == model], n)
-        ax.set_title(title, loc="left", color=style.color_of(model))
-        ax.set(label=model)
+    for ax, (model, title) in zip(panels, titles.items(), strict=True):
+        _draw_confusion(ax, points[points["Model"] == model], title)
         if numbered:
             _number(ax.xaxis, n, panel)
         else:
             ax.set_xticks(np.arange(n) + 0.5, shown, rotation=90)
-    for ax in grid[:, 0]:
+    for ax in axes[::n_columns]:
         ax.set_yticks(np.arange(n) + 0.5, rows)
-    for ax in panels[len(names) :]:
-        ax.set_visible(False)
-    for ax in grid.ravel():
+    for ax in axes:
         ax.tick_params(length=0, axis="y" if ax is f1 else "both")
     _add_colorbar(bar, panels[0])
     thin_ticks([f1])
-    style.letters(grid.ravel()[:n_panels])
+    style.letters(axes)
     return fig
 
 
@@ -171,10 +161,8 @@ def _draw_numbered(points, types: pd.Series, names: Mapping[str, str], caption, 
     per_column, wide = -(-n // n_key), width / n_key - row
     ends = [f" ({count:,})" for count in types]
     space = wide - max(map(style.text_width, ends)) - style.text_width(f"{n} ")
-    key = [
-        f"{i} {name}{end}"
-        for i, (name, end) in enumerate(zip(style.shorten_labels(types.index, space), ends, strict=True), 1)
-    ]
+    shown = style.shorten_labels(types.index, space)
+    key = [f"{i} {name}{end}" for i, name, end in zip(range(1, n + 1), shown, ends, strict=True)]
     heights = [16 * row, n_rows * (panel + above), 3.5 * row, (per_column + 1) * row]
     fig = style.new_figure(points, "double", sum(heights), caption, names, run)
     upper, middle, bar, lower = fig.subfigures(4, 1, height_ratios=heights)
@@ -182,19 +170,16 @@ def _draw_numbered(points, types: pd.Series, names: Mapping[str, str], caption, 
     _draw_f1(f1, points, [*names], "x")
     f1.set(xlabel="class", ylabel="F1")
     _number(f1.xaxis, n, width - 8 * row)
-    grid = middle.subplots(n_rows, n_columns, squeeze=False).ravel()
-    for ax, (model, title) in zip(grid, titles.items(), strict=False):
-        _draw_confusion(ax, points[points["Model"] == model], n)
-        ax.set_title(title, loc="left", color=style.color_of(model))
-        ax.set(label=model, xlabel="predicted class", ylabel="class" if ax in grid[::n_columns] else "")
+    panels = style.panels(middle, len(names), n_columns)
+    for ax, (model, title) in zip(panels, titles.items(), strict=True):
+        _draw_confusion(ax, points[points["Model"] == model], title)
+        ax.set(xlabel="predicted class", ylabel="class" if ax in panels[::n_columns] else "")
         _number(ax.xaxis, n, panel)
         _number(ax.yaxis, n, panel)
-    for ax in grid[len(names) :]:
-        ax.set_visible(False)
-    _add_colorbar(bar, grid[0])
+    _add_colorbar(bar, panels[0])
     for i, text in enumerate(key):
         lower.text(0.3 * row / width + i // per_column / n_key, 1 - (i % per_column + 0.5) * row / heights[-1], text)
-    style.letters([f1, *grid[: len(names)]])
+    style.letters([f1, *panels])
     return fig
 
 
@@ -226,17 +211,17 @@ def _draw_f1(ax: Axes, points: pd.DataFrame, models: list[str], along: str) -> N
         ax.set(label="F1", xlim=(0, n), ylim=(0, 1.08))
 
 
-def _draw_confusion(ax: Axes, points: pd.DataFrame, n: int) -> None:
+def _draw_confusion(ax: Axes, points: pd.DataFrame, title: str) -> None:
     """Draw the shares of one model; no color where no cell was predicted as a class."""
+    model, n = points["Model"].iloc[0], points["number"].max()
     grid = points["share"].to_numpy().reshape(n, n)
     colormap = style.current().sequential
     colormap = colormap.removesuffix("_r") if colormap.endswith("_r") else f"{colormap}_r"  # light: small shares
     lines = {"edgecolors": "0.93", "lw": 0.3} if n <= 25 else {}
-    mesh = ax.pcolormesh(
-        np.ma.masked_less(grid, _SMALL), cmap=colormap, norm=_NORM, rasterized=n * n > style.RASTER, **lines
-    )
-    mesh.set_clim(_SMALL, 1)
-    ax.set(xlim=(0, n), ylim=(n, 0), xticks=[], yticks=[])
+    shares, as_pixels = np.ma.masked_less(grid, _SMALL), grid.size > style.RASTER
+    ax.pcolormesh(shares, cmap=colormap, norm=_NORM, rasterized=as_pixels, **lines)
+    ax.set(label=model, xlim=(0, n), ylim=(n, 0), xticks=[], yticks=[])
+    ax.set_title(title, loc="left", color=style.color_of(model))
     ax.spines[:].set_visible(True)
 
 
@@ -255,9 +240,8 @@ def _add_colorbar(fig: FigureBase, panel: Axes) -> None:
     *_, ax = axes = fig.subplots(1, 3, width_ratios=[side + row, side + row, max(width - 2 * side, row)])
     for empty in axes[:2]:
         empty.set_visible(False)
-    bar = fig.figure.colorbar(
-        panel.collections[0], cax=ax, orientation="horizontal", label="share of the cells of a class"
-    )
+    label = "share of the cells of a class"
+    bar = fig.figure.colorbar(panel.collections[0], cax=ax, orientation="horizontal", label=label)
     bar.outline.set_linewidth(0.5)
     bar.ax.minorticks_off()
     bar.ax.set_xticks(_TICKS, [f"{tick:g}" for tick in _TICKS])

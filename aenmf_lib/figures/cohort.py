@@ -1,20 +1,19 @@
 """The figure of the cohort: the cells of each donor and type, and the donors that were dropped."""
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
-from matplotlib.colors import Colormap, LogNorm
+from matplotlib.colors import LogNorm
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from aenmf_lib.data import CELL_TYPE, DONOR
 from aenmf_lib.figures import style
+from aenmf_lib.figures.heatmaps import light_to_dark
 from aenmf_lib.figures.style import NO_RUN
 from aenmf_lib.figures.tables import check_table
 from aenmf_lib.results import RunInfo
@@ -24,29 +23,21 @@ _KEPT, _DROPPED = "0.35", "0.8"  # colors of the bars
 NO_TYPE = "no type"  # shown for cells without a type, in brackets if a type has this name
 
 
-@dataclass
 class _Layout:
     """The sizes of the panels in mm, and the names that fit."""
 
-    rows: list[str]
-    columns: list[str]  # empty if the columns are too narrow for names
-    column: float  # width of a column of the heat map
-    bars: float  # width of the panel with the cells of each type
-    numbers: bool  # whether the numbers of cells fit into the heat map
-    upright: bool  # whether the names of the donors must be rotated
-
-    @classmethod
-    def fit(cls, counts: pd.DataFrame) -> "_Layout":
+    def __init__(self, counts: pd.DataFrame) -> None:
         """Choose the sizes for a table of types × donors."""
         width, line, n = style.page_width("double"), style.line(), counts.shape[1]
-        rows = style.shorten_labels(counts.index, 0.3 * width)
-        room = width - max(map(style.text_width, rows)) - 4 * line
+        self.rows = style.shorten_labels(counts.index, 0.3 * width)
+        room = width - max(map(style.text_width, self.rows)) - 4 * line
         largest = style.text_width(f"{counts.to_numpy().sum(axis=1).max():,}")
-        column = min((room - np.clip(largest + line, 0.28 * room, 0.4 * room)) / n, 5 * line)
+        self.column = min((room - np.clip(largest + line, 0.28 * room, 0.4 * room)) / n, 5 * line)  # of the heat map
+        self.bars = room - n * self.column  # width of the panel with the cells of each type
+        self.columns = style.shorten_labels(counts.columns, 12 * line) if self.column > line else []
+        self.upright = any(style.text_width(name) > self.column - line / 2 for name in self.columns)  # rotated
         widest = style.text_width(f"{counts.to_numpy().max():,}")
-        columns = style.shorten_labels(counts.columns, 12 * line) if column > line else []
-        upright = any(style.text_width(name) > column - line / 2 for name in columns)
-        return cls(rows, columns, column, room - n * column, widest < column - line / 3, upright)
+        self.numbers = widest < self.column - line / 3  # whether the numbers of cells fit into the heat map
 
 
 @style.figure
@@ -61,11 +52,6 @@ def figS3_cohort(cohort: pd.DataFrame, run: RunInfo = NO_RUN) -> style.Sheet:
     ----------
     cohort : ``cohort.csv``: ``donor_id, cell_type`` ('' if missing), ``n_cells``, ``kept`` (of the donor),
         ``min_cells``
-
-    Raises
-    ------
-    ValueError
-        The table lacks a column, has no rows, or its kept cells are not those of the run.
     """
     cohort = _check_cohort(cohort, run)
     donors = cohort.groupby(DONOR).agg(n_cells=("n_cells", "sum"), kept=("kept", "first"))
@@ -114,8 +100,9 @@ def unused_name(name: str, taken: Collection[str]) -> str:
 
 def _draw(table: pd.DataFrame, counts: pd.DataFrame, donors: pd.DataFrame, pooled: int, run: RunInfo) -> style.Sheet:
     """Return the figure of a table of types × donors."""
-    fit, line, kept = _Layout.fit(counts), style.line(), donors["kept"].to_numpy()
-    handles = _describe_bars(donors, int(table["min_cells"].iloc[0]), run)
+    fit, line, kept = _Layout(counts), style.line(), donors["kept"].to_numpy()
+    min_cells = int(table["min_cells"].iloc[0])
+    handles = _describe_bars(donors, min_cells, run)
     beside = max(style.text_width(handle.get_label()) for handle in handles) + 3 * line < fit.bars
     column, row = fit.column * counts.shape[1], 1.1 * line * len(counts)
     names = max(map(style.text_width, fit.columns), default=0) if fit.upright else line
@@ -129,7 +116,7 @@ def _draw(table: pd.DataFrame, counts: pd.DataFrame, donors: pd.DataFrame, poole
         corner.legend(handles=handles, loc="upper left")
     else:
         fig.legend(handles=handles, loc="outside upper left")
-    _draw_donors(by_donor, donors, int(table["min_cells"].iloc[0]))
+    _draw_donors(by_donor, donors, min_cells)
     mesh = _draw_counts(heat, counts, fit, run)
     if not kept.all():
         heat.axvline(kept.sum(), color="0", lw=0.7, ls="--")
@@ -176,31 +163,19 @@ def _draw_donors(ax: Axes, donors: pd.DataFrame, min_cells: int) -> None:
 def _draw_counts(ax: Axes, counts: pd.DataFrame, fit: _Layout, run: RunInfo) -> QuadMesh:
     """Draw the heat map. Pairs without a cell are white."""
     values = counts.to_numpy()
-    norm = LogNorm(1, max(values.max(), 10))
-    colors = _light_to_dark(style.current().sequential)
+    norm, colors = LogNorm(1, max(values.max(), 10)), light_to_dark()
     mesh = ax.pcolormesh(np.ma.masked_equal(values, 0), cmap=colors, norm=norm, rasterized=values.size > style.RASTER)
     ax.set(label="counts", ylim=(len(counts), 0), yticks=np.arange(len(counts)) + 0.5, yticklabels=fit.rows)
     ax.set_xticks(np.arange(len(fit.columns)) + 0.5, fit.columns, rotation=90 if fit.upright else 0)
     if not fit.columns:
         width = fit.column * counts.shape[1]
-        ax.set_xlabel(style.shorten_labels([f"{counts.shape[1]:,} {_plural(_name_labels(run)[0])}"], width)[0])
+        ax.set_xlabel(style.shorten_labels([f"{counts.shape[1]:,} {style.label_plural(DONOR, run)}"], width)[0])
     ax.tick_params(length=0)
     if fit.numbers:
         for (i, j), n in np.ndenumerate(values):
-            dark = n > 0 and _luminance(colors(norm(n))) < 0.55
+            dark = n > 0 and style.luminance(colors(norm(n))) < 0.55
             ax.text(j + 0.5, i + 0.5, f"{n:,}", ha="center", va="center", color="white" if dark else "black")
     return mesh
-
-
-def _light_to_dark(name: str) -> Colormap:
-    """Return a colormap, reversed if it becomes lighter."""
-    colors = colormaps[name]
-    return colors.reversed() if _luminance(colors(0.0)) < _luminance(colors(1.0)) else colors
-
-
-def _luminance(color: Sequence[float]) -> float:
-    """Return how light a color (red, green, blue, …) appears, from 0 to 1."""
-    return float(np.dot(color[:3], (0.3, 0.6, 0.1)))
 
 
 def _draw_types(ax: Axes, kept: pd.Series, total: pd.Series, fit: _Layout) -> None:
@@ -223,29 +198,25 @@ def _draw_types(ax: Axes, kept: pd.Series, total: pd.Series, fit: _Layout) -> No
 
 def _write_caption(counts: pd.DataFrame, donors: pd.DataFrame, pooled: int, run: RunInfo) -> list[str]:
     """Return the sentences of the caption."""
-    donor, label = _name_labels(run)
+    donor, all_donors = _name_values("donor", run.donor_column, DONOR)
+    label, labels = _name_values("type", run.cell_type_column, CELL_TYPE)
     kept, n_cells = donors["kept"], donors["n_cells"]
     found = f"{n_cells[kept].sum():,} of {n_cells.sum():,} cells"
     return [
-        f"Cells of each {donor} and {label}: {kept.sum():,} of {len(kept):,} {_plural(donor)} were kept, with {found}",
+        f"Cells of each {donor} and {label}: {kept.sum():,} of {len(kept):,} {all_donors} were kept, with {found}",
         f"a, Cells of each {donor}; the dashed line is the minimum number of cells",
         f"b, Cells of each {label} (rows) and {donor} (columns)"
         + "; white, no cell" * bool((counts == 0).any(axis=None)),
         f"c, Cells of each {label}, kept (dark) and dropped (light)",
-        f"The {pooled:,} smallest {_plural(label)} are counted in one row" if pooled else "",
+        f"The {pooled:,} smallest {labels} are counted in one row" if pooled else "",
         f"A random sample of {run.n_cells:,} of the kept cells was analyzed"
         if run.sampled_from and run.n_cells
         else "",
     ]
 
 
-def _name_labels(run: RunInfo) -> tuple[str, str]:
-    """Return the words for a donor and for a type, from the columns that the user chose."""
-    donor = "donor" if run.donor_column == DONOR else f"value of {style.printable(run.donor_column)}"
-    label = "type" if run.cell_type_column == CELL_TYPE else f"value of {style.printable(run.cell_type_column)}"
-    return donor, label
-
-
-def _plural(word: str) -> str:
-    """Return the plural of a word of `_name_labels`."""
-    return f"values{word.removeprefix('value')}" if word.startswith("value of ") else f"{word}s"
+def _name_values(word: str, column: str, default: str) -> tuple[str, str]:
+    """Return the words for one value and for several values of a label, from the column that the user chose."""
+    if column == default:
+        return word, f"{word}s"
+    return f"value of {style.printable(column)}", f"values of {style.printable(column)}"

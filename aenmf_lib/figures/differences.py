@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 
 from aenmf_lib.data import CELL_TYPE, DONOR
 from aenmf_lib.figures import style
-from aenmf_lib.figures.heatmaps import color_bar, fit_genes, heatmap, longest, panel
+from aenmf_lib.figures.heatmaps import color_bar, fit_genes, heatmap, longest, panel, write_rows
 from aenmf_lib.figures.style import NO_RUN, value_range
 from aenmf_lib.figures.tables import check_columns, check_table
 from aenmf_lib.results import RunInfo
@@ -16,6 +16,7 @@ _TOP = 10  # maximum number of programs per model
 _TYPES = 40  # maximum number of cell types, if they have space
 _GENES = 3  # genes in the name of a program
 _LEAST, _WIDE = 1.1, 1.5  # lines of text, width of a column: the smallest, and that with enough space
+_GROUPS = ["group_a", "group_b"]
 _NUMBERS = ["n_donors_a", "n_donors_b", "n_pairs"]
 _CARDS = "table of program cards"
 
@@ -36,13 +37,12 @@ def differential(table: pd.DataFrame, cards: pd.DataFrame | None = None, run: Ru
     cards : from ``programs.program_cards``; the first three ``top_genes`` are shown next to the number of a program
     """
     name = "differential_usage.csv"
-    check_columns(table, name, ["Model", "effect", "fdr"])
-    check_table(table, name, ["program", CELL_TYPE, "group_a", "group_b", "design"], _NUMBERS)
+    check_table(table, name, ["Model", "effect", "fdr", "program", CELL_TYPE, *_GROUPS, "design"], _NUMBERS)
     _check_rows(table, name, ["Model", "program", CELL_TYPE])
     if cards is not None:
         check_columns(cards, _CARDS, ["Model", "program", "top_genes"])
         _check_rows(cards, _CARDS, ["Model", "program"])
-    table = table.astype({column: str for column in ("Model", CELL_TYPE, "group_a", "group_b")})
+    table = table.astype(dict.fromkeys(["Model", CELL_TYPE, *_GROUPS], str))
     best = _select(table)
     models = style.model_names(best["Model"], run)
     rows = {model: _name_programs(best[best["Model"] == model], cards) for model in models}
@@ -52,7 +52,7 @@ def differential(table: pd.DataFrame, cards: pd.DataFrame | None = None, run: Ru
     page = "single" if left + wanted * _WIDE * line + line <= style.page_width("single") else "double"
     space = style.page_width(page) - left - line
     points = _select_types(table, best, max(min(_TYPES, int(space / (_LEAST * line))), 1))
-    groups = style.shorten_labels(table[["group_a", "group_b"]].iloc[0], 0.3 * style.page_width("single"))
+    groups = style.shorten_labels(table[_GROUPS].iloc[0], 0.3 * style.page_width("single"))
     if points.empty:
         return style.empty_figure(points, "no test has FDR < .05", _notes(table, points, groups, run))
 
@@ -68,8 +68,7 @@ def differential(table: pd.DataFrame, cards: pd.DataFrame | None = None, run: Ru
     for (model, names), height in zip(rows.items(), heights, strict=True):
         ax = panel(fig, left, top + 2 * line, width, height - 2.4 * line)
         _draw(ax, points[points["Model"] == model], types, cut)
-        for row, text in enumerate(names):
-            ax.text(-0.4 * line * len(types) / width, row + 0.5, text, ha="right", va="center_baseline", clip_on=False)
+        write_rows(ax, -0.4 * line * len(types) / width, names, ha="right")
         ax.set_label(model)
         ax.set_title(models[model], loc="left")
         axes.append(ax)
@@ -136,7 +135,6 @@ def _name_programs(rows: pd.DataFrame, cards: pd.DataFrame | None) -> list[str]:
 def _notes(table: pd.DataFrame, points: pd.DataFrame, groups: list[str], run: RunInfo) -> list[str]:
     """Return the sentences of the caption."""
     tested, found = table[table["fdr"].notna()], table[table["fdr"] < _LEVEL]
-    donors = "donors" if run.donor_column == DONOR else f"values of {style.printable(run.donor_column)}"
     a, b, pairs = (value_range(tested[column]) if len(tested) else "0" for column in _NUMBERS)
     paired = table["design"].iloc[0] == "paired"
     numbers = f"{pairs} pairs" if paired else f"{a} {groups[0]}, {b} {groups[1]}"
@@ -149,8 +147,8 @@ def _notes(table: pd.DataFrame, points: pd.DataFrame, groups: list[str], run: Ru
     more += [f"{n_types - shown} cell types with fewer dots"] if len(points) and n_types > shown else []
     return [
         f"Programs whose usage differs between {groups[0]} and {groups[1]}: "
-        f"{'paired' if paired else 'unpaired'} t-tests of {donors}, not cells ({numbers})",
-        *style.run_note(f"{run.n_cells:,} cells" if run.n_cells else "", run),
+        f"{'paired' if paired else 'unpaired'} t-tests of {style.label_plural(DONOR, run)}, not cells ({numbers})",
+        *style.run_note(style.cells_of(run), run),
         f"No test has FDR < .05 in {style.join(none)}" if none else "",
         *(
             f"{letters}Rows are programs with FDR < .05 in at least one column, the largest effect first",

@@ -1,6 +1,6 @@
 """What the figures of programs share: panels placed in mm, heat maps, color bars, and the choice of programs."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -46,8 +46,7 @@ def heatmap(ax: Axes, grid: np.ndarray, cmap: str | Colormap, limits: tuple[floa
 def light_to_dark() -> Colormap:
     """Return the colormap of the settings for values from 0, with the light end at 0, which fits a white page."""
     cmap = mpl.colormaps[style.current().sequential]
-    low, high = (np.dot(cmap(end)[:3], (0.3, 0.6, 0.1)) for end in (0.0, 1.0))  # luminance
-    return cmap if low >= high else cmap.reversed()
+    return cmap if style.luminance(cmap(0.0)) >= style.luminance(cmap(1.0)) else cmap.reversed()
 
 
 def color_bar(ax: Axes, cmap: str | Colormap, label: str, ticks: Mapping[float, str]) -> None:
@@ -64,6 +63,15 @@ def color_bar(ax: Axes, cmap: str | Colormap, label: str, ticks: Mapping[float, 
     bar.outline.set_linewidth(0.4)
     ax.tick_params(length=1.5)
     ax.set_xlabel(label, loc="left")
+
+
+def matched_pairs(matches: pd.DataFrame, first: str, other: str) -> pd.DataFrame:
+    """Return the rows of the matched programs of two models. Raise ValueError if there are none."""
+    pairs = matches[(matches["Model"] == first) & (matches["other"] == other) & matches["matched"].astype(bool)]
+    if pairs.empty:
+        source = matches.attrs.get("source", "program_matches.csv")
+        raise ValueError(f"{source} has no pairs of {first} and {other}. Run 10_programs again.")
+    return pairs
 
 
 def choose_programs(cards: pd.DataFrame, n: int, preferred: Sequence[int] = ()) -> list[int]:
@@ -97,7 +105,7 @@ def fit_genes(text: str, width: float, most: int) -> str:
     return shown if style.text_width(shown) <= width else style.shorten_labels([shown], width)[0]
 
 
-def longest(texts: Collection[str]) -> float:
+def longest(texts: Iterable[str]) -> float:
     """Return the width of the widest text in mm; 0 without texts."""
     return max(map(style.text_width, texts), default=0.0)
 

@@ -60,7 +60,7 @@ def label_map(ax: Axes, cells: Mapping[str, np.ndarray], texts: Mapping[str, str
     centered = [
         on_cells and not _is_hidden(ax, cells[name], at, texts[name]) for name, at in zip(names, xy, strict=True)
     ]
-    every, left = np.concatenate(list(cells.values())), [*range(len(names))]
+    every = np.concatenate(list(cells.values()))
     for squares in _GRIDS:
         before = set(ax.texts)
         covered = _cover(ax, every, limits, squares)
@@ -70,7 +70,7 @@ def label_map(ax: Axes, cells: Mapping[str, np.ndarray], texts: Mapping[str, str
             break
         for text in set(ax.texts) - before:
             text.remove()
-    if left:  # as many as possible: numbers on the cells
+    else:  # as many as possible: numbers on the cells
         left = place_labels(ax, *xy.T, shown, dark, centered=on_cells, on_map=True)
     return n_types - len(names) + len(left)
 
@@ -104,4 +104,4 @@ def _cover(ax: Axes, xy: np.ndarray, limits: np.ndarray, squares: int) -> LineCo
 def _darken(color: str) -> tuple[float, ...]:
     """Return a color that is dark enough for text on white."""
     rgb = np.array(to_rgb(color))
-    return tuple(rgb * min(1.0, 0.42 / max(float(rgb @ (0.3, 0.6, 0.1)), 0.01)))
+    return tuple(rgb * min(1.0, 0.42 / max(style.luminance(rgb), 0.01)))

@@ -1,6 +1,6 @@
 """The points of the two benchmarks: checked, in one long table, with the names and limits that figures use."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -8,7 +8,7 @@ import pandas as pd
 from aenmf_lib.data import CELL_TYPE, DONOR
 from aenmf_lib.figures import style
 from aenmf_lib.figures.labels import wrap_name
-from aenmf_lib.figures.tables import check_run, check_table
+from aenmf_lib.figures.tables import check_table
 from aenmf_lib.results import MODELS, RunInfo
 
 BETTER = {CELL_TYPE: "higher is better", DONOR: "lower is better"}
@@ -33,22 +33,35 @@ _FILES = {  # benchmark: file, numbers of a run beside its scores, settings
 }
 
 
-def read_points(long: pd.DataFrame, benchmark: str, metrics: Sequence[str], run: RunInfo) -> pd.DataFrame:
-    """Check a table of scores; return one row per run and metric with ``value``, without labels of one class.
+def read_points(tables: Mapping[str, pd.DataFrame], shown: Mapping[str, Sequence[str]], run: RunInfo) -> pd.DataFrame:
+    """Check the table of each benchmark; return one row per run and `shown` metric with ``value``.
 
-    Raises ValueError for a table with faults or of another run.
+    Labels of one class have no rows. Raises ValueError for a table with faults or of another run.
     """
-    name, numbers, settings = _FILES[benchmark]
-    check_table(long, name, ["label"], ["n_classes"])
-    check_run(long, name, run)
-    scored = long[long["n_classes"] >= 2]
-    if len(scored):
-        classifier = {"classifier": CLASSIFIERS} if benchmark == CLASSIFICATION else {}
-        columns = ["Model", "label", "cell_type_in_training", *classifier, *settings]
-        check_table(scored, name, columns, ["n_cells", *numbers, *metrics], **classifier)
     by = ["Model", "label", "classifier", "seed", "fold", "resolution", "n_clusters", "n_cells", "n_classes"]
-    wide = scored.reindex(columns=[*by, *metrics]).assign(Model=scored["Model"].astype(str), benchmark=benchmark)
-    return wide.melt(["benchmark", *by], metrics, "metric", "value")
+    parts = []
+    for benchmark, long in tables.items():
+        (name, numbers, settings), metrics = _FILES[benchmark], shown[benchmark]
+        check_table(long, name, ["label"], ["n_classes"], run)
+        scored = long[long["n_classes"] >= 2]
+        if len(scored):
+            classifier = {"classifier": CLASSIFIERS} if benchmark == CLASSIFICATION else {}
+            columns = ["Model", "label", "cell_type_in_training", *classifier, *settings]
+            check_table(scored, name, columns, ["n_cells", *numbers, *metrics], **classifier)
+        wide = scored.reindex(columns=[*by, *metrics]).assign(Model=scored["Model"].astype(str), benchmark=benchmark)
+        parts.append(wide.melt(["benchmark", *by], metrics, "metric", "value"))
+    return pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+
+
+def count_cells(tables: Mapping[str, pd.DataFrame]) -> str:
+    """Return the numbers of cells of both benchmarks for `style.run_note`."""
+    clustering, classification = (style.value_range(tables[name]["n_cells"]) for name in (CLUSTERING, CLASSIFICATION))
+    return f"{clustering} cells ({classification} in the classification)"
+
+
+def name_classifiers(found: Collection[str]) -> list[str]:
+    """Return the names of the classifiers of a table."""
+    return [name for kind, (name, _) in CLASSIFIERS.items() if kind in set(found)]
 
 
 def mark_used(run: RunInfo, *tables: pd.DataFrame) -> RunInfo:
@@ -75,7 +88,8 @@ def break_names(names: Mapping[str, str], width: float) -> dict[str, str]:
 def describe_others(names: Iterable[str], run: RunInfo) -> str:
     """Return the sentence of a caption about the embeddings that are not models."""
     others = [model for model in names if model not in MODELS]
-    donor = {"donor": "the donor"}.get(label_name(DONOR, run), label_name(DONOR, run))
+    donor = style.label_name(DONOR, run)
+    donor = "the donor" if donor == "donor" else donor
     known = [_BASELINES[name].format(k=run.k or "k", donor=donor) for name in _BASELINES if name in others]
     files = [style.name_of(name) for name in others if name not in _BASELINES]
     known += [f"{style.join(files)}, read from {'a file' if len(files) == 1 else 'files'}"] if files else []
@@ -93,17 +107,15 @@ def limits(values: Iterable[float], origin: float = 0) -> tuple[float, float]:
     return start, min(high + pad, max(1, values.max()))
 
 
-def label_name(label: str, run: RunInfo) -> str:
-    """Return the name of a label within a sentence."""
-    column = style.label_columns(run)[label]
-    return {CELL_TYPE: "cell type", DONOR: "donor"}[label] if column == label else column
-
-
-def list_unscored(long: pd.DataFrame, run: RunInfo) -> list[str]:
-    """Return a sentence of the caption for each label with fewer than two classes."""
-    columns, few = style.label_columns(run), long[long["n_classes"] < 2]
-    what = "value"
-    if "min_cells_per_class" in long:
-        what = f"class of at least {style.value_range(long['min_cells_per_class'])} cells"
-    counts = few.groupby("label")["n_classes"].max().map({0: "no", 1: "one"})
-    return [f"{columns[label]} has {counts[label]} {what} and was not scored" for label in columns if label in counts]
+def list_unscored(run: RunInfo, *tables: pd.DataFrame) -> list[str]:
+    """Return a sentence of the caption for each label with fewer than two classes in a table."""
+    sentences = {}
+    for long in tables:
+        what = "value"
+        if "min_cells_per_class" in long:
+            what = f"class of at least {style.value_range(long['min_cells_per_class'])} cells"
+        counts = long[long["n_classes"] < 2].groupby("label")["n_classes"].max().map({0: "no", 1: "one"})
+        for label, column in style.label_columns(run).items():
+            if label in counts:
+                sentences[f"{column} has {counts[label]} {what} and was not scored"] = None
+    return [*sentences]

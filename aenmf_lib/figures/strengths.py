@@ -49,36 +49,30 @@ def conditioning(table: pd.DataFrame, run: RunInfo = NO_RUN) -> style.Sheet:
 
 def _draw(points: pd.DataFrame, run: RunInfo, *, legend: bool = False) -> tuple[style.Sheet, bool]:
     """Return the figure, with the names of the models in the panels or in a legend, and whether all names fit."""
-    chosen, width = style.label_columns(run), style.page_width("double")
+    width = style.page_width("double")
     run = replace(run, used_cell_type=dict.fromkeys(_conditional(points), True))
     names = style.model_names(points.loc[points["Model"] != _TYPES_ONLY, "Model"], run)
     found = set(points[["on", "score"]].itertuples(index=False, name=None))
     panels = [panel for panel in itertools.product(points["on"].unique(), _PANELS) if panel in found]
     n_columns = int(np.clip(width // (13 * style.line()), 1, len(_PANELS)))
-    n_rows = -(-len(panels) // n_columns)
     keys = _list_keys(points)
-    n_lines = len(keys) + len(names) * legend
-    height = n_rows * (min(width / n_columns * 0.8, 18 * style.line()) + 3 * style.line())
-    height += (n_lines + 1) * style.line()
+    height = -(-len(panels) // n_columns) * (min(width / n_columns * 0.8, 18 * style.line()) + 3 * style.line())
+    height += (len(keys) + len(names) * legend + 1) * style.line()
     fig = style.new_figure(points, "double", height, _notes(points, run, len(panels), legend=legend), names, run)
     colors = {name: Line2D([], [], color=style.color_of(model), marker="o") for model, name in names.items()}
     for handles in (colors if legend else {}, keys):
         if handles:
             n = style.legend_columns(handles, width)
             fig.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=n, numpoints=1)
-    axes = fig.subplots(n_rows, n_columns, squeeze=False).ravel()
-    for ax in axes[len(panels) :]:
-        ax.remove()
-    axes = axes[: len(panels)]
-    cell_type = "cell type" if run.cell_type_column == CELL_TYPE else chosen[CELL_TYPE]
-    held_out = "donors" if run.donor_column == DONOR else f"values of {chosen[DONOR]}"
-    room = width / n_columns - 5 * style.line()
-    for ax, (on, score) in zip(axes, panels, strict=True):
-        column = "+".join(chosen.get(part, part) for part in on.split("+"))
-        title = _PANELS[score].replace("donors", held_out)
-        texts = f"{column} (lower is better)", f"{cell_type} (higher is better)", title
+    axes = style.panels(fig, len(panels), n_columns)
+    chosen, room = style.label_columns(run), width / n_columns - 5 * style.line()
+    parts = [points[(points["on"] == on) & (points["score"] == score)] for on, score in panels]
+    for ax, (on, score), part in zip(axes, panels, parts, strict=True):
+        column = "+".join(chosen.get(name, name) for name in on.split("+"))
+        title = _PANELS[score].replace("donors", style.label_plural(DONOR, run))
+        texts = f"{column} (lower is better)", f"{style.label_name(CELL_TYPE, run)} (higher is better)", title
         xlabel, ylabel, title = ("\n".join(style.wrap(text, room)[:2]) for text in texts)
-        _draw_points(ax, points[(points["on"] == on) & (points["score"] == score)], _sizes(points))
+        _draw_points(ax, part, _sizes(points))
         ax.set(label=f"{on} {score}", xlabel=xlabel, ylabel=ylabel)
         ax.set_title(title, loc="left")
     thin_ticks(axes)
@@ -86,10 +80,12 @@ def _draw(points: pd.DataFrame, run: RunInfo, *, legend: bool = False) -> tuple[
     for ax in axes:
         style.mark_cut_axis(ax, "x")
         style.mark_cut_axis(ax, "y")
-    found = set(names) if legend else set()
-    for ax, (on, score) in zip(axes, panels, strict=True) if not legend else ():
-        found |= _name_points(ax, points[(points["on"] == on) & (points["score"] == score)], names)
-    return fig, found == set(names)
+    if legend:
+        return fig, True
+    named = set()
+    for ax, part in zip(axes, parts, strict=True):
+        named |= _name_points(ax, part, names)
+    return fig, named == set(names)
 
 
 def _sizes(points: pd.DataFrame) -> dict[float, float]:
@@ -101,10 +97,10 @@ def _sizes(points: pd.DataFrame) -> dict[float, float]:
 
 def _list_keys(points: pd.DataFrame) -> dict[str, Line2D]:
     """Return the keys to the sizes and the kinds of the markers of the conditional models."""
-    conditional = points[points["Model"].isin(_conditional(points))]
+    strengths = set(points["strength"][points["Model"].isin(_conditional(points))])
     keys = {}
-    for strength, size in _sizes(points).items() if len(conditional) else ():
-        if strength in set(conditional["strength"]):
+    for strength, size in _sizes(points).items():
+        if strength in strengths:
             name = f"strength {strength:g}" + " (published weights, or no penalty)" * (strength == 0)
             keys[name] = Line2D([], [], color="0.3", marker="o", ls="", markersize=size)
     if (points["gene_weights"] != "none").any():
@@ -149,10 +145,8 @@ def _name_points(ax: Axes, points: pd.DataFrame, names: dict[str, str]) -> set[s
     points = points[points["Model"].isin(names)]
     ends = [_path(part).iloc[-1] for _, part in points.groupby("Model", sort=False)]
     models = [end["Model"] for end in ends]
-    missing = place_labels(
-        ax, [end["on_value"] for end in ends], [end["type"] for end in ends], [names[model] for model in models],
-        [style.color_of(model) for model in models],
-    )  # fmt: skip
+    texts, colors = [names[model] for model in models], [style.color_of(model) for model in models]
+    missing = place_labels(ax, [end["on_value"] for end in ends], [end["type"] for end in ends], texts, colors)
     return {model for i, model in enumerate(models) if i not in missing}
 
 

@@ -4,6 +4,7 @@ import base64
 import functools
 import html
 import logging
+import string
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.lines import Line2D
-from matplotlib.transforms import ScaledTranslation, Transform
+from matplotlib.transforms import offset_copy
 
 from aenmf_lib.data import CELL_TYPE, DONOR
 from aenmf_lib.data.files import atomic
@@ -34,6 +35,7 @@ _TITLE_PAD = 5  # points, as in the style sheet
 RASTER = 10_000  # more marks than this are drawn as pixels, also in pdf and svg
 NO_RUN = RunInfo()  # nothing known about the run
 _NO_DATE = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+_WORDS = {CELL_TYPE: "cell type", DONOR: "donor"}
 
 
 class Sheet(Figure):
@@ -100,30 +102,37 @@ def new_figure(
     fig = Sheet(figsize=(page_width(columns) / MM, height / MM), layout="constrained")
     pads = current().font_size / POINTS / 4  # inches
     fig.get_layout_engine().set(w_pad=pads, h_pad=pads)
-    sentences = [*filter(None, caption)]
-    if "†" in str(names):
-        sentences.append(dagger_note(run))
-    fig.caption = " ".join(f"{sentence.rstrip('.')}." for sentence in sentences)
+    fig.caption = write_caption(caption, names, run)
     fig.table = table
     return fig
 
 
+def write_caption(sentences: Iterable[str], names: Mapping[str, str] | None, run: RunInfo) -> str:
+    """Return sentences without their last period as a caption. Explain † if it is among the shown names."""
+    dagger = dagger_note(run) if "†" in str(names) else ""
+    return " ".join(f"{sentence.rstrip('.')}." for sentence in [*sentences, dagger] if sentence)
+
+
 def empty_figure(table: pd.DataFrame, reason: str, caption: Iterable[str] = ()) -> Sheet:
     """Return a figure that only says why there is nothing to draw."""
-    fig = new_figure(table, "single", 4 * line(), [f"Not drawn: {reason}", *caption])
-    width = page_width("single") - 2 * line()
-    lines = wrap(f"Not drawn: {reason}", width)
-    fig.set_size_inches(page_width("single") / MM, (len(lines) + 2) * line() / MM)
-    fig.text(line() / page_width("single"), 0.5, "\n".join(lines), va="center")
+    width, text = page_width("single"), f"Not drawn: {reason}"
+    lines = wrap(text, width - 2 * line())
+    fig = new_figure(table, "single", (len(lines) + 2) * line(), [text, *caption])
+    fig.text(line() / width, 0.5, "\n".join(lines), va="center")
     return fig
 
 
-def legend(
-    fig: FigureBase, colors: Mapping[str, str], markers: Mapping[str, str] | None = None, where="upper", **options
-) -> None:
-    """Add a legend outside the panels: names with their color and marker, in as many columns as fit."""
-    markers = dict.fromkeys(colors, "o") | (markers or {})
-    handles = [Line2D([], [], label=name, ls="", color=colors[name], marker=markers[name]) for name in colors]
+def panels(fig: FigureBase, n: int, n_columns: int) -> np.ndarray:
+    """Return n panels in rows of `n_columns`."""
+    axes = fig.subplots(-(-n // n_columns), n_columns, squeeze=False).ravel()
+    for ax in axes[n:]:
+        ax.remove()
+    return axes[:n]
+
+
+def legend(fig: FigureBase, colors: Mapping[str, str], where: str = "upper", **options) -> None:
+    """Add a legend outside the panels: names with a dot of their color, in as many columns as fit."""
+    handles = [Line2D([], [], label=name, ls="", color=color, marker="o") for name, color in colors.items()]
     columns = legend_columns(colors, fig.bbox.width / fig.figure.dpi * MM)
     fig.legend(handles=handles, loc=f"outside {where} left", ncols=columns, **options)
 
@@ -135,7 +144,7 @@ def legend_columns(names: Collection[str], width: float) -> int:
 
 def letters(axes: Iterable[Axes]) -> None:
     """Write a, b, c … in bold at the upper left of panels, to the left of their titles."""
-    for letter, ax in zip("abcdefghijklmnopqrstuvwxyz", axes, strict=False):
+    for letter, ax in zip(string.ascii_lowercase, axes, strict=False):
         shift = (-1.6 * current().font_size, _TITLE_PAD)
         ax.annotate(letter, (0, 1), shift, "axes fraction", textcoords="offset points", weight="bold", va="baseline")
 
@@ -145,28 +154,11 @@ def mark_cut_axis(ax: Axes, which: str = "x") -> None:
     low, high = ax.get_xlim() if which == "x" else ax.get_ylim()
     if low <= 0 <= high:
         return
-    at = np.array([2.0, 3.2]) * current().font_size / 7  # points from the corner
-    for points in at:
+    for points in np.array([2.0, 3.2]) * current().font_size / 7:  # from the corner
         xy = (points, 0) if which == "x" else (0, points)
         mark = [(-0.4, -1), (0.4, 1)] if which == "x" else [(-1, -0.4), (1, 0.4)]
-        offset = ax.transAxes + _shift(ax, *xy)
+        offset = offset_copy(ax.transAxes, ax.figure, *xy, units="points")
         ax.plot([0], [0], marker=mark, ms=4, mew=0.5, color="0", ls="", clip_on=False, transform=offset, zorder=5)
-
-
-def _shift(ax: Axes, x: float, y: float) -> Transform:
-    """Return the transform that moves by points."""
-    return ScaledTranslation(x / POINTS, y / POINTS, ax.figure.dpi_scale_trans)
-
-
-def label_rows(ax: Axes, names: Sequence[str] = (), counts: Sequence[int] = ()) -> None:
-    """Write names of rows on the left of a panel, and their numbers of cells on the right."""
-    for axis, labels in ((ax, names), (ax.secondary_yaxis("right") if len(counts) else None, counts)):
-        if len(labels):
-            axis.set_yticks(np.arange(len(labels)) + 0.5, [f"{n:,}" if labels is counts else n for n in labels])
-            axis.tick_params(axis="y", length=0)
-    if len(counts):
-        axis.spines[:].set_visible(False)
-        axis.set_ylabel("cells", labelpad=4)
 
 
 def palette(kind: str, names: Collection[object]) -> list[str]:
@@ -174,6 +166,11 @@ def palette(kind: str, names: Collection[object]) -> list[str]:
     colors = current().palette(kind)
     chosen = current().label_colors.get(kind, {})
     return [chosen.get(str(name), colors[i % len(colors)]) for i, name in enumerate(names)]
+
+
+def luminance(color: Sequence[float]) -> float:
+    """Return how light a color (red, green, blue, …) appears, from 0 to 1."""
+    return float(np.dot(color[:3], (0.3, 0.6, 0.1)))
 
 
 def at_least(low: float, high: float, span: float) -> tuple[float, float]:
@@ -218,11 +215,28 @@ def label_columns(run: RunInfo) -> dict[str, str]:
     return {CELL_TYPE: printable(run.cell_type_column), DONOR: printable(run.donor_column)}
 
 
+def label_name(label: str, run: RunInfo) -> str:
+    """Return the name of a label within a sentence."""
+    column = label_columns(run)[label]
+    return _WORDS[label] if column == label else column
+
+
+def label_plural(label: str, run: RunInfo) -> str:
+    """Return the name of the values of a label within a sentence."""
+    column = label_columns(run)[label]
+    return f"{_WORDS[label]}s" if column == label else f"values of {column}"
+
+
 def dagger_note(run: RunInfo) -> str:
     """Return the sentence of a caption that explains †."""
     column = run.cell_type_column
     labels = "cell types" if column == CELL_TYPE else f"the labels in {printable(column)}"
     return f"† marks models that were trained with {labels}"
+
+
+def cells_of(run: RunInfo) -> str:
+    """Return the number of cells of a run for `run_note`; empty if it is unknown."""
+    return f"{run.n_cells:,} cells" if run.n_cells else ""
 
 
 def run_note(cells: str, run: RunInfo) -> list[str]:

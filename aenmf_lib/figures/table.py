@@ -14,12 +14,13 @@ from aenmf_lib.figures.points import (
     AUROC,
     BETTER,
     CLASSIFICATION,
-    CLASSIFIERS,
     CLUSTERING,
     METRICS,
+    count_cells,
     describe_others,
     list_unscored,
     mark_used,
+    name_classifiers,
     read_points,
 )
 from aenmf_lib.figures.settings import Settings
@@ -77,33 +78,27 @@ def table1(
     """
     with style.use(settings):
         tables = {CLUSTERING: clustering, CLASSIFICATION: classification}
-        parts = {benchmark: read_points(long, benchmark, _SHOWN[benchmark], run) for benchmark, long in tables.items()}
-        names = style.model_names(
-            [*clustering["Model"], *classification["Model"]], mark_used(run, clustering, classification)
-        )
-        table = _summarize(parts, names)
-        caption = _describe(tables, parts, names, run)
+        points = read_points(tables, _SHOWN, run)
+        models = [*clustering["Model"], *classification["Model"]]
+        names = style.model_names(models, mark_used(run, clustering, classification))
+        table = _summarize(points, names)
+        caption = _describe(tables, points, names, run)
         titles = {label: f"{title} ({BETTER[label]})" for label, title in style.label_titles(run).items()}
         rows = [*_list_rows(table, names, titles)]
         formats = {"md": _write_markdown(rows, caption), "tex": _write_latex(rows, caption)}
         return TextTable("table1", table, caption, formats, replace(style.current(), formats=tuple(formats)))
 
 
-def _summarize(parts: Mapping[str, pd.DataFrame], names: Mapping[str, str]) -> pd.DataFrame:
+def _summarize(points: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
     """Return one row per (label, Model) with mean and s.d. of each score, and which scores are best."""
-    points = pd.concat([part for part in parts.values() if len(part)] or [*parts.values()], ignore_index=True)
     rows = []
     for label in BETTER:
         for model, name in names.items():
             own = points[(points["Model"] == model) & (points["label"] == label)]
             if own.empty:
                 continue
-            row = {
-                "label": label,
-                "Model": model,
-                "name": name,
-                "block": "models" if model in MODELS else _OTHER.lower(),
-            }
+            block = "models" if model in MODELS else _OTHER.lower()
+            row = {"label": label, "Model": model, "name": name, "block": block}
             for metric in _COLUMNS:
                 values = own["value"][own["metric"] == metric]
                 row |= {metric: values.mean(), f"{metric}_sd": values.std()}
@@ -114,9 +109,8 @@ def _summarize(parts: Mapping[str, pd.DataFrame], names: Mapping[str, str]) -> p
             rows.append(row)
     counts = [f"n_{what}_{benchmark}" for benchmark in _SHOWN for what in ("cells", "classes")]
     scores = [column for metric in _COLUMNS for column in (metric, f"{metric}_sd")]
-    table = pd.DataFrame(
-        rows, columns=["label", "Model", "name", "block", "best", *scores, "n_seeds", "n_fits", *counts]
-    )
+    columns = ["label", "Model", "name", "block", "best", *scores, "n_seeds", "n_fits", *counts]
+    table = pd.DataFrame(rows, columns=columns)
     table[counts] = table[counts].astype("Int64")
     table["best"] = [", ".join(metric for metric in _COLUMNS if _is_best(table, i, metric)) for i in table.index]
     return table
@@ -188,27 +182,22 @@ def _write_latex(rows: list, caption: str) -> str:
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", "\\end{table}", ""])
 
 
-def _describe(
-    tables: Mapping[str, pd.DataFrame], parts: Mapping[str, pd.DataFrame], names: Mapping[str, str], run: RunInfo
-) -> str:
+def _describe(tables: Mapping[str, pd.DataFrame], points: pd.DataFrame, names: Mapping[str, str], run: RunInfo) -> str:
     """Return the caption."""
-    cells = {benchmark: style.value_range(tables[benchmark]["n_cells"]) for benchmark in tables}
-    own, kinds = parts[CLASSIFICATION], ()
-    if len(own):
-        kinds = [CLASSIFIERS[kind][0] for kind in CLASSIFIERS if kind in set(own["classifier"])]
+    clusters, fits = (points[points["benchmark"] == benchmark] for benchmark in _SHOWN)
     sentences = [
         "Scores of the embeddings of one fit of each model (mean ± s.d.)",
-        *style.run_note(f"{cells[CLUSTERING]} cells ({cells[CLASSIFICATION]} in the classification)", run),
+        *style.run_note(count_cells(tables), run),
         "NMI and ARI measure the agreement of Leiden clusters with the label, over Leiden seeds "
-        f"(n = {parts[CLUSTERING]['seed'].nunique()})",
-        f"Macro F1, macro AUROC and accuracy measure the prediction of the label by {style.join(kinds)}, over all "
-        f"classifiers, seeds (n = {own['seed'].nunique()}) and folds (n = {own['fold'].nunique()})"
-        if kinds
+        f"(n = {clusters['seed'].nunique()})",
+        f"Macro F1, macro AUROC and accuracy measure the prediction of the label by "
+        f"{style.join(name_classifiers(fits['classifier']))}, over all classifiers, seeds "
+        f"(n = {fits['seed'].nunique()}) and folds (n = {fits['fold'].nunique()})"
+        if len(fits)
         else "",
         f"{ABBREVIATIONS}; {AUROC}",
         "Bold marks the best score of its column against each label, as printed",
         describe_others(names, run),
-        *dict.fromkeys(text for long in tables.values() for text in list_unscored(long, run)),
-        style.dagger_note(run) if "†" in str(names) else "",
+        *list_unscored(run, *tables.values()),
     ]
-    return " ".join(f"{sentence.rstrip('.')}." for sentence in dict.fromkeys(filter(None, sentences)))
+    return style.write_caption(sentences, names, run)

@@ -20,12 +20,22 @@ def check_columns(table: pd.DataFrame, name: str, columns: Collection[str]) -> N
 
 
 def check_table(
-    table: pd.DataFrame, name: str, columns: Collection[str], numbers: Collection[str], **known: Collection[str]
+    table: pd.DataFrame,
+    name: str,
+    columns: Collection[str],
+    numbers: Collection[str],
+    run: RunInfo | None = None,
+    *,
+    may_be_empty: bool = False,
+    **known: Collection[str],
 ) -> None:
-    """Raise ValueError unless the table has rows, these columns, finite `numbers`, and only `known` values."""
+    """Raise ValueError unless the table has rows, these columns, finite `numbers`, and only `known` values.
+
+    With `run`, the table must also be of this run (see `check_run`).
+    """
     source, again = table.attrs.get("source", name), "Run its notebook again."
     check_columns(table, name, [*columns, *numbers])
-    if table.empty:
+    if table.empty and not may_be_empty:
         raise ValueError(f"{source} has no rows, so there is nothing to draw. {again}")
     for column in numbers:
         bad = np.flatnonzero(~np.isfinite(pd.to_numeric(table[column], errors="coerce")))
@@ -39,6 +49,8 @@ def check_table(
     flag = "cell_type_in_training"
     if flag in columns and table[flag].dtype != bool:  # the text "False" counts as true
         raise ValueError(f"{source}: {flag!r} is of type {table[flag].dtype}. Expected True or False. {again}")
+    if run:
+        check_run(table, name, run)
 
 
 def check_run(table: pd.DataFrame, name: str, run: RunInfo) -> None:

@@ -10,16 +10,7 @@ from matplotlib.figure import FigureBase
 from aenmf_lib.data import CELL_TYPE, DONOR
 from aenmf_lib.figures import style
 from aenmf_lib.figures.labels import place_labels
-from aenmf_lib.figures.points import (
-    BETTER,
-    CLASSIFIERS,
-    CLUSTERING,
-    METRICS,
-    RESOLUTION,
-    break_names,
-    label_name,
-    limits,
-)
+from aenmf_lib.figures.points import BETTER, CLASSIFIERS, CLUSTERING, METRICS, RESOLUTION, break_names, limits
 from aenmf_lib.figures.settings import MM
 from aenmf_lib.results import RunInfo
 
@@ -35,11 +26,11 @@ def draw_pairs(
 
     Returns the axes, and the scores of each model in them, for `name_points`.
     """
-    shape = (-(-len(pairs) // n_columns), min(n_columns, len(pairs)))
-    height = fig.bbox.height / fig.figure.dpi * MM / shape[0] - 6 * style.line()
-    width = style.page_width("double") / shape[1] - 8 * style.line()
+    n_columns = min(n_columns, len(pairs))
+    height = fig.bbox.height / fig.figure.dpi * MM / -(-len(pairs) // n_columns) - 6 * style.line()
+    width = style.page_width("double") / n_columns - 8 * style.line()
     corners: dict[Axes, pd.DataFrame] = {}
-    for ax, (benchmark, metric) in zip(np.ravel(fig.subplots(*shape, squeeze=False)), pairs.items(), strict=True):
+    for ax, (benchmark, metric) in zip(style.panels(fig, len(pairs), n_columns), pairs.items(), strict=True):
         middle, other = _find_points(points[points["metric"] == metric], benchmark, names)
         for model, (donor, cell_type) in middle.iterrows():
             color = style.color_of(model)
@@ -51,7 +42,7 @@ def draw_pairs(
         _mark_best(ax, pd.concat([middle, other.droplevel("Model")]), height)
         _draw_models(ax, middle, width, height)
         for label, write, space in ((DONOR, ax.set_xlabel, width), (CELL_TYPE, ax.set_ylabel, height)):
-            text = f"{METRICS[metric]}, {label_name(label, run)} ({BETTER[label]})"
+            text = f"{METRICS[metric]}, {style.label_name(label, run)} ({BETTER[label]})"
             write("\n".join(style.wrap(text, space)))
         ax.set_title(_TITLES[benchmark], loc="left")
         ax.set(label=f"trade-off {benchmark}")
