@@ -2,8 +2,8 @@
 
 `run` (from ``results.read_run``) adds the rank, the number of cells, the skipped models and the training settings to
 the caption, and the names of the user's columns. `settings` (from `read_settings`) sets fonts, sizes and colors.
-† marks models trained with cell types. All functions raise ValueError if a table has no rows or lacks a column, or if a
-name is unknown or a number is not finite. If there is nothing to draw, the figure says why.
+† marks models trained with cell types. All functions raise ValueError if a table has no rows, lacks a column or is of
+another run, or if a name is unknown or a number is not finite. If there is nothing to draw, the figure says why.
 """
 
 from importlib import import_module
@@ -21,7 +21,7 @@ _MODULES = {
     "fig5_matching": "matching",
     "fig6_donors": "donors",
     "figS1_training": "curves",
-    "figS2_rank": "ranks",
+    "figS2_rank": "curves",
     "figS3_cohort": "cohort",
     "figS4_classes": "classes",
     "figS5_resolution": "benchmark",
