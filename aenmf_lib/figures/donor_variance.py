@@ -1,7 +1,5 @@
 """The panels of the figure of donors that show what conditioning removes: the variance of the usages."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -11,53 +9,33 @@ from aenmf_lib.figures import style
 from aenmf_lib.figures.heatmaps import longest, panel
 from aenmf_lib.figures.settings import MM, POINTS
 
-SHARES = {
-    "variance_by_donor": "donors, within types",
-    "variance_by_type": "types",
-}  # column of the cards -> between what
+SHARES = {"variance_by_donor": "donors, within types", "variance_by_type": "types"}  # column of cards -> between what
 _LEAST = 1e-4  # left end of the axis of the variance between donors; smaller shares are drawn there
 
 
-@dataclass
 class VariancePlan:
     """Sizes in mm of the two panels, beside or (stacked) below each other, and the lines of their texts."""
 
-    labels: dict[str, list[str]]  # model -> lines of its label
-    titles: dict[str, list[str]]  # column of the cards -> lines of its title
-    left: float
-    width: float  # of a panel
-    number: float
-    row: float  # height
-    stacked: bool
-
-    @classmethod
-    def fit(cls, names: dict[str, str], *, stacked: bool) -> "VariancePlan":
+    def __init__(self, names: dict[str, str], *, stacked: bool) -> None:
         """Divide the width of the page."""
         line, page = style.line(), style.page_width("double")
-        labels = {model: f"{'before' if model == 'AE_NMF' else 'after'}: {name}" for model, name in names.items()}
-        most = 0.35 * page if stacked else 0.27 * page
-        wrapped = {model: style.wrap(label, most)[: 5 if stacked else 2] for model, label in labels.items()}
-        left = max(map(longest, wrapped.values())) + 1.5 * line
-        number = style.text_width("0.00 %") + line
-        width = page - left - number - 0.7 * line if stacked else (page - left - 2 * number - 2.5 * line) / 2
-        room = left + width - 1.5 * line if stacked else width  # "mean" is on the right
-        titles = {name: style.wrap(f"usage variance between {text}", room) for name, text in SHARES.items()}
-        row = max(2.2, 1.1 * max(map(len, wrapped.values())) + 0.4) * line
-        return cls(wrapped, titles, left, width, number, row, stacked)
-
-    @property
-    def tops(self) -> list[float]:
-        """Position of the panels, and the height of all."""
-        heads = [(1.25 * len(lines) + 1.3) * style.line() for lines in self.titles.values()]
-        panel = self.row * len(self.labels) + 2.8 * style.line()
-        if self.stacked:
-            return [heads[0], heads[0] + panel + heads[1], sum(heads) + 2 * panel]
-        return [max(heads), max(heads), max(heads) + panel]
-
-    @property
-    def height(self) -> float:
-        """Height of all."""
-        return self.tops[-1]
+        self.stacked = stacked
+        texts = {model: f"{'before' if model == 'AE_NMF' else 'after'}: {name}" for model, name in names.items()}
+        most, n_lines = (0.35 * page, 5) if stacked else (0.27 * page, 2)
+        self.labels = {model: style.wrap(text, most)[:n_lines] for model, text in texts.items()}
+        self.left = max(map(longest, self.labels.values())) + 1.5 * line
+        self.number = style.text_width("0.00 %") + line
+        if stacked:
+            self.width = page - self.left - self.number - 0.7 * line  # of a panel
+            room = self.left + self.width - 1.5 * line  # of a title; "mean" is on the right
+        else:
+            room = self.width = (page - self.left - 2 * self.number - 2.5 * line) / 2
+        self.titles = [style.wrap(f"usage variance between {text}", room) for text in SHARES.values()]
+        self.row = max(2.2, 1.1 * max(map(len, self.labels.values())) + 0.4) * line  # height
+        first, second = ((1.25 * len(lines) + 1.3) * line for lines in self.titles)
+        panel = self.row * len(self.labels) + 2.8 * line
+        self.tops = [first, first + panel + second] if stacked else [max(first, second)] * 2
+        self.height = self.tops[1] + panel
 
 
 def draw_variance(fig: style.Sheet, variance: pd.DataFrame, rows: VariancePlan, top: float) -> list[Axes]:
@@ -68,7 +46,7 @@ def draw_variance(fig: style.Sheet, variance: pd.DataFrame, rows: VariancePlan, 
     line, names = style.line(), [*rows.labels]
     points = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "annotation_clip": False}
     axes = []
-    for i, quantity in enumerate(SHARES):
+    for i, (quantity, title) in enumerate(zip(SHARES, rows.titles, strict=True)):
         left = rows.left + (0 if rows.stacked else i * (rows.width + rows.number + 2 * line))
         ax = panel(fig, left, top + rows.tops[i], rows.width, rows.row * len(names))
         wide = rows.width > 6 * line  # else there is no space for the tick in the middle
@@ -92,14 +70,10 @@ def draw_variance(fig: style.Sheet, variance: pd.DataFrame, rows: VariancePlan, 
             ax.xaxis.set_minor_locator(NullLocator())
         else:
             ax.set_xticks([0, 0.5, 1], ["0", "50" * wide, "100"])
-        ax.set(
-            xlim=(_LEAST * logarithmic, 1),
-            ylim=(len(names), 0),
-            label=quantity,
-            xlabel="% of the variance" if wide else "%",
-        )
+        ax.set(xlim=(_LEAST * logarithmic, 1), ylim=(len(names), 0), label=quantity)
+        ax.set_xlabel("% of the variance" if wide else "%")
         ax.spines["bottom"].set_visible(True)
         start = 1.5 * line if rows.stacked else left  # of the title
-        ax.set_title("\n".join(rows.titles[quantity]), loc="left", x=(start - left) / rows.width)
+        ax.set_title("\n".join(title), loc="left", x=(start - left) / rows.width)
         axes.append(panel(fig, start, top + rows.tops[i], 0.1, 0.1))
     return axes

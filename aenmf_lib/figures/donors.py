@@ -68,20 +68,18 @@ def fig6_donors(
         reason = reason or "no results file of this run contains the donor part of a conditional model"
         return style.empty_figure(pd.DataFrame(columns=_COLUMNS), reason, style.run_note("", run))
     check_table(donor_genes, "donor_genes.csv", [], ["difference"])
-    check_table(donor_share, "donor_share.csv", [], ["share", "share_common"])
-    for table, name in ((donor_share, "donor_share.csv"), (cards, "table of program cards")):
-        check_run(table, name, run)
-
+    check_table(donor_share, "donor_share.csv", [], ["share", "share_common"], run)
+    check_run(cards, "table of program cards", run)
     _check_donors(donor_genes, donor_share)
-    least = math.ceil(_LEAST_WIDTH * style.line())
-    if style.page_width("double") < least:
+    width, least = style.page_width("double"), math.ceil(_LEAST_WIDTH * style.line())
+    if width < least:
         raise ValueError(
-            f"fig6_donors is {style.page_width('double'):g} mm wide, but needs a width of at least {least} mm at a "
-            f"font size of {style.current().font_size:g} points. Set WIDTH={least} or a smaller font_size."
+            f"fig6_donors is {width:g} mm wide, but needs a width of at least {least} mm at a font size of "
+            f"{style.current().font_size:g} points. Set WIDTH={least} or a smaller font_size."
         )
 
     names = style.model_names([*donor_share["Model"], *cards["Model"]], run)
-    size = _Sizes.fit(donor_share[DONOR].unique(), [*names.values()])
+    size = _Sizes(donor_share[DONOR].unique(), [*names.values()])
     models = filter({*donor_genes["Model"]}.__contains__, _CONDITIONAL)
     panels = [_choose(donor_genes, donor_share, model, int(size.heat / (1.2 * style.line()))) for model in models]
     drawn = ["AE_NMF", *_CONDITIONAL[:2], *({_CONDITIONAL[2]} & {*donor_share["Model"]})]  # untied: only with a U
@@ -89,8 +87,8 @@ def fig6_donors(
     variance = variance.dropna(subset="value")
     order = [model for model in drawn if model in set(variance["Model"])]
 
-    places = [_Places.of(part, names[part.model], size) for part in panels]
-    rows = VariancePlan.fit({model: names[model] for model in order}, stacked=size.stacked) if order else None
+    places = [_Places(part, names[part.model], size) for part in panels]
+    rows = VariancePlan({model: names[model] for model in order}, stacked=size.stacked) if order else None
     height = sum(place.height for place in places) + (rows.height if rows else 0)
     caption = _notes(panels, donor_share, run, has_variance=bool(order))
     fig = style.new_figure(_list_values(panels, variance), "double", height, caption, names, run)
@@ -111,65 +109,52 @@ def _check_donors(genes: pd.DataFrame, share: pd.DataFrame) -> None:
         first, second = (
             dict.fromkeys(table.loc[table["Model"] == model, DONOR].astype(str)) for table in (genes, share)
         )
-        if {*first} != {*second}:
+        if first.keys() != second.keys():
             one, other = (style.join([*map(repr, donors)][:3]) if donors else "none" for donors in (first, second))
             raise ValueError(
                 f"The donors of {model} in donor_genes.csv ({len(first)}, such as {one}) and in donor_share.csv "
-                f"({len(second)}, such as {other}) differ; {len({*first} & {*second})} are in both. Expected the same "
+                f"({len(second)}, such as {other}) differ; {len(first.keys() & second)} are in both. Expected the same "
                 "donors, from one run. Run 10_programs again."
             )
 
 
-@dataclass
 class _Sizes:
     """Widths in mm: names of the donors, heat map, bars, and numbers; stacked, if the bars are below the heat map."""
 
-    names: float
-    heat: float
-    bars: float
-    numbers: float
-    stacked: bool
-
-    @classmethod
-    def fit(cls, donors: Sequence[str], titles: Sequence[str]) -> "_Sizes":
+    def __init__(self, donors: Sequence[str], titles: Sequence[str]) -> None:
         """Divide the width of the page."""
-        line, width = style.line(), style.page_width("double")
-        names = longest(style.shorten_labels(donors, 0.2 * width)) + 0.1
-        bars, numbers = max(0.12 * width, 3 * line), style.text_width("00.0 + 00.0")
-        heat = width - names - bars - numbers - 4 * line
-        if heat >= max(_LEAST_HEAT * line, *(style.text_width(title, "bold") for title in titles)):
-            return cls(names, heat, bars, numbers, stacked=False)
-        heat = width - names - 2.5 * line
-        return cls(names, heat, heat - numbers - 0.5 * line, numbers, stacked=True)
+        line, page = style.line(), style.page_width("double")
+        self.names = longest(style.shorten_labels(donors, 0.2 * page)) + 0.1
+        self.numbers = style.text_width("00.0 + 00.0")
+        self.bars = max(0.12 * page, 3 * line)
+        self.heat = page - self.names - self.bars - self.numbers - 4 * line
+        self.stacked = self.heat < max(_LEAST_HEAT * line, *(style.text_width(title, "bold") for title in titles))
+        if self.stacked:
+            self.heat = page - self.names - 2.5 * line
+            self.bars = self.heat - self.numbers - 0.5 * line
 
 
-@dataclass
 class _Places:
     """Where the parts of the panel of one model are, in mm from its top, and the lines of its texts."""
 
-    title: list[str]
-    genes: list[str]  # shown names
-    shares: list[str]  # title of the bars
-    scale: list[str]  # label of the color bar
-    top_of_heat: float
-    top_of_shares: float
-    height: float
-
-    @classmethod
-    def of(cls, part: _Panel, name: str, size: _Sizes) -> "_Places":
+    def __init__(self, part: _Panel, name: str, size: _Sizes) -> None:
         """Place the parts beside each other, or below each other."""
         line, rows = style.line(), 1.2 * style.line() * len(part.donors)
-        genes = style.shorten_labels(part.genes["symbol"], 9 * line)
         room = style.page_width("double") - 2.5 * line
-        scale = style.wrap(_SCALE, room if size.stacked else size.bars + size.numbers)
-        below = (2 + 1.3 * len(scale)) * line  # color bar with its ticks and label
-        if not size.stacked:
-            height = 2.6 * line + rows + max(longest(genes), below) + 1.9 * line
-            return cls([name], genes, [f"{_OWN},", _OF], scale, 2.6 * line, 2.6 * line, height)
-        title = style.wrap(name, 0.8 * room)  # bold
-        top, shares = (1.4 + 1.25 * len(title)) * line, style.wrap(f"{_OWN}, {_OF}", room)
-        second = top + rows + longest(genes) + (1.2 + 1.25 * len(shares)) * line
-        return cls(title, genes, shares, scale, top, second, second + rows + below + 1.9 * line)
+        self.genes = style.shorten_labels(part.genes["symbol"], 9 * line)
+        self.scale = style.wrap(_SCALE, room if size.stacked else size.bars + size.numbers)
+        below = (2 + 1.3 * len(self.scale)) * line  # color bar with its ticks and label
+        if size.stacked:
+            self.title = style.wrap(name, 0.8 * room)  # bold
+            self.shares = style.wrap(f"{_OWN}, {_OF}", room)  # title of the bars
+            self.top_of_heat = (1.4 + 1.25 * len(self.title)) * line
+            space = (1.2 + 1.25 * len(self.shares)) * line
+            self.top_of_shares = self.top_of_heat + rows + longest(self.genes) + space
+        else:
+            self.title, self.shares = [name], [f"{_OWN},", _OF]
+            self.top_of_heat = self.top_of_shares = 2.6 * line
+            below = max(longest(self.genes), below)
+        self.height = self.top_of_shares + rows + below + 1.9 * line
 
 
 def _choose(genes: pd.DataFrame, share: pd.DataFrame, model: str, most: int) -> _Panel:
@@ -208,6 +193,7 @@ def _draw_genes(fig: style.Sheet, part: _Panel, place: _Places, top: float, size
     ax.set_title("\n".join(place.title), loc="left", weight="bold")
 
     right = left if size.stacked else left + size.heat + line
+    edge = 1.5 * line if size.stacked else right  # of the title of the bars and of the color bar
     shares = panel(fig, right, top + place.top_of_shares, size.bars, height)
     color = style.color_of(part.model)
     light = tuple(1 - 0.35 * (1 - np.array(to_rgb(color))))
@@ -221,17 +207,12 @@ def _draw_genes(fig: style.Sheet, part: _Panel, place: _Places, top: float, size
     write_rows(shares, 1.04 * limit, texts)
     if size.stacked:
         write_rows(shares, -0.4 * line * limit / size.bars, donors, ha="right")
-    edge = (1.5 * line - right) * limit / size.bars if size.stacked else 0
-    shares.text(edge, -0.35, "\n".join(place.shares), va="bottom", linespacing=1.25, clip_on=False)
+    shares.text((edge - right) * limit / size.bars, -0.35, "\n".join(place.shares), va="bottom", linespacing=1.25,
+                clip_on=False)  # fmt: skip
 
-    bar = panel(
-        fig,
-        1.5 * line if size.stacked else right,
-        top + place.top_of_shares + height + 1.2 * line,
-        size.bars,
-        0.5 * line,
-    )
+    below = top + place.top_of_shares + height + 1.2 * line
     ticks = {-end: f"−{end:g}", 0: "0", end: f"{end:g}"}
+    bar = panel(fig, edge, below, size.bars, 0.5 * line)
     color_bar(bar, style.current().diverging, "\n".join(place.scale), ticks)
     return ax
 
@@ -251,7 +232,7 @@ def _list_values(panels: Sequence[_Panel], variance: pd.DataFrame) -> pd.DataFra
 
 def _notes(panels: Sequence[_Panel], share: pd.DataFrame, run: RunInfo, *, has_variance: bool) -> list[str]:
     """Return the sentences of the caption."""
-    donors = "donors" if run.donor_column == DONOR else f"values of {style.printable(run.donor_column)}"
+    donors = style.label_plural(DONOR, run)
     n = share.groupby("Model")[DONOR].nunique().max()
     shown = max(len(part.donors) for part in panels)
     absent = [style.name_of(model) for model in _CONDITIONAL[:2]
@@ -274,7 +255,7 @@ def _notes(panels: Sequence[_Panel], share: pd.DataFrame, run: RunInfo, *, has_v
         *_variance_notes(last, donors),
         *(f"The donor part of {name} adds no gene in one donor more than in the others" for name in same),
         *(f"The results file of {name} contains no donor part; train this model again" for name in absent),
-        *style.run_note(f"{run.n_cells:,} cells" if run.n_cells else "", run),
+        *style.run_note(style.cells_of(run), run),
     ]
 
 

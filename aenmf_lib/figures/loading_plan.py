@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from aenmf_lib.data import CELL_TYPE
 from aenmf_lib.figures import style
 from aenmf_lib.figures.heatmaps import PAGE, SPECIFIC, choose_programs, longest
 
@@ -41,130 +40,63 @@ class Plan:
     tested: bool  # whether gene sets were given
     table: pd.DataFrame  # of the figure
 
-    @property
-    def n_columns(self) -> int:
-        """Number of programs."""
-        return len(self.programs)
+    def __post_init__(self) -> None:
+        """Divide the page."""
+        line, page = style.line(), style.page_width("double")
 
-    @property
-    def symbols(self) -> list[str]:
-        """Names of the rows of the heat map."""
-        return style.shorten_labels(self.genes["symbol"], 0.2 * style.page_width("double"))
+        # names on the left of the heat map
+        self.symbols = style.shorten_labels(self.genes["symbol"], 0.2 * page)
+        self.symbol_width = max(style.text_width(text, "bold") for text in self.symbols)
+        markers = longest(self.genes["marker_of"]) + line if self.genes["marker_of"].any() else 0
+        wanted = max(self.symbol_width + markers, longest(map(style.printable, self.sets))) + 0.5 * line
+        least = max(longest(HEADS) + line, self.symbol_width + 0.5 * line)
+        self.left = max(min(wanted, _LEFT * page), least)
+        room = self.left - self.symbol_width - line
+        self.marker_width = room if room > 3 * line else 0.0  # of the types of the markers; 0 without space for them
 
-    @property
-    def symbol_width(self) -> float:
-        """Width of the names of the genes, in bold."""
-        return max(style.text_width(text, "bold") for text in self.symbols)
+        # columns, and the first column of each group of programs with the same top type
+        self.n_columns = len(self.programs)
+        self.column = min((page - self.left - 1.3 * line) / self.n_columns, _COLUMN[1] * line)
+        starts = [i for i, group in enumerate(self.groups) if i == 0 or group != self.groups[i - 1]]
+        self.starts = [*starts, self.n_columns]
 
-    @property
-    def left(self) -> float:
-        """Width of the names on the left of the heat map."""
-        markers = longest(self.genes["marker_of"]) + style.line() if self.genes["marker_of"].any() else 0
-        wanted = max(self.symbol_width + markers, longest([*map(style.printable, self.sets)])) + 0.5 * style.line()
-        least = max(longest(HEADS) + style.line(), self.symbol_width + 0.5 * style.line())
-        return max(min(wanted, _LEFT * style.page_width("double")), least)
-
-    @property
-    def marker_width(self) -> float:
-        """Width of the types of the markers; 0 if there is no space for them."""
-        room = self.left - self.symbol_width - style.line()
-        return room if room > 3 * style.line() else 0.0
-
-    @property
-    def column(self) -> float:
-        """Width of a column."""
-        room = style.page_width("double") - self.left - 1.3 * style.line()
-        return min(room / self.n_columns, _COLUMN[1] * style.line())
-
-    @property
-    def starts(self) -> list[int]:
-        """First column of each group of programs with the same top type, and the number of columns."""
-        changes = [i for i, group in enumerate(self.groups) if i == 0 or group != self.groups[i - 1]]
-        return [*changes, self.n_columns]
-
-    @property
-    def head(self) -> float:
-        """Height of the names of types and the numbers of programs."""
-        numbers = longest([*map(str, self.programs)])
-        if self.is_flat:
-            names = max(map(len, self.group_labels)) * style.line()
-        else:
-            names = max(map(longest, self.group_labels))
-        if self.tested and self.left - longest(HEADS) < 2.7 * style.line():  # the letter of the panel is above them
-            names = max(names, 2.1 * style.line())
-        return names + (style.line() if numbers < self.column else numbers) + 1.3 * style.line()
-
-    @property
-    def group_labels(self) -> list[list[str]]:
-        """Lines of the shown names of the top types, one list per group."""
-        names, line, length = self._group_names, style.line(), (_HEAD - 3.5) * style.line()
-        if self.is_flat:
-            return [style.wrap(name, room) for name, room in zip(names, self._group_widths, strict=True)]
-        labels = []
-        for name, short, room in zip(names, style.shorten_labels(names, length), self._group_widths, strict=True):
-            lines = style.wrap(name, length)
-            fits = len(lines) * 1.2 * line <= room + 0.5 * line and longest(name.split()) <= length
-            labels.append(lines if fits else [short])
-        return labels
-
-    @property
-    def is_flat(self) -> bool:
-        """Whether the names of the top types fit above their columns, in at most three lines."""
-        return all(
-            longest(name.split()) < room and len(style.wrap(name, room)) <= _LINES
-            for name, room in zip(self._group_names, self._group_widths, strict=True)
+        # names of the groups above their columns: flat in at most three lines, or rotated
+        names = [style.printable(self.groups[i] or "no type") for i in starts]
+        widths = np.diff(self.starts) * self.column - 0.5 * line
+        flat = [style.wrap(name, width) for name, width in zip(names, widths, strict=True)]
+        self.is_flat = all(
+            longest(name.split()) < width and len(lines) <= _LINES
+            for name, width, lines in zip(names, widths, flat, strict=True)
         )
+        self.group_labels = flat if self.is_flat else _wrap_rotated(names, widths)
+        tallest = max(len(lines) * line if self.is_flat else longest(lines) for lines in self.group_labels)
+        if self.tested and self.left - longest(HEADS) < 2.7 * line:  # the letter of the panel is above them
+            tallest = max(tallest, 2.1 * line)
+        numbers = longest(map(str, self.programs))
+        self.head = tallest + (line if numbers < self.column else numbers) + 1.3 * line
 
-    @property
-    def _group_names(self) -> list[str]:
-        """Names of the top types, one per group."""
-        return [style.printable(self.groups[i] or "no type") for i in self.starts[:-1]]
-
-    @property
-    def _group_widths(self) -> list[float]:
-        """Width of the columns of each group, less the space between names."""
-        return [*np.diff(self.starts) * self.column - 0.5 * style.line()]
-
-    @property
-    def top_of_sets(self) -> float:
-        """Position of the gene sets."""
-        return self.head + (len(self.genes) + _GAP) * style.line()
-
-    @property
-    def top_of_keys(self) -> float:
-        """Position of the color bars."""
+        # gene sets below the genes, and the keys: below each other if a word is wider than a third of the page
+        self.top_of_sets = self.head + (len(self.genes) + _GAP) * line
         rows = max(len(self.sets), 1) + 0.3 if self.tested else -_GAP + 0.3
-        return self.top_of_sets + rows * style.line()
+        self.top_of_keys = self.top_of_sets + rows * line
+        labels, room = LABELS if self.sets else LABELS[:1], page - 2 * line
+        self.keys_below = longest(" ".join(labels).split()) > room / 3 - 2 * line
+        self.key_width = room / (1 if self.keys_below else 3 if self.sets else 2)
+        self.key_labels = [style.wrap(label, self.key_width - 2 * line) for label in labels]
+        heights = [(_KEYS + len(lines)) * line for lines in self.key_labels]
+        self.tops_of_keys = [0, *np.cumsum(heights)[:-1]] if self.keys_below else [0] * len(heights)
+        self.height = self.top_of_keys + (sum(heights) if self.keys_below else max(heights))
 
-    @property
-    def height(self) -> float:
-        """Height of the figure."""
-        return self.top_of_keys + self.tops_of_keys[-1]
 
-    @property
-    def tops_of_keys(self) -> list[float]:
-        """Position of each color bar below the first one, and the height of all."""
-        heights = [(_KEYS + len(lines)) * style.line() for lines in self.key_labels]
-        if self.keys_below:
-            return [0, *np.cumsum(heights)]
-        return [*[0] * len(heights), max(heights)]
-
-    @property
-    def keys_below(self) -> bool:
-        """Whether the color bars are below each other, because a word of a label is wider than a third of the page."""
-        words = " ".join(LABELS if self.sets else LABELS[:1]).split()
-        return longest(words) > (style.page_width("double") - 2 * style.line()) / 3 - 2 * style.line()
-
-    @property
-    def key_width(self) -> float:
-        """Width of a color bar with the space beside it."""
-        return (style.page_width("double") - 2 * style.line()) / (1 if self.keys_below else 3 if self.sets else 2)
-
-    @property
-    def key_labels(self) -> list[list[str]]:
-        """Lines of the labels of the color bars, and of the sizes of dots."""
-        labels = LABELS if self.sets else LABELS[:1]
-        return [style.wrap(label, self.key_width - 2 * style.line()) for label in labels]
+def _wrap_rotated(names: list[str], widths: np.ndarray) -> list[list[str]]:
+    """Return the lines of each rotated name; one shortened line if they are wider than its columns."""
+    line, length = style.line(), (_HEAD - 3.5) * style.line()
+    labels = []
+    for name, short, width in zip(names, style.shorten_labels(names, length), widths, strict=True):
+        lines = style.wrap(name, length)
+        fits = len(lines) * 1.2 * line <= width + 0.5 * line and longest(name.split()) <= length
+        labels.append(lines if fits else [short])
+    return labels
 
 
 def make_plan(
@@ -214,8 +146,8 @@ def _of_all_types(usage: pd.DataFrame | None) -> list[int]:
     """Return the programs that no type uses SPECIFIC times as much as the mean of the types."""
     if usage is None or not len(usage):
         return []
-    means = usage.pivot_table(index="program", columns=CELL_TYPE, values="mean_usage", observed=True)
-    return [*means.index[(means.mean(axis=1) > 0) & (means.max(axis=1) < SPECIFIC * means.mean(axis=1))]]
+    means = usage.groupby("program")["mean_usage"].agg(["mean", "max"])
+    return [*means.index[(means["mean"] > 0) & (means["max"] < SPECIFIC * means["mean"])]]
 
 
 def _choose_genes(genes: pd.DataFrame, n_rows: int) -> tuple[int, set[str]]:

@@ -12,7 +12,7 @@ from aenmf_lib.figures import style
 from aenmf_lib.figures.heatmaps import SPECIFIC, chosen_note, color_bar, heatmap, light_to_dark, longest, panel
 from aenmf_lib.figures.loading_plan import ALL_TYPES, HEADS, HIGH, SETS, SIGNIFICANT, Plan, make_plan
 from aenmf_lib.figures.settings import MM, POINTS
-from aenmf_lib.figures.tables import check_columns, check_run, check_table
+from aenmf_lib.figures.tables import check_table
 from aenmf_lib.results import RunInfo
 
 _LEAST = 1e-99  # smaller false discovery rates have the same color
@@ -49,21 +49,14 @@ def fig4_loadings(
     run : facts about the run, for the caption
     model : the model to draw (default: the first one)
     """
-    check_table(genes, "programs.csv", ["Model", "gene", "symbol"], ["program", "rank", "weight"])
-    check_table(cards, "program_cards.csv", ["Model", "top_type", "variance_by_type"], ["program", "share_of_norm"])
+    check_table(genes, "programs.csv", ["Model", "gene", "symbol"], ["program", "rank", "weight"], run)
+    of_cards = ["Model", "top_type", "variance_by_type"], ["program", "share_of_norm"]
+    check_table(cards, "program_cards.csv", *of_cards, run)
     of_sets = ["Model", "gene_set", "shared_genes"], ["program", "overlap", "size", "fdr"]
-    if len(enrichment):
-        check_table(enrichment, "gene_set_enrichment.csv", *of_sets)
-    else:
-        check_columns(enrichment, "gene_set_enrichment.csv", [*of_sets[0], *of_sets[1]])
-    tables = {"programs.csv": genes, "program_cards.csv": cards, "gene_set_enrichment.csv": enrichment}
+    check_table(enrichment, "gene_set_enrichment.csv", *of_sets, run, may_be_empty=True)
     if usage is not None:
-        tables["usage_by_type.csv"] = usage
-        check_columns(usage, "usage_by_type.csv", ["Model", "program", CELL_TYPE, "mean_usage"])
-        if len(usage):
-            check_table(usage, "usage_by_type.csv", [CELL_TYPE], ["program", "mean_usage"])
-    for name, table in tables.items():
-        check_run(table, name, run)
+        of_usage = ["Model", CELL_TYPE], ["program", "mean_usage"]
+        check_table(usage, "usage_by_type.csv", *of_usage, run, may_be_empty=True)
     model = model or style.in_order(cards["Model"])[0]
     if model not in set(cards["Model"]) & set(genes["Model"]):
         raise ValueError(f"model={model!r} is not in the tables. Choose one of: {', '.join({*cards['Model']})}.")
@@ -85,19 +78,23 @@ def fig4_loadings(
 
 def _caption(plan: Plan, name: str, total: int, run: RunInfo) -> list[str]:
     """Return the sentences of the caption."""
-    first = "The gene with the largest weight" if plan.n_genes == 1 else (
-        f"The {plan.n_genes} genes with the largest weights")  # fmt: skip
+    several = f"The {plan.n_genes} genes with the largest weights"
+    first = "The gene with the largest weight" if plan.n_genes == 1 else several
     markers = ", and markers of cell types (bold) among the 100 genes with the largest weights"
     markers *= bool(plan.genes["marker_of"].any())
-    is_type = style.label_titles(run)["cell_type"].lower()
-    sets = [
-        f"b, Gene sets that are enriched in the 100 most specific genes of a program (false discovery rate below "
-        f"{SIGNIFICANT:g})"
-    ]
-    if len(plan.sets) == SETS:
-        sets.append(f"The {SETS} sets with the smallest rates are shown; all are in gene_set_enrichment.csv")
-    if not plan.sets:
+    is_type = style.label_name(CELL_TYPE, run).lower()
+    if not plan.tested:
+        sets = ["No gene sets were tested (option GENE_SETS)"]
+    elif not plan.sets:
         sets = [f"b, {_NO_SETS}"]
+    else:
+        sets = [
+            "b, Gene sets that are enriched in the 100 most specific genes of a program (false discovery rate below "
+            f"{SIGNIFICANT:g})",
+            f"The {SETS} sets with the smallest rates are shown; all are in gene_set_enrichment.csv"
+            if len(plan.sets) == SETS
+            else "",
+        ]
     return [
         f"Genes of the programs of {name}",
         "a, " * plan.tested + f"{first} in each program" + markers,
@@ -106,8 +103,8 @@ def _caption(plan: Plan, name: str, total: int, run: RunInfo) -> list[str]:
         f"The programs are grouped by the {is_type} with the largest mean usage"
         + f"; {ALL_TYPES}, this usage is below {SPECIFIC:g} times the mean over the types" * (ALL_TYPES in plan.groups),
         chosen_note(plan.n_columns, total, f" of {name}", f"those with a marker among their {HIGH} largest genes, "),
-        *(sets if plan.tested else ["No gene sets were tested (option GENE_SETS)"]),
-        *style.run_note(f"{run.n_cells:,} cells" if run.n_cells else "", run),
+        *sets,
+        *style.run_note(style.cells_of(run), run),
     ]
 
 
@@ -117,27 +114,14 @@ def _draw_genes(fig: Figure, plan: Plan) -> None:
     width, height = plan.n_columns * plan.column, n_rows * line
     names = panel(fig, 0, plan.head, plan.left, height)
     names.set(label="names of genes", ylim=(n_rows, 0))
-    right = {"ha": "right"}
     given = [*filter(None, dict.fromkeys(plan.genes["marker_of"]))]
     types = dict(zip(given, style.shorten_labels(given, plan.marker_width), strict=True))
+    middle = {"va": "center_baseline", "ha": "right"}
     for i, (symbol, marker) in enumerate(zip(plan.symbols, plan.genes["marker_of"], strict=True)):
-        names.text(
-            plan.left - 0.4 * line,
-            i + 0.5,
-            symbol,
-            weight="bold" if marker else "normal",
-            va="center_baseline",
-            **right,
-        )
+        x, y = plan.left - 0.4 * line, i + 0.5
+        names.text(x, y, symbol, weight="bold" if marker else "normal", **middle)
         if marker and plan.marker_width:
-            names.text(
-                plan.left - 0.8 * line - plan.symbol_width,
-                i + 0.5,
-                types[marker],
-                color="0.4",
-                va="center_baseline",
-                **right,
-            )
+            names.text(x - 0.4 * line - plan.symbol_width, y, types[marker], color="0.4", **middle)
     ax = panel(fig, plan.left, plan.head, width, height)
     ax.set_label("genes")
     for i in range(n_rows):
@@ -148,10 +132,11 @@ def _draw_genes(fig: Figure, plan: Plan) -> None:
     heatmap(ax, grid, light_to_dark())
     top = panel(fig, plan.left, 0, width, plan.head)
     top.set(label="programs", xlim=(0, plan.n_columns))
-    rotated = {} if longest([*map(str, plan.programs)]) < plan.column else {"rotation": 90}
+    numbers = longest(map(str, plan.programs))
+    rotated = {} if numbers < plan.column else {"rotation": 90}
     for i, program in enumerate(plan.programs):
         top.text(i + 0.5, plan.head - 0.3 * line, program, ha="center", va="bottom", **rotated)
-    numbers = line if not rotated else longest([*map(str, plan.programs)])
+    numbers = numbers if rotated else line
     y, rotated = plan.head - numbers - 0.6 * line, {} if plan.is_flat else {"rotation": 90, "ma": "left"}
     for start, end, label in zip(plan.starts[:-1], plan.starts[1:], plan.group_labels, strict=True):
         top.plot([start + 0.15, end - 0.15], [y, y], color="0.3", lw=0.6)
@@ -160,7 +145,7 @@ def _draw_genes(fig: Figure, plan: Plan) -> None:
         if start:
             ax.plot([start, start], [0, n_rows], color="0.6", lw=0.4)
     for text, height in zip(HEADS, (0.3 * line, plan.head - y + 0.2 * line), strict=True):
-        names.text(plan.left - 0.4 * line, -height / line, text, va="bottom", **right)
+        names.text(plan.left - 0.4 * line, -height / line, text, va="bottom", ha="right")
 
 
 def _draw_sets(fig: Figure, plan: Plan) -> None:
@@ -200,12 +185,10 @@ def _draw_keys(fig: Figure, plan: Plan) -> None:
     if len(dots):
         keys.append({tick: f"{tick}" for tick in _rates(dots)})
     top = plan.top_of_keys + line
-    places = [
-        (1.5 * line + i * width * (not plan.keys_below), top + below) for i, below in enumerate(plan.tops_of_keys)
-    ]
-    for i, ticks in enumerate(keys):
-        ax = panel(fig, *places[i], width - 2 * line, 0.5 * line)
-        color_bar(ax, light_to_dark(), labels[i], ticks)
+    shift = 0 if plan.keys_below else width
+    places = [(1.5 * line + i * shift, top + below) for i, below in enumerate(plan.tops_of_keys)]
+    for place, ticks, label in zip(places, keys, labels, strict=False):
+        color_bar(panel(fig, *place, width - 2 * line, 0.5 * line), light_to_dark(), label, ticks)
     if not len(dots):
         return
     ax = panel(fig, places[2][0], places[2][1] - 0.3 * line, width - 2 * line, 4 * line)

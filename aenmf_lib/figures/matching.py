@@ -1,16 +1,18 @@
 """Figure 5: which programs the models share, and whether the programs are found again by other fits."""
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from aenmf_lib.figures import style
-from aenmf_lib.figures.heatmaps import color_bar, heatmap, light_to_dark, longest, panel
+from aenmf_lib.figures.heatmaps import color_bar, heatmap, light_to_dark, longest, matched_pairs, panel
 from aenmf_lib.figures.settings import MM, POINTS
-from aenmf_lib.figures.tables import check_columns, check_run, check_table
+from aenmf_lib.figures.tables import check_table
 from aenmf_lib.results import RunInfo
 
 _LISTED = 0.1  # cosines below it are white; program_matches.csv has them only of matched programs
@@ -59,10 +61,8 @@ def fig5_matching(
     consensus : ``consensus.csv``: ``program, cosine, rounds, kept``
     rank : ``rank.csv``: the row of the rank of this run has the medians ``starts_median`` and ``halves_median``
     """
-    check_columns(matches, "program_matches.csv", ["Model", "program", "other", "other_program", "cosine", "matched"])
-    if len(matches):
-        check_table(matches, "program_matches.csv", ["Model", "other"], ["cosine"])
-    check_run(matches, "program_matches.csv", run)
+    columns = ["Model", "program", "other", "other_program", "matched"]
+    check_table(matches, "program_matches.csv", columns, ["cosine"], run, may_be_empty=True)
     names = style.model_names([*matches["Model"], *matches["other"]], run)
     maps = _list_maps(matches, [*names])
     groups = _list_groups(matches, names) + (stable := _list_stability(cards, consensus, rank, run))
@@ -90,10 +90,7 @@ def _list_maps(matches: pd.DataFrame, models: list[str]) -> dict[str, pd.DataFra
     maps = {}
     for other in models[1:]:
         table = matches[(matches["Model"] == models[0]) & (matches["other"] == other)]
-        pairs = table[table["matched"].astype(bool)].sort_values("cosine", ascending=False, kind="stable")
-        if pairs.empty:
-            raise ValueError(f"{matches.attrs.get('source', 'program_matches.csv')} has no pairs of {models[0]} and "
-                             f"{other}. Run 10_programs again.")  # fmt: skip
+        pairs = matched_pairs(matches, models[0], other).sort_values("cosine", ascending=False, kind="stable")
         for column, place in (("program", "row"), ("other_program", "column")):
             # programs without a match are last
             order = {program: i for i, program in enumerate(dict.fromkeys([*pairs[column], *sorted(table[column])]))}
@@ -104,13 +101,12 @@ def _list_maps(matches: pd.DataFrame, models: list[str]) -> dict[str, pd.DataFra
 
 def _list_groups(matches: pd.DataFrame, names: dict[str, str]) -> list[_Group]:
     """Return the cosines of the matched programs of each two models."""
-    pairs, groups = matches[matches["matched"].astype(bool)], []
-    for model in names:
-        for other in names:
-            table = pairs[(pairs["Model"] == model) & (pairs["other"] == other)]
-            if len(table):
-                groups.append(_Group("models", f"{names[model]} – {names[other]}", table, table["cosine"].median()))
-    return groups
+    pairs = dict(list(matches[matches["matched"].astype(bool)].groupby(["Model", "other"])))
+    return [
+        _Group("models", f"{names[model]} – {names[other]}", table, table["cosine"].median())
+        for model, other in itertools.product(names, names)
+        if (table := pairs.get((model, other))) is not None
+    ]
 
 
 def _list_stability(
@@ -119,8 +115,7 @@ def _list_stability(
     """Return the cosines between random starts and between halves of the donors, from the tables that are given."""
     groups = []
     if cards is not None:
-        check_table(cards, "program_cards.csv", ["Model", "program", "stability"], [])
-        check_run(cards, "program_cards.csv", run)
+        check_table(cards, "program_cards.csv", ["Model", "program", "stability"], [], run)
         known = cards[cards["stability"].notna()][["Model", "program", "stability"]]
         for model, name in style.model_names(known["Model"], run).items():
             table = known[known["Model"] == model].rename(columns={"stability": "cosine"})
@@ -132,8 +127,7 @@ def _list_stability(
         table = consensus[["program", "cosine", "kept"]].assign(Model="AE_NMF")
         groups.append(_Group("stability", label, table, table["cosine"].median()))
     if rank is not None:
-        check_table(rank, "rank.csv", ["k"], [])
-        check_columns(rank, "rank.csv", ["starts_median", "halves_median"])
+        check_table(rank, "rank.csv", ["k", "starts_median", "halves_median"], [])
         for row in rank[rank["k"] == run.k].itertuples() if run.k else ():
             for label, median in ((_STARTS, row.starts_median), (_HALVES, row.halves_median)):
                 if np.isfinite(median):
@@ -169,7 +163,7 @@ def _caption(names: dict[str, str], maps: dict, stable: list[_Group], run: RunIn
             sentences.append("Open dots are clusters of programs that do not recur in enough rounds")
     else:
         sentences.append("The models were fitted with one random start, so their stability is unknown")
-    return [*sentences, *style.run_note(f"{run.n_cells:,} cells" if run.n_cells else "", run)]
+    return [*sentences, *style.run_note(style.cells_of(run), run)]
 
 
 def _draw(
@@ -178,17 +172,19 @@ def _draw(
 ) -> style.Sheet:  # fmt: skip
     """Return the figure."""
     line, width = style.line(), style.page_width("double")
-    layout = _Maps.of(maps, names)
+    layout = _Maps(maps, names) if maps else None
     labels = {group.name: style.wrap(group.name, _LABEL * width) for group in groups}
     left = max(longest(lines) for lines in labels.values()) + line
     rows = {name: max(len(lines) + 0.5, _HEIGHT) * line for name, lines in labels.items()}
     panels = [[group for group in groups if group.panel == kind] for kind in ("models", "stability")]
     heights = [sum(rows[group.name] for group in part) for part in panels]
-    height = layout.height + sum(part + 5 * line for part in heights if part)
+    y = layout.height if layout else 0.0
+    height = y + sum(part + 5 * line for part in heights if part)
     fig = style.new_figure(table, "double", height, caption, names, run)
     fig.set_layout_engine("none")
-    layout.draw(fig, maps, names)
-    tops, y = [0.5 * line] if maps else [], layout.height
+    if layout:
+        layout.draw(fig)
+    tops = [0.5 * line] if layout else []
     for part, part_height in zip(panels, heights, strict=True):
         if part:
             tops.append(y)
@@ -200,43 +196,36 @@ def _draw(
 
 @dataclass
 class _Maps:
-    """Places of the heat maps. Lengths are in mm."""
+    """The heat maps of the first model and each other one, in as many columns as fit. Lengths are in mm."""
 
-    side: float = 0.0  # of a heat map
-    gap: float = 0.0  # on the left of each heat map
-    across: int = 1
-    has_numbers: bool = False  # whether there is space for the numbers of the programs
-    numbers: float = 0.0  # width of a number
-    titles: dict[str, list[str]] | None = None
-    height: float = 0.0  # of all heat maps with their color bar
+    maps: dict[str, pd.DataFrame]
+    names: dict[str, str]
 
-    @classmethod
-    def of(cls, maps: dict[str, pd.DataFrame], names: dict[str, str]) -> "_Maps":
-        """Return the places in as many columns as fit."""
-        if not maps:
-            return cls()
-        line, width = style.line(), style.page_width("double")
-        numbers = longest([str(program) for table in maps.values() for program in table["program"].unique()])
-        gap = 2.3 * line + numbers
-        across = int(np.clip((width - line) // (_SIDE[0] * line + gap), 1, len(maps)))
-        side = min((width - line) / across - gap, _SIDE[1] * line)
-        k = max(table[["row", "column"]].max().max() + 1 for table in maps.values())
-        has_numbers = side / k >= 0.85 * line
-        titles = {model: style.wrap(names[model], side) for model in maps}
-        block = (max(map(len, titles.values())) + 1.5) * line + side + numbers * has_numbers
-        return cls(side, gap, across, has_numbers, numbers, titles, -(-len(maps) // across) * block + 3.5 * line)
+    def __post_init__(self) -> None:
+        """Place the heat maps and their color bar."""
+        line, width, tables = style.line(), style.page_width("double"), self.maps.values()
+        numbers = longest(str(program) for table in tables for program in table["program"].unique())
+        self.gap = 2.3 * line + numbers  # on the left of each heat map
+        self.across = int(np.clip((width - line) // (_SIDE[0] * line + self.gap), 1, len(tables)))
+        self.side = min((width - line) / self.across - self.gap, _SIDE[1] * line)
+        k = max(table[["row", "column"]].max().max() + 1 for table in tables)
+        self.has_numbers = self.side / k >= 0.85 * line  # whether there is space for the numbers of the programs
+        self.titles = {model: style.wrap(self.names[model], self.side) for model in self.maps}
+        self.title = max(map(len, self.titles.values())) * line
+        self.block = self.title + 1.5 * line + self.side + numbers * self.has_numbers  # height of a heat map
+        self.height = -(-len(tables) // self.across) * self.block + 3.5 * line
 
-    def draw(self, fig: Figure, maps: dict[str, pd.DataFrame], names: dict[str, str]) -> None:
+    def draw(self, fig: Figure) -> None:
         """Draw the heat maps and their color bar."""
-        if not maps:
-            return
-        line, first = style.line(), next(iter(names.values()))
-        block = (self.height - 3.5 * line) / -(-len(maps) // self.across)
-        title = max(map(len, self.titles.values())) * line + 0.7 * line
-        for i, (model, found) in enumerate(maps.items()):
-            x, y = i % self.across * (self.side + self.gap) + self.gap, i // self.across * block + title
-            _draw_map(fig, (x, y, self.side), found, model, "\n".join(self.titles[model]), self.has_numbers)
-            if i % self.across == 0:
+        line, first = style.line(), next(iter(self.names.values()))
+        for i, (model, found) in enumerate(self.maps.items()):
+            row, column = divmod(i, self.across)
+            x, y = column * (self.side + self.gap) + self.gap, row * self.block + self.title + 0.7 * line
+            ax = panel(fig, x, y, self.side, self.side)
+            _draw_map(ax, found, self.side if self.has_numbers else 0)
+            ax.set_label(f"map {model}")
+            ax.set_title("\n".join(self.titles[model]), linespacing=1.15)
+            if column == 0:
                 label = panel(fig, 0.5 * line, y, 1.2 * line, self.side)
                 text = style.shorten_labels([first], self.side)[0]
                 label.text(0.6 * line, self.side / 2, text, rotation=90, ha="center", va="center")
@@ -244,25 +233,17 @@ class _Maps:
         color_bar(bar, light_to_dark(), "cosine", {0: "0", 0.5: "0.5", 1: "1"})
 
 
-def _draw_map(
-    fig: Figure, place: tuple[float, float, float], found: pd.DataFrame, model: str, title: str, has_numbers: bool
-) -> None:
-    """Draw the heat map of the first model (rows) and another one (columns)."""
-    x, y, side = place
-    ax = panel(fig, x, y, side, side)
+def _draw_map(ax: Axes, found: pd.DataFrame, width: float) -> None:
+    """Draw the heat map of the first model (rows) and another one (columns), with numbers unless `width` (mm) is 0."""
     grid = np.full((found["row"].max() + 1, found["column"].max() + 1), np.nan)
     grid[found["row"], found["column"]] = found["cosine"].where(found["cosine"] >= _LISTED)
     heatmap(ax, grid, light_to_dark())
     for row, column in found.loc[_is_weak(found), ["row", "column"]].to_numpy():
         ax.add_patch(Rectangle((column + 0.1, row + 0.1), 0.8, 0.8, fill=False, lw=0.4, edgecolor="0.4"))
-    ax.set_label(f"map {model}")
     ax.spines[:].set_visible(True)
-    ax.set_title(title, linespacing=1.15)
-    if not has_numbers:
-        return
-    for axis, column, place in ((ax.yaxis, "program", "row"), (ax.xaxis, "other_program", "column")):
+    for axis, column, place in ((ax.yaxis, "program", "row"), (ax.xaxis, "other_program", "column")) if width else ():
         numbers = found.drop_duplicates(place).sort_values(place)
-        narrow = axis is ax.xaxis and longest([*map(str, numbers[column])]) > 0.8 * side / len(numbers)
+        narrow = axis is ax.xaxis and longest(map(str, numbers[column])) > 0.8 * width / len(numbers)
         axis.set_ticks(numbers[place] + 0.5, numbers[column], rotation=90 if narrow else 0)
     ax.tick_params(length=0, pad=0.2 * style.line() / MM * POINTS)
 

@@ -4,18 +4,9 @@ import pandas as pd
 
 from aenmf_lib.data import CELL_TYPE
 from aenmf_lib.figures import style
-from aenmf_lib.figures.heatmaps import PAGE, SPECIFIC, choose_programs, chosen_note, panel
-from aenmf_lib.figures.tables import check_columns, check_run, check_table
-from aenmf_lib.figures.usage_panels import (
-    FOLD,
-    GENES,
-    NONE,
-    Columns,
-    draw_types,
-    draw_usages,
-    fit_columns,
-    specific_programs,
-)
+from aenmf_lib.figures.heatmaps import PAGE, SPECIFIC, choose_programs, chosen_note, matched_pairs, panel
+from aenmf_lib.figures.tables import check_table
+from aenmf_lib.figures.usage_panels import FOLD, GENES, NONE, Columns, draw_types, draw_usages, specific_programs
 from aenmf_lib.results import RunInfo
 
 _ROWS = 12  # programs that are shown even if the page becomes higher than PAGE
@@ -44,15 +35,15 @@ def fig3_programs(
     matches : ``program_matches.csv``: ``Model, program, other, other_program, cosine, matched``
     """
     _check(usage, cards, matches, run)
-    over = style.label_columns(run)[CELL_TYPE]
     if usage[CELL_TYPE].nunique() < 2:
         found = "all cells with a type are of one type" if len(usage) else "no cell has a type"
-        return style.empty_figure(usage, f"{found} ({over})", style.run_note("", run))
+        reason = f"{found} ({style.label_columns(run)[CELL_TYPE]})"
+        return style.empty_figure(usage, reason, style.run_note("", run))
     points = _add_columns(usage, cards, matches)
     names, line = style.model_names(points["Model"], run), style.line()
     first = next(iter(names))
     own = cards[cards["Model"] == first]
-    columns = fit_columns(points, own, names)
+    columns = Columns(points, own, names)
     blocks = max(min(-(-len(columns.types) // _BLOCK), int(style.page_width("double") / (25 * line))), 1)
     second = (-(-len(columns.types) // blocks) + 2) * line  # height of the second panel
     n_rows = max(int((PAGE - columns.head - columns.foot - second) / line), _ROWS)
@@ -72,8 +63,7 @@ def _caption(points: pd.DataFrame, columns: Columns, names: dict[str, str], run:
     own = points[points["Model"] == first]
     specific = specific_programs(own, columns.types)
     k, n_types = own["program"].nunique(), points[CELL_TYPE].nunique()
-    over = style.label_columns(run)[CELL_TYPE]
-    types = "cell types" if over == CELL_TYPE else f"values of {over}"
+    types = style.label_plural(CELL_TYPE, run)
     strips = [names[model] for model in others if not columns.width(model)]
     cells = points.drop_duplicates(CELL_TYPE)["n_cells"].sum()
     return [
@@ -103,13 +93,10 @@ def _caption(points: pd.DataFrame, columns: Columns, names: dict[str, str], run:
 def _check(usage: pd.DataFrame, cards: pd.DataFrame, matches: pd.DataFrame, run: RunInfo) -> None:
     """Raise ValueError unless the tables are complete and of one run."""
     by = ["Model", "program"]
-    check_columns(usage, "usage_by_type.csv", [*by, CELL_TYPE, "mean_usage", "n_cells"])
-    if len(usage):
-        check_table(usage, "usage_by_type.csv", by, ["mean_usage", "n_cells"])
-    check_table(cards, "program_cards.csv", [*by, "top_genes", "top_type", "variance_by_type"], ["share_of_norm"])
-    check_columns(matches, "program_matches.csv", [*by, "other", "other_program", "cosine", "matched"])
-    for table, name in ((usage, "usage_by_type.csv"), (cards, "program_cards.csv"), (matches, "program_matches.csv")):
-        check_run(table, name, run)
+    check_table(usage, "usage_by_type.csv", [*by, CELL_TYPE], ["mean_usage", "n_cells"], run, may_be_empty=True)
+    check_table(cards, "program_cards.csv", [*by, "top_genes", "top_type", "variance_by_type"], ["share_of_norm"], run)
+    columns = [*by, "other", "other_program", "cosine", "matched"]
+    check_table(matches, "program_matches.csv", columns, [], run, may_be_empty=True)
     source, again = usage.attrs.get("source", "usage_by_type.csv"), "Run 10_programs again."
     expected = usage.groupby("Model")["program"].nunique().sum() * usage[CELL_TYPE].nunique()
     if usage.duplicated([*by, CELL_TYPE]).any() or len(usage) != expected:
@@ -130,14 +117,9 @@ def _add_columns(usage: pd.DataFrame, cards: pd.DataFrame, matches: pd.DataFrame
     first, *others = style.in_order(points["Model"])
     own = cards.loc[cards["Model"] == first, ["program"]]
     pairs = [own.assign(Model=first, row_program=own["program"], cosine=1.0)]
-    found = matches[matches["matched"].astype(bool)]
     for other in others:
-        part = found[(found["Model"] == first) & (found["other"] == other)]
-        if part.empty:
-            raise ValueError(f"{matches.attrs.get('source', 'program_matches.csv')} has no pairs of {first} and "
-                             f"{other}. Run 10_programs again.")  # fmt: skip
-        part = part.drop(columns=["Model", "other"]).rename(columns={"program": "row_program"})
-        part = part.rename(columns={"other_program": "program"}).assign(Model=other)
+        part = matched_pairs(matches, first, other).assign(Model=other)
+        part = part.rename(columns={"program": "row_program", "other_program": "program"})
         pairs.append(part[["program", "Model", "row_program", "cosine"]])
     points = points.merge(pd.concat(pairs), "left", ["Model", "program"])
     genes = cards.assign(genes=[", ".join(str(text).split(", ")[:GENES]) for text in cards["top_genes"]])
@@ -148,10 +130,9 @@ def _add_columns(usage: pd.DataFrame, cards: pd.DataFrame, matches: pd.DataFrame
 def _add_places(points: pd.DataFrame, first: str, types: list[str], programs: list[int]) -> pd.DataFrame:
     """Add the row and the column of each value in the heat maps. A program is at the type that uses it most."""
     own = points[(points["Model"] == first) & points["program"].isin(programs) & points[CELL_TYPE].isin(types)]
-    peaks = own.assign(column=own[CELL_TYPE].map(types.index)).sort_values("fold", ascending=False, kind="stable")
+    columns = {name: column for column, name in enumerate(types)}
+    peaks = own.assign(column=own[CELL_TYPE].map(columns)).sort_values("fold", ascending=False, kind="stable")
     peaks = peaks.drop_duplicates("program").sort_values(["column", "fold"], ascending=[True, False], kind="stable")
     rows = {program: row for row, program in enumerate(peaks["program"])}
-    columns = {name: column for column, name in enumerate(types)}
-    return points.assign(
-        row=points["row_program"].map(rows).astype("Int64"), column=points[CELL_TYPE].map(columns).astype("Int64")
-    )
+    places = {"row": points["row_program"].map(rows), "column": points[CELL_TYPE].map(columns)}
+    return points.assign(**places).astype(dict.fromkeys(places, "Int64"))

@@ -1,11 +1,8 @@
 """Panels of the figure of programs: heat maps of mean usages by type, and the programs that define each type."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from scipy.cluster.hierarchy import dendrogram, leaves_list, linkage
@@ -27,18 +24,58 @@ _NAME = 14  # longest name of a type below the heat maps, in lines of text
 FOLD = 2  # log2 of the largest fold with a color of its own
 
 
-@dataclass
 class Columns:
-    """Which columns the heat maps have. Lengths are in mm."""
+    """The columns of the heat maps: all types of all models, or of the first one, or the types with most cells.
 
-    types: list[str]  # in order
-    labels: list[str]  # their shown names
-    colors: list[str]  # of the types
-    tree: np.ndarray  # linkage of the types
-    widths: dict[str, float]  # models with a heat map -> width of a column
-    genes: float  # width of the genes of a row
-    number: float  # width of the number of a program
-    titles: dict[str, list[str]]  # model -> lines of its name; one line that is rotated if its heat map is narrow
+    Lengths are in mm.
+    """
+
+    def __init__(self, points: pd.DataFrame, cards: pd.DataFrame, names: dict[str, str]) -> None:
+        """Choose the columns that fit, and their order."""
+        line, width, n_models = style.line(), style.page_width("double"), len(names)
+        genes = [fit_genes(str(text), _LABEL * width, GENES) for text in cards["top_genes"]]
+        self.genes = min(longest(genes), _LABEL * width)  # width of the genes of a row
+        self.number = longest(map(str, cards["program"])) + 0.5 * line  # width of the number of a program
+        room = width - self.genes - n_models * (self.number + 0.6 * line) - line
+        sizes = points.drop_duplicates(CELL_TYPE).set_index(CELL_TYPE)["n_cells"].sort_index()
+        colors = dict(zip(sizes.index, style.palette(CELL_TYPE, sizes.index), strict=True))
+        sizes = sizes.sort_values(ascending=False, kind="stable")
+        n_types, named = len(sizes), _NAMED * line
+        widths = [min(room / n_types / n_models, _WIDE * line)] * n_models
+        if widths[0] < named:  # only the first model has names
+            others = (room / n_types - named) / max(n_models - 1, 1)
+            widths = [named, *[others] * (n_models - 1)]
+            if others < _NARROW or n_models == 1:  # only the first model has a heat map
+                n_types = min(n_types, max(int(room / named), 2))
+                widths = [min(room / n_types, _WIDE * line)]
+        self.widths = dict(zip(names, widths, strict=False))  # models with a heat map -> width of a column
+
+        types = sizes.index[:n_types]
+        own = points[points["Model"] == next(iter(names))]
+        grid = own.pivot_table(index="program", columns=CELL_TYPE, values="fold", observed=True)[types]  # (k, n_types)
+        spread = grid.std(axis=1, ddof=0)
+        scores = grid.sub(grid.mean(axis=1), axis=0).div(spread.where(spread > 1e-12, 1), axis=0)
+        self.tree = linkage(scores.to_numpy().T, "average", optimal_ordering=n_types <= _ORDERED)
+        self.types = [*types[leaves_list(self.tree)]]
+        self.labels = style.shorten_labels(self.types, _NAME * line)  # shown names of the types
+        self.colors = [colors[name] for name in self.types]
+
+        # a name is rotated if a word is wider than the heat map of its model
+        rooms = {model: self.width(model) + self.number for model in names}
+        self.rotated = {model for model, name in names.items() if longest(name.split()) > rooms[model]}
+        self.titles = {
+            model: [name] if model in self.rotated else style.wrap(name, rooms[model]) for model, name in names.items()
+        }
+        tall = [longest(lines) if model in self.rotated else len(lines) * line for model, lines in self.titles.items()]
+        self.head = max(tall[0] + _TREE * line, *tall) + 0.8 * line  # height of the titles and the dendrogram
+
+        # colormap, lines of the label and ticks of each color bar
+        folds = {value: f"1/{2**-value}" if value < 0 else f"{2**value}" for value in range(-FOLD, FOLD + 1)}
+        bars = [(style.current().diverging, "mean usage, fold of the mean over types", folds)]
+        bars += [(COSINES, "cosine of the match", {0: "0", 0.5: "0.5", 1: "1"})] * (n_models > 1)
+        self.bars = [(cmap, style.wrap(label, self.genes - 1.5 * line), ticks) for cmap, label, ticks in bars]
+        height = sum(_BAR_HEIGHT + len(lines) for _, lines, _ in self.bars) + 0.8
+        self.foot = max(longest(self.labels) + 1.5 * line, height * line)  # of the names of the types, or of the bars
 
     def width(self, model: str) -> float:
         """Return the width of the heat map of a model, 0 without one."""
@@ -47,70 +84,6 @@ class Columns:
     def is_named(self, model: str) -> bool:
         """Return whether the columns of a model are wide enough for the names of the types."""
         return self.widths.get(model, 0) >= _NAMED * style.line()
-
-    @property
-    def head(self) -> float:
-        """Height of the titles and the dendrogram."""
-        tall = [longest(lines) if self.is_rotated(model) else len(lines) * style.line()
-                for model, lines in self.titles.items()]  # fmt: skip
-        first = tall[0] + _TREE * style.line()
-        return max(first, *tall) + 0.8 * style.line()
-
-    def is_rotated(self, model: str) -> bool:
-        """Return whether the name of a model is rotated, because its words are wider than its heat map."""
-        return longest(self.titles[model][0].split()) > self.width(model) + self.number
-
-    @property
-    def foot(self) -> float:
-        """Height of the names of the types, or of the color bars."""
-        bars = sum(_BAR_HEIGHT + len(lines) for _, lines, _ in self.bars)
-        return max(longest(self.labels) + 1.5 * style.line(), (bars + 0.8) * style.line())
-
-    @property
-    def bars(self) -> list[tuple[str | Colormap, list[str], dict[float, str]]]:
-        """The colormap, the lines of the label and the ticks of each color bar."""
-        folds = {value: f"1/{2**-value}" if value < 0 else f"{2**value}" for value in range(-FOLD, FOLD + 1)}
-        bars = [(style.current().diverging, "mean usage, fold of the mean over types", folds)]
-        bars += [(COSINES, "cosine of the match", {0: "0", 0.5: "0.5", 1: "1"})] * (len(self.titles) > 1)
-        return [(cmap, style.wrap(label, self.genes - 1.5 * style.line()), ticks) for cmap, label, ticks in bars]
-
-
-def fit_columns(points: pd.DataFrame, cards: pd.DataFrame, names: dict[str, str]) -> Columns:
-    """Return the columns that fit: all types of all models, or of the first one, or the types with most cells."""
-    line, width, n_models = style.line(), style.page_width("double"), len(names)
-    genes = min(longest([fit_genes(str(text), _LABEL * width, GENES) for text in cards["top_genes"]]), _LABEL * width)
-    number = longest([*map(str, cards["program"])]) + 0.5 * line
-    room = width - genes - n_models * (number + 0.6 * line) - line
-    sizes = points.drop_duplicates(CELL_TYPE).set_index(CELL_TYPE)["n_cells"].sort_index()
-    colors = dict(zip(sizes.index, style.palette(CELL_TYPE, sizes.index), strict=True))
-    sizes = sizes.sort_values(ascending=False, kind="stable")
-    n_types, named = len(sizes), _NAMED * line
-    widths = [min(room / n_types / n_models, _WIDE * line)] * n_models
-    if widths[0] < named:  # only the first model has names
-        others = (room / n_types - named) / max(n_models - 1, 1)
-        widths = [named, *[others] * (n_models - 1)]
-        if others < _NARROW or n_models == 1:  # only the first model has a heat map
-            n_types = min(n_types, max(int(room / named), 2))
-            widths = [min(room / n_types, _WIDE * line)]
-    types = sizes.index[:n_types]
-    grid = _grid(points[points["Model"] == next(iter(names))], "program", "fold")[types]
-    spread = grid.std(axis=1, ddof=0)
-    scores = grid.sub(grid.mean(axis=1), axis=0).div(spread.where(spread > 1e-12, 1), axis=0)  # (k, n_types)
-    tree = linkage(scores.to_numpy().T, "average", optimal_ordering=n_types <= _ORDERED)
-    types = [*types[leaves_list(tree)]]
-    labels = style.shorten_labels(types, _NAME * line)
-    found = Columns(types, labels, [*map(colors.get, types)], tree, dict(zip(names, widths, strict=False)), genes,
-                     number, {})  # fmt: skip
-    for model, name in names.items():
-        found.titles[model] = [name]
-        if not found.is_rotated(model):
-            found.titles[model] = style.wrap(name, found.width(model) + number)
-    return found
-
-
-def _grid(points: pd.DataFrame, index: str, values: str) -> pd.DataFrame:
-    """Return values by program and type, (k, n_types)."""
-    return points.pivot_table(index=index, columns=CELL_TYPE, values=values, observed=True)
 
 
 def draw_usages(fig: Figure, points: pd.DataFrame, columns: Columns, names: dict[str, str]) -> None:
@@ -129,7 +102,7 @@ def draw_usages(fig: Figure, points: pd.DataFrame, columns: Columns, names: dict
         title = panel(fig, x, 0, columns.width(model) + columns.number, columns.head)
         title.set_label(f"title {model}")
         y = columns.head - (_TREE + 0.6 if model == first else 0.4) * line
-        rotated = {"rotation": 90} if columns.is_rotated(model) else {"linespacing": 1.15}
+        rotated = {"rotation": 90} if model in columns.rotated else {"linespacing": 1.15}
         title.text(0, y, "\n".join(columns.titles[model]), ha="left", va="bottom", **rotated)
         x += columns.number
         if width := columns.width(model):
@@ -171,8 +144,7 @@ def _draw_names(ax: Axes, columns: Columns, model: str) -> None:
 def _draw_tree(ax: Axes, tree: np.ndarray) -> None:
     """Draw the dendrogram of the types. Each type is 10 units wide."""
     found = dendrogram(tree, no_plot=True)
-    for x, y in zip(found["icoord"], found["dcoord"], strict=True):
-        ax.plot(x, y, color="0.3", lw=0.5, solid_joinstyle="miter")
+    ax.plot(np.transpose(found["icoord"]), np.transpose(found["dcoord"]), color="0.3", lw=0.5, solid_joinstyle="miter")
     ax.set(label="dendrogram", xlim=(0, 10 * (len(tree) + 1)), ylim=(0, 1.02 * max(tree[:, 2].max(), 1e-9)))
 
 
@@ -189,7 +161,7 @@ def draw_types(fig: Figure, points: pd.DataFrame, columns: Columns, top: float, 
     names = min(longest(columns.labels), 0.3 * width)
     labels = style.shorten_labels(columns.types, names)
     best = specific_programs(points, columns.types)
-    fold, number = longest([f"{value:.1f}×" for value in best["fold"]]), longest([*map(str, points["program"])])
+    fold, number = longest(f"{value:.1f}×" for value in best["fold"]), longest(map(str, points["program"]))
     numbers = (_BAR + 1.2) * line + fold + number  # width of an entry without genes
     room = width - names - 1.5 * line
     widths = [style.text_width(fit_genes(text, _LABEL * room, GENES)) for text in best["genes"]]
