@@ -1,6 +1,7 @@
 """The figure of the embeddings: UMAPs, colored by cell type, donor and other columns of obs."""
 
 import difflib
+import string
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,23 +71,16 @@ class _Coloring:
     scale: ScalarMappable | None = None  # of numbers
 
 
-@dataclass
 class _Layout:
     """How the panels of each column of obs are arranged; lengths in mm."""
 
-    columns: int
-    rows: int
-    panel: float  # width and height
-    titles: list[str]  # of the panels; long names have several lines
-
-    @classmethod
-    def fit(cls, names: Sequence[str]) -> "_Layout":
+    def __init__(self, names: Sequence[str]) -> None:
         """Choose the arrangement of one panel per model."""
         width, line = style.page_width("double"), style.line()
-        rows = -(-len(names) // max(1, int(width / (_PANEL * line))))
-        columns = -(-len(names) // rows)
-        panel = min((width - 2 * line) / columns - 0.7 * line, 17 * line)
-        return cls(columns, rows, panel, ["\n".join(wrap_name(name, panel)) for name in names])
+        self.rows = -(-len(names) // max(1, int(width / (_PANEL * line))))
+        self.columns = -(-len(names) // self.rows)
+        self.panel = min((width - 2 * line) / self.columns - 0.7 * line, 17 * line)  # width and height
+        self.titles = ["\n".join(wrap_name(name, self.panel)) for name in names]
 
     def height(self, titles: bool) -> float:
         """Return the height of the panels of one column."""
@@ -107,12 +101,6 @@ def fig2_embeddings(coords: AnnData, color_by: Sequence[str] = (), run: RunInfo 
     coords : ``umap.h5ad``, with obs ``cell_type``, ``donor_id`` and the columns in `color_by` (see `add_columns`), and
         obsm ``X_umap_<Model>`` (n_cells, 2)
     color_by : further columns of obs; numbers have a scale, all others have one color per value
-
-    Raises
-    ------
-    ValueError
-        A column or all maps are missing, coordinates are not finite, a cell has no donor, or the cells are not those of
-        the run.
     """
     maps = _check_maps(coords, run)
     order = np.random.default_rng(_SEED).permutation(coords.n_obs)[:MAX_POINTS]  # no type covers the others
@@ -121,13 +109,11 @@ def fig2_embeddings(coords: AnnData, color_by: Sequence[str] = (), run: RunInfo 
         _color(coords.obs, name, titles.get(name, style.printable(name)), order)
         for name in dict.fromkeys([*LABELS, *color_by])
     ]
-    columns = {"cell": coords.obs_names[order]} | {coloring.column: coloring.cells for coloring in colorings}
-    for model, xy in maps.items():
-        for axis, name in enumerate((f"{model}_x", f"{model}_y")):
-            if name in columns:
-                raise ValueError(f"color_by contains {name!r}, which is a column of the coordinates. Rename it in obs.")
-            columns[name] = xy[order, axis]
-    table, names = pd.DataFrame(columns), style.model_names(maps, run)
+    places = {f"{model}_{axis}": xy[order, i] for model, xy in maps.items() for i, axis in enumerate("xy")}
+    labels = {coloring.column: coloring.cells for coloring in colorings}
+    if both := [name for name in places if name in labels]:
+        raise ValueError(f"color_by contains {both[0]!r}, which is a column of the coordinates. Rename it in obs.")
+    table, names = pd.DataFrame({"cell": coords.obs_names[order]} | labels | places), style.model_names(maps, run)
     caption = _write_caption(coords.n_obs, len(table), [coloring.title for coloring in colorings], names, run)
     fig = _draw(table, colorings, names, caption, run, numbered=False)
     return fig or _draw(table, colorings, names, caption, run, numbered=True)
@@ -137,11 +123,10 @@ def _write_caption(n_cells: int, n_drawn: int, titles: list[str], names: Collect
     """Return the sentences of the caption that do not depend on what fits into the figure."""
     sample = f", of which {n_drawn:,} drawn at random (seed {_SEED}) are shown" * (n_drawn < n_cells)
     shown = [title.lower() if title in ("Cell type", "Donor") else title for title in titles]
-    letters = "abcdefghijklmnopqrstuvwxyz"
     missing = [style.name_of(model) for model in run.used_cell_type if model not in names]
     return [
         "UMAP of each embedding",
-        *(f"{letter}, Cells colored by {title}" for letter, title in zip(letters, shown, strict=False)),
+        *(f"{letter}, Cells colored by {title}" for letter, title in zip(string.ascii_lowercase, shown, strict=False)),
         *style.run_note(f"{n_cells:,} cells{sample}", run),
         f"No UMAP was computed for {style.join(missing)}" if missing else "",
         "The axes are UMAP 1 (horizontal) and UMAP 2 (vertical), without unit; distances in different embeddings "
@@ -212,7 +197,7 @@ def _draw(
     numbered: bool,
 ) -> style.Sheet | None:
     """Return the figure, with the names of the types or numbers on the maps. Return None if the names do not fit."""
-    layout, types = _Layout.fit(list(names.values())), colorings[0]
+    layout, types = _Layout(list(names.values())), colorings[0]
     known = [name for name in types.names if name != types.missing]
     numbers = {name: str(i) for i, name in enumerate(known, 1)}
     on_map = numbers if numbered else break_names(known, layout.panel / 2)
@@ -236,20 +221,16 @@ def _draw(
         rows.append(axes)
     style.letters(axes[0] for axes in rows)
     fig.draw_without_rendering()  # sets the sizes of the panels
-    left_out = [
-        label_map(ax, _split(table, model), on_map, types.names) for ax, model in zip(rows[0], names, strict=False)
-    ]
+    left_out = []
+    for ax, model in zip(rows[0], names, strict=False):
+        by_type = table.groupby(CELL_TYPE, observed=True)[[f"{model}_x", f"{model}_y"]]
+        cells = {str(name): xy.to_numpy() for name, xy in by_type}
+        left_out.append(label_map(ax, cells, on_map, types.names))
     if any(left_out) and not numbered:
         return None
     _draw_cells(rows, colorings, table, list(names), layout)
     fig.caption += _describe_keys(colorings, keys, on_map, max(left_out), numbered=numbered)
     return fig
-
-
-def _split(table: pd.DataFrame, model: str) -> dict[str, np.ndarray]:
-    """Return the coordinates (n, 2) of the cells of each type in one embedding."""
-    cells = table.groupby(CELL_TYPE, observed=True)[[f"{model}_x", f"{model}_y"]]
-    return {str(name): xy.to_numpy() for name, xy in cells}
 
 
 def _make_key(coloring: _Coloring, numbers: dict[str, str] | None = None) -> dict[str, str]:
@@ -295,11 +276,10 @@ def _draw_cells(
 ) -> None:
     """Draw the cells in all panels. Many cells are drawn as pixels."""
     size = np.clip(12_000 / len(table), 0.25, 8) * (layout.panel / 45) ** 2
-    as_pixels = len(table) * len(models) * len(rows) > style.RASTER
+    look = {"s": size, "lw": 0, "rasterized": len(table) * len(models) * len(rows) > style.RASTER}
     for axes, coloring in zip(rows, colorings, strict=True):
         for ax, model in zip(axes, models, strict=False):
-            xy = table[f"{model}_x"], table[f"{model}_y"]
-            ax.scatter(*xy, s=size, c=coloring.colors, lw=0, rasterized=as_pixels)
+            ax.scatter(table[f"{model}_x"], table[f"{model}_y"], c=coloring.colors, **look)
 
 
 def _describe_keys(
@@ -310,14 +290,13 @@ def _describe_keys(
     sentences = [f"Each {what} next to the densest part of its type, or joined to it by a line."]
     if left_out:
         sentences.append(f"For lack of space, up to {left_out:,} of {len(on_map):,} numbers are missing on a map.")
-    for coloring, key in list(zip(colorings, keys, strict=True))[1:]:
+    for coloring, key in zip(colorings[1:], keys[1:], strict=True):
         if coloring.names and not key:
             n, colors = len(coloring.names), len(set(coloring.names.values()))
             repeat = f", in {colors:,} colors" if colors < n else ""
             sentences.append(f"{coloring.title} has {n:,} values{repeat}, too many for a legend.")
         if coloring.scale:
+            low, high = _CLIPPED
             gray = "; gray cells have no value" * bool(coloring.missing)
-            sentences.append(
-                f"The color scale of {coloring.title} ends at the percentiles {_CLIPPED[0]} and {_CLIPPED[1]}{gray}."
-            )
+            sentences.append(f"The color scale of {coloring.title} ends at the percentiles {low} and {high}{gray}.")
     return " ".join(["", *sentences])

@@ -78,21 +78,24 @@ class RunTables:
 
     def _load(self, name: str) -> object:
         """Read a table."""
+        paths = self.paths(name)
         if name == "color_by":
             return self.color_by
         if name == "history":
             return history(self.model_paths)
         if name == "umap":
-            return self._load_umap()
-        if name in _OF_MODEL:
-            parts = [
-                read_table(path).assign(Model=model)
-                for model, path in zip(self.run.used_cell_type, self.paths(name), strict=True)
-            ]
-            table = pd.concat(parts, ignore_index=True)
-            table.attrs["source"] = str(self.folder / f"{name}_<model>.csv")
-            return table[["Model", *table.columns.drop("Model")]]
-        return read_table(*self.paths(name))
+            from aenmf_lib.data.files import read_h5ad
+            from aenmf_lib.figures.embeddings import add_columns
+
+            if not paths[0].is_file():
+                raise FileNotFoundError(f"{paths[0]} does not exist. Run 06_benchmarks, or pass another folder.")
+            return add_columns(read_h5ad(paths[0]), self.model_paths[0], self.color_by)
+        if name not in _OF_MODEL:
+            return read_table(*paths)
+        models = zip(self.run.used_cell_type, paths, strict=True)
+        table = pd.concat([read_table(path).assign(Model=model) for model, path in models], ignore_index=True)
+        table.attrs["source"] = str(self.folder / f"{name}_<model>.csv")
+        return table[["Model", *table.columns.drop("Model")]]
 
     def paths(self, name: str) -> list[Path]:
         """Return the files of a table, of which some may not exist; none for ``color_by`` and ``history``."""
@@ -102,16 +105,6 @@ class RunTables:
             return [self.folder / f"{name}_{model.lower()}.csv" for model in self.run.used_cell_type]
         folder = self.folder.parent if name in _OF_DATA_SET else self.folder
         return [folder / f"{name}.{'h5ad' if name == 'umap' else 'csv'}"]
-
-    def _load_umap(self) -> object:
-        """Read the coordinates, and the columns of obs by which they are colored."""
-        from aenmf_lib.data.files import read_h5ad
-        from aenmf_lib.figures.embeddings import add_columns
-
-        (path,) = self.paths("umap")
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist. Run 06_benchmarks, or pass another folder.")
-        return add_columns(read_h5ad(path), self.model_paths[0], self.color_by)
 
 
 def draw(name: str, tables: RunTables, settings: Settings | None = None) -> Sheet:
@@ -160,11 +153,11 @@ def _warn_if_old(name: str, tables: RunTables) -> None:
 
 def _facts(name: str, tables: RunTables) -> RunInfo:
     """Return the facts for the caption. Studies of the cells fit their own models, also before those of the run."""
-    if name == "figS2_rank" or (
-        name == "conditioning" and not all(Path(path).is_file() for path in tables.model_paths)
-    ):
-        return NO_RUN
-    return replace(tables.run, used_cell_type={}, skipped={}) if name == "conditioning" else tables.run
+    if name not in ("figS2_rank", "conditioning"):
+        return tables.run
+    if name == "conditioning" and all(Path(path).is_file() for path in tables.model_paths):
+        return replace(tables.run, used_cell_type={}, skipped={})
+    return NO_RUN
 
 
 def _take(tables: RunTables, table: str) -> object:

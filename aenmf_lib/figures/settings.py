@@ -15,7 +15,7 @@ from typing import Any
 
 import matplotlib as mpl
 import yaml
-from matplotlib import font_manager, rc_context, style
+from matplotlib import font_manager, style
 from matplotlib.colors import is_color_like, to_hex
 
 log = logging.getLogger(__name__)
@@ -244,14 +244,14 @@ def current() -> Settings:
 @contextlib.contextmanager
 def use(settings: Settings | None = None) -> Iterator[None]:
     """Draw with these settings (None: the default settings), whatever the user's rcParams are."""
-    token = _active.set(settings or read_settings())
+    settings = settings or read_settings()
+    text = {"font.family": [find_font(settings.fonts), "DejaVu Sans"], "font.size": settings.font_size}
+    resolution = {"figure.dpi": settings.dpi, "savefig.dpi": settings.dpi}  # of the layout, and of the files
+    token = _active.set(settings)
     try:
-        with style.context("aenmf_lib.figures.aenmf", after_reset=True):
-            text = {"font.family": [find_font(current().fonts), "DejaVu Sans"], "font.size": current().font_size}
-            # the resolution of the files is also that of the layout
-            with rc_context(text | {"figure.dpi": current().dpi, "savefig.dpi": current().dpi}):
-                yield
-                _warn_without_effect(current())
+        with style.context(["aenmf_lib.figures.aenmf", text | resolution], after_reset=True):
+            yield
+            _warn_without_effect(settings)
     finally:
         _active.reset(token)
 
