@@ -15,7 +15,7 @@ from aenmf_lib.models.base import check_rank
 from aenmf_lib.programs.enrichment import enrich_programs, read_gene_sets
 from aenmf_lib.workflow import metadata, report
 from aenmf_lib.workflow.costs import BENCHMARKS, FIGURES, FILTER, STAGES, Size
-from aenmf_lib.workflow.report import FAULTS, Findings
+from aenmf_lib.workflow.report import FAULTS, Report
 
 _PROGRAMS = "10_programs"
 _NEIGHBORS = 25  # notebook 06 needs more cells than this
@@ -30,7 +30,7 @@ _LABEL_OPTIONS = (
 )
 
 
-def check_cells(settings: Mapping[str, dict], found: Findings, *, may_raise: bool) -> Size | None:
+def check_cells(settings: Mapping[str, dict], found: Report, *, may_raise: bool) -> Size | None:
     """Check the file, its counts and its labels; return the sizes of the filtered cells if they are known."""
     values, k, contents = settings[FILTER], settings[STAGES["AE_NMF"]]["k"], None
     needed = [values["donor_key"], values["cell_type_key"], *values["keep_obs"]]
@@ -70,7 +70,7 @@ def check_cells(settings: Mapping[str, dict], found: Findings, *, may_raise: boo
     return replace(size, k=int(found.options.get("K", k)))
 
 
-def _find_counts(file: metadata.File, values: Mapping[str, Any], found: Findings) -> pd.Series | None:
+def _find_counts(file: metadata.File, values: Mapping[str, Any], found: Report) -> pd.Series | None:
     """Return the row of the matrix that the filter would take, and list the others."""
     layer, fractional = values["layer"], values["fractional"]
     table = found.attempt(counts.candidates, file)
@@ -96,7 +96,7 @@ def _find_counts(file: metadata.File, values: Mapping[str, Any], found: Findings
     return usable.iloc[0]
 
 
-def _check_colors(obs: pd.DataFrame, columns: Sequence[str], values: Mapping[str, Any], found: Findings) -> None:
+def _check_colors(obs: pd.DataFrame, columns: Sequence[str], values: Mapping[str, Any], found: Report) -> None:
     """Check that the UMAP can be colored by these columns."""
     kept = [CELL_TYPE, DONOR, *(values["keep_obs"] or obs)]
     for column in columns:
@@ -106,7 +106,7 @@ def _check_colors(obs: pd.DataFrame, columns: Sequence[str], values: Mapping[str
                         "commas. Correct color_by (COLOR_BY=condition).", "COLOR_BY")  # fmt: skip
 
 
-def _check_genes(file: metadata.File, where: str, values: Mapping[str, Any], gene_sets: str, found: Findings) -> None:
+def _check_genes(file: metadata.File, where: str, values: Mapping[str, Any], gene_sets: str, found: Report) -> None:
     """Find the column with the gene symbols, and compare symbols and ids with the genes of a file of gene sets."""
     var = found.attempt(metadata.read_var, file, where)
     if var is None:
@@ -121,7 +121,7 @@ def _check_genes(file: metadata.File, where: str, values: Mapping[str, Any], gen
         found.attempt(enrich_programs, [np.arange(1)], var.index, names, sets, dropped="GENE_SETS")
 
 
-def _check_names(part: str, names: pd.Index, values: Mapping[str, Any], found: Findings) -> None:
+def _check_names(part: str, names: pd.Index, values: Mapping[str, Any], found: Report) -> None:
     """Record names of cells or genes that occur more than once."""
     if names.has_duplicates:
         repeated = names[names.duplicated()]
@@ -131,7 +131,7 @@ def _check_names(part: str, names: pd.Index, values: Mapping[str, Any], found: F
 
 
 def _check_labels(
-    obs: pd.DataFrame, empty: np.ndarray, values: Mapping[str, Any], found: Findings
+    obs: pd.DataFrame, empty: np.ndarray, values: Mapping[str, Any], found: Report
 ) -> label_summary.LabelSummary | None:
     """Check donors and types; continue with the suggested values, so that later checks run too."""
     if n := int(empty.sum()):
@@ -144,29 +144,32 @@ def _check_labels(
     keys = {DONOR: values["donor_key"], CELL_TYPE: values["cell_type_key"]}
     options = {name: values[name] for name in _LABEL_OPTIONS}
     options |= {"usable": ~empty, "sample": values["sample_cells"], "seed": values["seed"]}
-    summaries = [label_summary.summarize_labels(obs, *keys.values(), **options)]
+    summaries: list[label_summary.LabelSummary] = []
 
-    def again() -> None:
+    def summarize() -> None:
         summaries.append(label_summary.summarize_labels(obs, *keys.values(), **options))
 
+    summarize()
     for label, option in ((DONOR, "DONOR_KEY"), (CELL_TYPE, "CELL_TYPE_KEY")):
         if keys[label] not in obs:
             likely = [*label_summary.likely_columns(obs, keys[label], label), "COLUMN"]
             keys[label] = found.options[option] = likely[0]
     if found.options.keys() & {"DONOR_KEY", "CELL_TYPE_KEY"}:
-        again()
+        summarize()
     unlabeled = False
     for label, option in ((DONOR, "drop_missing"), (CELL_TYPE, "keep_unlabeled")):
         known = keys[label] in obs and not options["drop_missing"] and not options[option]
         if known and is_missing(obs[keys[label]])[~empty].any():
             found.options[option.upper()], options[option], unlabeled = "true", True, True
     if unlabeled:
-        again()
+        summarize()
     donors = summaries[-1].donors
     if len(donors) and not donors["kept"].any():
-        options["min_cells"] = metadata.round_down(int(donors["n_cells"].iloc[:2].min()))
+        enough = int(donors["n_cells"].iloc[:2].min())
+        power = 10 ** (len(str(enough)) - 1)
+        options["min_cells"] = enough // power * power  # with one digit that is not 0
         found.options["MIN_CELLS"] = str(options["min_cells"])
-        again()
+        summarize()
     summary = summaries[-1]
     for text in [text for each in summaries for text in each.errors]:
         found.error(text)
@@ -177,7 +180,7 @@ def _check_labels(
     return summary
 
 
-def _check_rank(size: Size, contents: metadata.Contents, found: Findings) -> None:
+def _check_rank(size: Size, contents: metadata.Contents, found: Report) -> None:
     """Compare K with the numbers of cells, genes and types."""
     most = min(size.n_cells, contents.n_genes)
     if found.attempt(check_rank, size.k, size.n_cells, contents.n_genes) is None and size.k > most:
@@ -199,7 +202,7 @@ def _check_rank(size: Size, contents: metadata.Contents, found: Findings) -> Non
         )
 
 
-def _check_classes(kept: pd.DataFrame, values: dict[str, Any], found: Findings, *, may_raise: bool) -> None:
+def _check_classes(kept: pd.DataFrame, values: dict[str, Any], found: Report, *, may_raise: bool) -> None:
     """Compare the sizes of the classes with the folds, and MAX_CELLS with the number of classes."""
     splits, least = Splits(), {label: smallest_max_cells(kept, label) for label in (CELL_TYPE, DONOR)}
     for label in least:

@@ -7,7 +7,6 @@ seconds. All faults are reported at once.
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +23,17 @@ from aenmf_lib.training.second_moment import check_device
 from aenmf_lib.workflow import cluster, costs, parameters, report
 from aenmf_lib.workflow.cells_check import check_cells
 from aenmf_lib.workflow.costs import BENCHMARKS, FIGURES, FILTER, STAGES, Size, Speed
+from aenmf_lib.workflow.report import Report
 
 _MODELS = {model.name: model for model in (BaseNMF, AENMF, CAENMF1, CAENMF2, UntiedAENMF)}
-
-
-@dataclass
-class Report:
-    """The result of `examine`."""
-
-    errors: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    text: str = ""  # what `make check` prints
-    command: str = ""  # the complete command line
-    raised: dict[str, int] = field(default_factory=dict)  # values that QUICK raises, because the data need more
-    costs: pd.DataFrame | None = None  # of each stage, from `costs.predict`; None if the sizes are not known
-    size: Size | None = None  # of the filtered cells, if it is known
 
 
 def examine(
     values: Mapping[str, Mapping[str, Any]],
     *,
     models: Sequence[str],
+    variables: Mapping[str, str],
     slurm: bool = False,
-    variables: Mapping[str, str] | None = None,
     notebooks: Path = Path("notebooks"),
     folder: Path = Path("results"),
 ) -> Report:
@@ -57,56 +44,41 @@ def examine(
     values : notebook -> parameter -> value
         The values that are set, from `parameters.resolve`. All others have the defaults of the notebook.
     models
-        The models to train: `Base_NMF, AE_NMF, CAE_NMF1, CAE_NMF2, Untied_AE_NMF`, or some of them.
+        The models to train, names in `STAGES`.
+    variables
+        The variables on the command line of make, which the suggested command repeats.
     slurm
         Whether the stages run on a cluster. Then the GPU and the memory of this machine do not matter.
-    variables
-        The variables on the command line of make, which the suggested command repeats. If None, the command names the
-        values that are not defaults.
     notebooks, folder
         The folder of the notebooks, and the folder to which the results will be written.
     """
-    found = report.Findings()
+    found, quick = Report(), variables.get("QUICK") == "true"
     defaults = {path.stem: parameters.defaults(path) for path in sorted(notebooks.glob("[0-9][0-9]_*.py"))}
     settings = {name: own | dict(values.get(name, {})) for name, own in defaults.items()}
-    quick = (variables or {}).get("QUICK") == "true"
     _check_models(settings, models, slurm, found)
     _check_benchmarks(settings[BENCHMARKS], found)
     drawn = settings[FIGURES]
     found.attempt(read_settings, drawn["settings"], dropped="SETTINGS")
     found.attempt(read_settings, width=drawn["width"], dropped="WIDTH")
     found.attempt(read_settings, formats=drawn["formats"], dropped="FORMAT")
-    size = check_cells(settings, found, may_raise=quick and "MAX_CELLS" not in (variables or {}))
-    table = None
+    size = check_cells(settings, found, may_raise=quick and "MAX_CELLS" not in variables)
     _check_folder(folder, found)
     if size:
         settings[BENCHMARKS] |= found.raised
         if baselines.HARMONY in settings[BENCHMARKS]["baselines"] and size.n_donors < 2:
             text = f"{baselines.HARMONY} corrects for differences between donors, and there is only one donor."
             found.error(f"{text} Remove it from BASELINES.", "BASELINES")
-        table = _predict(size, settings, models, found)
-    if table is not None:
-        _check_resources(table, slurm, folder, found)
-    typed = _typed(values, defaults) if variables is None else dict(variables)
-    kept = {name: text for name, text in typed.items() if name not in found.dropped}
-    command = report.command(kept | found.options)
-    text = report.text(settings[FILTER]["data"], found, table, command, quick=quick, slurm=slurm)
-    return Report(found.errors, found.warnings, text, command, found.raised, table, size)
-
-
-def _typed(values: Mapping[str, Mapping[str, Any]], defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Return the variables of make for the values that are not defaults, in the order of the notebooks."""
-    changed: dict[str, str] = {}
-    for notebook, own in values.items():
-        for name, value in own.items():
-            if value != defaults.get(notebook, {}).get(name):
-                text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-                changed[parameters.variable(name)] = text.lower() if isinstance(value, bool) else text
-    return {name: text for name, text in changed.items() if name in report.VARIABLES}
+        found.size, found.costs = size, _predict(size, settings, models, found)
+    if found.costs is not None:
+        _check_resources(found.costs, slurm, folder, found)
+    kept = {name: text for name, text in variables.items() if name not in found.dropped}
+    found.command = report.command(kept | found.options)
+    found.text = report.text(settings[FILTER]["data"], found, quick=quick, slurm=slurm)
+    return found
 
 
 # ---------------------------------------------------------------- parameters
-def _check_models(settings: Mapping[str, dict], models: Sequence[str], slurm: bool, found: report.Findings) -> None:
+def _check_models(settings: Mapping[str, dict], models: Sequence[str], slurm: bool, found: Report) -> None:
     """Check each parameter of each model, then all together, and look for the device."""
     for name in models:
         if name not in _MODELS:
@@ -126,7 +98,7 @@ def _check_models(settings: Mapping[str, dict], models: Sequence[str], slurm: bo
             found.attempt(check_device, own["device"], dropped="DEVICE")
 
 
-def _check_benchmarks(values: Mapping[str, Any], found: report.Findings) -> None:
+def _check_benchmarks(values: Mapping[str, Any], found: Report) -> None:
     """Check the parameters that only notebook 06 reads."""
     for name in ("clustering_seeds", "classification_seeds", "unseen_seeds", "resolutions"):
         numbers, least = values[name], "above 0" if name == "resolutions" else "of 0 or more"
@@ -152,9 +124,7 @@ def _check_benchmarks(values: Mapping[str, Any], found: report.Findings) -> None
 
 
 # ---------------------------------------------------------------- resources
-def _predict(
-    size: Size, settings: Mapping[str, dict], models: Sequence[str], found: report.Findings
-) -> pd.DataFrame | None:
+def _predict(size: Size, settings: Mapping[str, dict], models: Sequence[str], found: Report) -> pd.DataFrame | None:
     """Return the predicted cost of each stage, or None if there is no model to train."""
     known = [name for name in models if name in _MODELS]
     trained = [name for name in known if size.n_donors > 1 or not costs.compares_donors(name, settings)]
@@ -167,10 +137,9 @@ def _predict(
     return cluster.add_cluster(table, size, settings, models=trained, speed=speed)
 
 
-def _check_resources(table: pd.DataFrame, slurm: bool, folder: Path, found: report.Findings) -> None:
+def _check_resources(table: pd.DataFrame, slurm: bool, folder: Path, found: Report) -> None:
     """Compare the predictions with the memory and the disk of this machine, and with the requests on the cluster."""
-    there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
-    need, free = table["disk"].sum() - there, report.free_disk(folder)
+    need, free = table["disk"].sum() - report.size_on_disk(folder), report.free_disk(folder)
     if need > free:
         found.error(
             f"The results need {report.bytes_text(need)} of disk space, and {folder}/ has {report.bytes_text(free)} "
@@ -201,7 +170,7 @@ def _check_resources(table: pd.DataFrame, slurm: bool, folder: Path, found: repo
             found.warnings.append(f"{text}; {report.bytes_text(available)} are available. {advice}.")
 
 
-def _check_folder(folder: Path, found: report.Findings) -> None:
+def _check_folder(folder: Path, found: Report) -> None:
     """Check whether the results can be written."""
     place = report.existing(folder)
     if not os.access(place, os.W_OK | os.X_OK):

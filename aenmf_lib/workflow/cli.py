@@ -125,11 +125,12 @@ def _jobs(options: argparse.Namespace) -> None:
     """Print FOLDER/LABEL.SEED for each part of the classification. Each part is one job per model."""
     notebook = next(path for path in options.notebooks if path.stem == "06_benchmarks")
     values = parameters.defaults(notebook) | _plan(options).values[notebook.stem]
-    parts = [f"classification_scores/{label}" for label in ("cell_type", "donor_id")]
-    seeds = dict.fromkeys(parts, values["classification_seeds"]) | {
-        "unseen_donors_scores/cell_type": values["unseen_seeds"]
+    seeds = {
+        "classification_scores/cell_type": "classification_seeds",
+        "classification_scores/donor_id": "classification_seeds",
+        "unseen_donors_scores/cell_type": "unseen_seeds",
     }
-    print(*(f"{part}.{seed}" for part, of in seeds.items() for seed in of))
+    print(*(f"{part}.{seed}" for part, name in seeds.items() for seed in values[name]))
 
 
 def _score(options: argparse.Namespace) -> None:
@@ -185,9 +186,6 @@ def _merge(options: argparse.Namespace) -> None:
 
 def _project(options: argparse.Namespace) -> None:
     """Compute the usages of new cells with the programs of a results file."""
-    for name, path in (("CELLS", options.cells), ("MODEL", options.model)):
-        if not path.exists():
-            raise ValueError(f"{name}={path} does not exist. Pass an existing file: make project CELLS=… MODEL=….")
     from aenmf_lib.programs.projection import project_file
 
     settings = {name: getattr(options, name) for name in _OF_CELLS if getattr(options, name)}
@@ -213,13 +211,11 @@ def _copy(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     """Write the report of a run, a site that opens without a server."""
-    from aenmf_lib.workflow import site
+    from aenmf_lib.workflow import report, site
 
     index = site.build(options.run, options.out)
-    size = sum(file.stat().st_size for file in index.parent.rglob("*") if file.is_file())
-    logging.info(
-        "wrote %s (%.1f MB). Open it in a browser; to send the report, compress its folder.", index, size / 1e6
-    )
+    text = "wrote %s (%.1f MB). Open it in a browser; to send the report, compress its folder."
+    logging.info(text, index, report.size_on_disk(index.parent) / 1e6)
 
 
 def _fetch(options: argparse.Namespace) -> None:
@@ -239,12 +235,12 @@ def _simulate(options: argparse.Namespace) -> None:
 def _stand_in(options: argparse.Namespace) -> None:
     """Write simulated cells with the shape and the schema of an atlas."""
     from aenmf_lib.data.stand_in import StandIn
+    from aenmf_lib.workflow.report import size_on_disk
 
     given = {name: value for name, value in vars(options).items() if value is not None}
-    path = given.pop("path")
-    StandIn(**{name: value for name, value in given.items() if name != "command"}).write(path)
-    size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
-    logging.info("wrote %s: %s simulated cells, %.1f GB", path, f"{options.cells:,}", size / 1e9)
+    StandIn(**{name: value for name, value in given.items() if name not in ("path", "command")}).write(options.path)
+    size = size_on_disk(options.path)
+    logging.info("wrote %s: %s simulated cells, %.1f GB", options.path, f"{options.cells:,}", size / 1e9)
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -94,9 +94,3 @@ def bytes_per_cell(file: File) -> float:
 def layer_of(where: str) -> str:
     """Return the value of LAYER that names a matrix: ``counts`` for ``layers['counts']``."""
     return where.removeprefix("layers[").removesuffix("]").strip("'\"")
-
-
-def round_down(number: int) -> int:
-    """Return a number of cells with one digit that is not 0."""
-    power = 10 ** (len(str(number)) - 1)
-    return number // power * power

@@ -125,9 +125,9 @@ class Plan:
         if report.errors:
             again = shlex.join(f"{name}={text}" for name, text in self.variables.items())
             raise CheckError("\nerror: ".join(report.errors) + f"\nNothing was run. Whole report: make check {again}")
-        if raised := getattr(report, "raised", {}):
-            parameters.write(self.raised, raised)
-            self._raise(raised)
+        if report.raised:
+            parameters.write(self.raised, report.raised)
+            self._raise(report.raised)
         parameters.write_text(file, report.text.rstrip("\n") + "\n")
 
     def _raise(self, least: dict[str, int] | None) -> None:

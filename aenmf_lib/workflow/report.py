@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from aenmf_lib.data.labels import CELL_TYPE, DONOR
 from aenmf_lib.data.reading import available_memory
 from aenmf_lib.workflow.costs import Size, available_cores
 
-VARIABLES = (  # of make, in the order in which the command names them
+_ORDER = (  # of the variables of make in the suggested command
     "DATASET DATA DONOR_KEY CELL_TYPE_KEY MIN_CELLS LAYER GENE_NAME_KEY FRACTIONAL DROP_MISSING KEEP_UNLABELED"
     " DROP_EMPTY DROP_LABELS MERGE_LABELS PRIMARY_ONLY SAMPLE_CELLS K SEED N_STARTS STRENGTH GENE_WEIGHTS"
     " DEVICE MAX_CELLS FOREST SCIB N_JOBS EXTRA BASELINES FORMAT WIDTH COLOR_BY SETTINGS MODELS QUICK SHARDS EXECUTOR"
@@ -27,15 +28,19 @@ _LONG = 1200.0  # seconds: above this, a quick look is suggested first
 
 
 @dataclass
-class Findings:
-    """What has been found so far, in the order of the report."""
+class Report:
+    """What a check has found so far, in the order of its text."""
 
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    lines: list[tuple[str, str]] = field(default_factory=list)  # (what, found) of the first part of the report
+    lines: list[tuple[str, str]] = field(default_factory=list)  # (what, found) of the first part of the text
     options: dict[str, str] = field(default_factory=dict)  # suggested variables of make
     dropped: set[str] = field(default_factory=set)  # variables of make that caused an error
-    raised: dict[str, int] = field(default_factory=dict)  # values that QUICK raises
+    raised: dict[str, int] = field(default_factory=dict)  # values that QUICK raises, because the data need more
+    size: Size | None = None  # of the filtered cells, if it is known
+    costs: pd.DataFrame | None = None  # of each stage, from `cluster.add_cluster`; None if the sizes are not known
+    command: str = ""  # the complete command line
+    text: str = ""  # what `make check` prints
 
     def attempt(self, function: Callable, *arguments: Any, dropped: str = "", **options: Any) -> Any:
         """Return the result of a function, or record its error (and the variable that caused it) and return None."""
@@ -53,16 +58,8 @@ class Findings:
             self.dropped.add(dropped)
 
 
-def text(
-    path: str,
-    found: Findings,
-    table: pd.DataFrame | None,
-    command: str,
-    *,
-    quick: bool = False,
-    slurm: bool = False,
-) -> str:
-    """Return the whole report. `table` is that of `cluster.add_cluster`, or None if the sizes are not known."""
+def text(path: str, found: Report, *, quick: bool, slurm: bool) -> str:
+    """Return the whole report."""
     parts = [f"Check of {path}", *_aligned(found.lines)]
     for title, entries in (("Problems", found.errors), ("Warnings", found.warnings)):
         if entries:
@@ -70,11 +67,11 @@ def text(
             for number, entry in enumerate(entries, 1):
                 parts += _wrapped(entry, f"  {number}. ")
     parts += [] if found.errors else ["", "No problems were found."]
-    if table is not None:
-        parts += ["", *_costs(table, slurm=slurm)]
+    if found.costs is not None:
+        parts += ["", *_costs(found.costs)]
     title = "Command" if not found.errors else "Command, corrected" if found.options or found.dropped else ""
-    parts += ["", title or "Command, once the problems are solved", f"  {command}"]
-    whole = table[table["part"] == ""] if table is not None else None
+    parts += ["", title or "Command, once the problems are solved", f"  {found.command}"]
+    whole = found.costs[found.costs["part"] == ""] if found.costs is not None else None
     if whole is not None and not quick and whole["cluster_seconds" if slurm else "seconds"].sum() > _LONG:
         parts += ["For a first look in minutes, add QUICK=true."]
     return "\n".join(parts) + "\n"
@@ -82,8 +79,7 @@ def text(
 
 def command(variables: Mapping[str, str]) -> str:
     """Return the command line of make with these variables."""
-    known = [name for name in VARIABLES if name in variables]
-    names = [*known, *(name for name in variables if name not in known)]
+    names = sorted(variables, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
     return " ".join(["make all", *(f"{name}={shlex.quote(variables[name])}" for name in names)])
 
 
@@ -113,37 +109,25 @@ def describe_kept(summary: LabelSummary, size: Size) -> str:
 
 
 # ---------------------------------------------------------------- costs
-def _costs(table: pd.DataFrame, *, slurm: bool) -> list[str]:
+def _costs(table: pd.DataFrame) -> list[str]:
     """Return the table of costs."""
-    total, _ = memory()
-    machine = f"this machine: {available_cores()} cores, {bytes_text(total)} of memory"
-    header = f"{'stage':<22}{'memory':>9}{'disk':>9}{'time':>9}{'cluster':>11}{'requested there':>24}"
-    lines = [
-        f"Estimated cost; expect errors of a factor of two ({machine}; cluster: {_requests_text(table)})",
-        f"  {header}",
-    ]
+    requests = "slurm/stages.tsv" if table["requested_memory"].notna().any() else "unknown"
+    machine = f"this machine: {available_cores()} cores, {bytes_text(memory()[0])} of memory; cluster: {requests}"
+    rows = [("stage", "memory", "disk", "time", "cluster", "requested there")]
     for row in table.itertuples():
-        name = f"  {row.part}" if row.part else row.stage
-        there = "" if pd.isna(row.cluster_seconds) else time_text(row.cluster_seconds)
-        requested = (
-            ""
-            if pd.isna(row.requested_memory)
-            else f"{bytes_text(row.requested_memory)}, {time_text(row.requested_seconds)}"
-        )
         disk = bytes_text(row.disk) if row.disk else ""
-        here = f"  {name:<22}{bytes_text(row.memory):>9}{disk:>9}{time_text(row.seconds):>9}"
-        lines.append(f"{here}{there:>11}{requested:>24}".rstrip())
+        there = "" if pd.isna(row.cluster_seconds) else time_text(row.cluster_seconds)
+        requested = ""
+        if not pd.isna(row.requested_memory):
+            requested = f"{bytes_text(row.requested_memory)}, {time_text(row.requested_seconds)}"
+        name = f"  {row.part}" if row.part else row.stage
+        rows.append((name, bytes_text(row.memory), disk, time_text(row.seconds), there, requested))
     whole = table[table["part"] == ""]
-    there = whole["cluster_seconds"].sum()
-    last = time_text(there) if there else ""
-    largest, disk = bytes_text(whole["memory"].max()), bytes_text(whole["disk"].sum())
-    lines.append(f"  {'all':<22}{largest:>9}{disk:>9}{time_text(whole['seconds'].sum()):>9}{last:>11}")
-    return lines
-
-
-def _requests_text(table: pd.DataFrame) -> str:
-    """Return where the requests come from."""
-    return "slurm/stages.tsv" if table["requested_memory"].notna().any() else "unknown"
+    seconds, there = whole[["seconds", "cluster_seconds"]].sum()
+    memory_and_disk = bytes_text(whole["memory"].max()), bytes_text(whole["disk"].sum())
+    rows.append(("all", *memory_and_disk, time_text(seconds), time_text(there) if there else "", ""))
+    lines = ["  {:<22}{:>9}{:>9}{:>9}{:>11}{:>24}".format(*row).rstrip() for row in rows]
+    return [f"Estimated cost; expect errors of a factor of two ({machine})", *lines]
 
 
 def bytes_text(size: float) -> str:
@@ -179,6 +163,11 @@ def free_disk(folder: Path) -> int:
     return shutil.disk_usage(existing(folder)).free
 
 
+def size_on_disk(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder; 0 if it does not exist."""
+    return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+
+
 # ---------------------------------------------------------------- layout
 def _aligned(lines: Sequence[tuple[str, str]]) -> list[str]:
     """Return (what, found) pairs in two columns."""
@@ -188,8 +177,6 @@ def _aligned(lines: Sequence[tuple[str, str]]) -> list[str]:
 
 def _wrapped(entry: str, first: str) -> list[str]:
     """Return an entry in lines of limited width, indented like its first line; its own line breaks stay."""
-    import textwrap
-
     indent, lines = " " * len(first), []
     for line in entry.split("\n"):
         lines += textwrap.wrap(

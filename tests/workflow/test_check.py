@@ -267,7 +267,7 @@ def test_unknown_model_is_an_error(examine):
 def test_repeated_seeds_are_an_error(examine, tmp_path):
     counts().write_h5ad(tmp_path / "cells.h5ad")
     values = {"01_filter": {"data": str(tmp_path / "cells.h5ad")}, "06_benchmarks": {"clustering_seeds": [1, 1]}}
-    found = check.examine(values, models=MODELS, notebooks=NOTEBOOKS, folder=tmp_path)
+    found = check.examine(values, models=MODELS, variables={}, notebooks=NOTEBOOKS, folder=tmp_path)
     assert any("clustering_seeds" in error for error in found.errors)
 
 
@@ -290,15 +290,6 @@ def test_full_disk_and_small_memory_are_found_before_the_first_stage(examine, mo
 def test_folder_that_cannot_be_written_is_an_error(examine, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False if mode & 2 else True)
     assert any("permission denied" in error for error in examine(counts()).errors)
-
-
-def test_command_without_variables_names_the_values_that_are_not_defaults(tmp_path):
-    path = tmp_path / "my cells.h5ad"
-    counts(donor_id=None, batch=[f"b{i % 4}" for i in range(240)]).write_h5ad(path)
-    values = {"01_filter": {"data": str(path), "donor_key": "batch", "drop_missing": True, "min_cells": 0}}
-    values |= {name: {"k": 7} for name in ("02_train_base_nmf", "03_train_ae_nmf")}
-    found = check.examine(values, models=MODELS, notebooks=NOTEBOOKS, folder=tmp_path)
-    assert typed(found) == {"DATA": str(path), "DONOR_KEY": "batch", "DROP_MISSING": "true", "K": "7"}
 
 
 def test_only_the_columns_that_are_needed_are_read(tmp_path):
