@@ -10,7 +10,7 @@ import os
 import re
 import resource
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -39,32 +39,19 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Executed:
-    """An executed notebook.
-
-    Attributes
-    ----------
-    path : the notebook
-    title, question : of its first cell
-    parameters : by name, in the order of their declaration
-    start, end : dates in ISO 8601, to the second
-    seconds : duration
-    outputs : files that it wrote, in the order of writing, relative to its folder
-    info : code, versions, machine and peak memory, as in the provenance of a results file
-    packages : versions of all packages that the library declares
-    skipped : why it stopped early with success; usually empty
-    """
+    """An executed notebook."""
 
     path: Path
-    title: str
-    question: str
-    parameters: dict[str, Parameter]
-    start: str
+    title: str  # of its first cell
+    question: str  # of its first cell
+    parameters: dict[str, Parameter]  # by name, in the order of their declaration
+    start: str  # in ISO 8601, to the second
     end: str
     seconds: float
-    outputs: list[str] = field(default_factory=list)
-    info: dict[str, str] = field(default_factory=dict)
-    packages: dict[str, str] = field(default_factory=dict)
-    skipped: str = ""
+    outputs: list[str]  # files that it wrote, in the order of writing, relative to its folder
+    info: dict[str, str]  # code, versions, machine and peak memory, as in the provenance of a results file
+    packages: dict[str, str]  # versions of the packages that the library declares, and of those in `info`
+    skipped: str  # why it stopped early with success; usually empty
 
     @property
     def name(self) -> str:
@@ -100,6 +87,8 @@ def read(path: Path) -> Executed:
     declared = next((cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])), {"source": ""})
     errors = [out for cell in cells for out in cell.get("outputs", ()) if out["output_type"] == "error"]
     record = notebook["metadata"].get(_RECORD, {})
+    info = record.get("info", {})
+    of_info = {name.removeprefix("version_"): of for name, of in info.items() if name.startswith("version_")}
     return Executed(
         path,
         title[1] if title else path.stem,
@@ -108,8 +97,8 @@ def read(path: Path) -> Executed:
         *(datetime.fromisoformat(run[key]).isoformat(timespec="seconds") for key in ("start_time", "end_time")),
         float(run["duration"]),
         record.get("outputs", []),
-        record.get("info", {}),
-        record.get("packages", {}),
+        info,
+        record.get("packages", {}) | of_info,
         next((error["evalue"] for error in errors if error["ename"] == "Skipped"), ""),
     )
 
@@ -178,14 +167,18 @@ def add_record(notebook: Path, record: Path) -> None:
     info = next((line["info"] for line in lines if "info" in line), {})
     names = [re.match(r"[\w.-]+", line)[0] for line in requires("aenmf_lib") or () if "extra ==" not in line]
     content = json.loads(notebook.read_text(encoding="utf-8"))
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # in bytes on macOS and in KiB elsewhere
-    memory = {"peak_memory_mib": f"{peak / (2**20 if sys.platform == 'darwin' else 2**10):.0f}"}
     content["metadata"][_RECORD] = {
         "outputs": list(dict.fromkeys(file.relative_to(folder).as_posix() for file in files)),
-        "info": info | memory,
+        "info": info | {"peak_memory_mib": f"{peak_memory() / 2**20:.0f}"},
         "packages": {name: found for name in names if (found := _version(name))},
     }
     parameters.write_text(notebook, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+
+
+def peak_memory() -> int:
+    """Return the largest memory of any finished child process, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
 
 
 def _version(name: str) -> str:

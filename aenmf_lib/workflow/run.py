@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import resource
 import shutil
 import signal
 import sys
@@ -83,8 +82,8 @@ def execute(notebook: Path, values: dict[str, Any], report: Path) -> None:
                 raise RunError(f"{notebook.stem} failed: {fault}\nThe cells run so far, with the traceback: {failed}")
             running.replace(report)
             crate.add(report, notebook, Path(private) / "files")
-            seconds = time.monotonic() - start
-            log.info("%s: done in %.0f s, peak memory %s: %s", notebook.stem, seconds, _peak_memory(), report)
+            seconds, memory = time.monotonic() - start, executed.peak_memory() / 2**30
+            log.info("%s: done in %.0f s, peak memory %.1f GiB: %s", notebook.stem, seconds, memory, report)
     except Locked as error:
         raise RunError(str(error)) from None
     except OSError as error:  # of this process: the report could not be written
@@ -147,7 +146,8 @@ def _run(notebook: Path, values: dict[str, Any], running: Path, private: Path) -
             return f"{_SKIPPED}{error.evalue}"
         return f"{error.ename}: {errors.explain_text(error.ename, error.evalue)}"
     except DeadKernelError:
-        return f"its process died, most often because memory ran out: it had used {_peak_memory()}"
+        memory = executed.peak_memory() / 2**30
+        return f"its process died, most often because memory ran out: it had used {memory:.1f} GiB"
     # papermill does not report a sys.exit(0) in a cell
     left = sum(c.cell_type == "code" and c.metadata.papermill.status != "completed" for c in done.cells)
     return f"it stopped before its end, with {left} cells left" if left else ""
@@ -177,9 +177,3 @@ def _stop_kernel_on_signal(name: str, clean_up: Callable[[], None]) -> None:
 
     for number in numbers:
         signal.signal(number, stop)
-
-
-def _peak_memory() -> str:
-    """Return the largest memory of any finished child process, in GiB."""
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
-    return f"{resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 2**30:.1f} GiB"

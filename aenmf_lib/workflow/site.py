@@ -9,7 +9,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,17 +53,9 @@ class Table:
 def build(run: Path, out: Path) -> Path:
     """Write the report of a run and return its first page. The same results give the same bytes.
 
-    Parts that do not exist yet are left out, and the first page names them.
-
-    Parameters
-    ----------
-    run : folder of the results of one number of programs, ``results/<data set>/k<K>``
-    out : folder of the report, which is replaced
-
-    Raises
-    ------
-    ParameterError
-        The folder has no executed notebook, or `out` contains something else.
+    Parts that do not exist yet are left out, and the first page names them. `run` is the folder of the results of one
+    number of programs, ``results/<data set>/k<K>``, and `out` is the folder of the report, which is replaced. Raises
+    ParameterError if `run` has no executed notebook, or `out` contains something else.
     """
     runs = sorted([*executed.find(run.parent), *executed.find(run)], key=lambda each: each.name)
     if not re.fullmatch(r"k\d+", run.name) or not any(each.path.parent == run for each in runs):
@@ -109,7 +101,7 @@ class _Site:
             shutil.copyfile(Path(__file__).with_name("templates") / name, self.out / name)
         figures = [self._figure(path) for path in self._captions()]
         tables = [self._table(path, _ROWS) for path in self._table_files()]
-        cards = [self._cards(model) for model in self._card_models()]
+        cards = self._cards()
         self.common["has_programs"] = bool(cards)
         for table in tables:
             self._page("table.html", f"tables/{table.name}.html", "../", title=table.name, table=table)
@@ -169,10 +161,10 @@ class _Site:
         return f"{folder}/{file.name}".lstrip("/")
 
     # ---- Parts -------------------------------------------------------------------------------------------------------
-    def _captions(self) -> Iterator[Path]:
-        """Yield the captions of the figures of the run and of the data set: figures, supplement, then others."""
+    def _captions(self) -> list[Path]:
+        """Return the captions of the figures of the run and of the data set: figures, supplement, then others."""
         found = [*self.run.glob("figures/*.txt"), *self.run.parent.glob("figures/*.txt")]
-        yield from sorted(found, key=lambda path: (not path.stem.startswith("fig"), "figS" in path.name, path.name))
+        return sorted(found, key=lambda path: (not path.stem.startswith("fig"), "figS" in path.name, path.name))
 
     def _figure(self, caption: Path) -> dict[str, Any]:
         """Copy a figure; return what the page shows of it."""
@@ -202,11 +194,11 @@ class _Site:
         found = [*self.run.glob("*.csv"), *self.run.parent.glob("*.csv")]
         return sorted((path for path in found if not path.stem.endswith(_CACHE)), key=lambda path: path.name)
 
-    def _table(self, path: Path, n_rows: int = 0) -> Table:
+    def _table(self, path: Path, n_rows: int | None = None) -> Table:
         """Read a table as text, of which a page shows the first rows. Copy its file."""
         with path.open(encoding="utf-8", errors="replace", newline="") as file:
             columns, *rows = csv.reader(file) if path.stat().st_size else [[]]
-        shown = rows[:n_rows] if n_rows else rows
+        shown = rows[:n_rows]
         numeric = [
             name not in NAMES and all(_is_number(row[i]) for row in shown if i < len(row))
             for i, name in enumerate(columns)
@@ -227,26 +219,24 @@ class _Site:
         found = [(title, self.run / f"{name}.csv") for name, title in _SCORES.items()]
         return [(title, self._table(path)) for title, path in found if path.is_file()]
 
-    def _card_models(self) -> list[str]:
-        """Return the models with cards, in the order of all tables."""
-        found = [path.stem.removeprefix("program_cards_") for path in self.run.glob("program_cards_*.csv")]
-        order = [model.lower() for model in MODELS]
-        return sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
-
-    def _cards(self, name: str) -> dict[str, Any]:
-        """Return the cards of the programs of a model."""
-        path = self.run / f"program_cards_{name}.csv"
-        model = next((model for model in MODELS if model.lower() == name), name)
-        with path.open(encoding="utf-8", errors="replace", newline="") as file:
-            cards = list(csv.DictReader(file))
-        for card in cards:
-            others = [key.removeprefix("nearest_") for key in card if key.startswith("nearest_") and card[key]]
-            card["nearest"] = [
-                (self.names.get(other, other), card[f"nearest_{other}"], card[f"cosine_{other}"])
-                for other in others
-                if other != model
-            ]
-        return {"key": name, "name": self.names.get(model, model), "cards": cards}
+    def _cards(self) -> list[dict[str, Any]]:
+        """Return the cards of the programs of each model that has some."""
+        found = []
+        for model in MODELS:
+            path = self.run / f"program_cards_{model.lower()}.csv"
+            if not path.is_file():
+                continue
+            with path.open(encoding="utf-8", errors="replace", newline="") as file:
+                cards = list(csv.DictReader(file))
+            for card in cards:
+                others = [key.removeprefix("nearest_") for key in card if key.startswith("nearest_") and card[key]]
+                card["nearest"] = [
+                    (self.names.get(other, other), card[f"nearest_{other}"], card[f"cosine_{other}"])
+                    for other in others
+                    if other != model
+                ]
+            found.append({"key": model.lower(), "name": self.names.get(model, model), "cards": cards})
+        return found
 
     def _models(self) -> list[dict[str, Any]]:
         """Return the size and training of each model, and whether it used cell types, from its results file."""
@@ -267,10 +257,9 @@ class _Site:
         """Return the versions of the code and of all packages. Several if the notebooks did not run with the same."""
         found: dict[str, list[str]] = {}
         for run in self.runs:
-            own = {name.removeprefix("version_"): of for name, of in run.info.items() if name.startswith("version_")}
             kept = {"code": run.info.get("git_commit"), "Python": run.info.get("python"),
                     "machine": run.info.get("platform")}  # fmt: skip
-            for name, version in {**kept, **run.packages, **own}.items():
+            for name, version in {**kept, **run.packages}.items():
                 if version and version not in found.setdefault(name, []):
                     found[name].append(version)
         return found
