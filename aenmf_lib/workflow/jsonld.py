@@ -5,6 +5,7 @@ from typing import Any
 
 TERMS = "https://w3id.org/ro/terms/workflow-run#"
 CRATE = "https://w3id.org/ro/crate/1.1"
+CONTEXT = [f"{CRATE}/context", {name: TERMS + name for name in ("sha256", "resourceUsage")}]
 WORKFLOW_CRATE = "https://w3id.org/workflowhub/workflow-ro-crate/1.0"
 PROFILES = {
     **{f"https://w3id.org/ro/wfrun/{kind.lower()}/0.5": f"{kind} Run Crate" for kind in ("Process", "Workflow")},
@@ -54,6 +55,11 @@ def listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
+def ref(name: str) -> dict[str, str]:
+    """Return a reference to an entity."""
+    return {"@id": name}
+
+
 def refs(names: Iterable[str]) -> list[dict[str, str]]:
     """Return references to entities."""
-    return [{"@id": name} for name in names]
+    return [ref(name) for name in names]

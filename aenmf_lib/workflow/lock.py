@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 log = logging.getLogger(__name__)
-_ENDING = 60  # seconds to wait for a process whose make was killed, and which therefore ends
+_ENDING = 60  # seconds to wait for a process that has ended or lost its parent, a make that was killed
 
 
 class Locked(ValueError):
@@ -22,29 +22,28 @@ class Locked(ValueError):
 
 
 @contextlib.contextmanager
-def only_one(report: Path, doing: str = "run") -> Iterator[Path]:
+def only_one(report: Path, doing: str = "run", wait: float = 0.0) -> Iterator[Path]:
     """Lock a report, or another file, while the block runs, and yield the lock file.
 
     `doing` is the verb in the error message: the file is already being "run" or "fetched".
-    The system releases the lock when the process ends, for any reason. Raises Locked if another process has the lock.
-    On a file system without locks it only warns.
+    The system releases the lock when the process ends, for any reason. Raises Locked if another process still has the
+    lock after `wait` seconds. On a file system without locks it only warns.
     """
     path = report.with_name(f".{report.stem}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
-    locked, waiting_until = _lock(path), time.monotonic() + _ENDING
-    while locked is None:  # another process has it
+    start = time.monotonic()
+    while (locked := _lock(path)) is None:  # another process has it
         written = ""
         with contextlib.suppress(FileNotFoundError):  # the process has just ended
             written = path.read_text(errors="replace")
         process, user, host, parent = (written.split("\t") + ["?"] * 4)[:4]
-        ends = not written or (host == socket.gethostname() and _ends(process, parent))
-        if not (ends and time.monotonic() < waiting_until):
+        ends = not written or (host == socket.gethostname() and not (_exists(process) and _exists(parent)))
+        if time.monotonic() - start >= (max(wait, _ENDING) if ends else wait):
             raise Locked(
                 f"{report.stem} is already being {doing} by process {process} of user {user} on host {host}; wait "
                 f"until it has ended, or stop that process."
             )
-        time.sleep(0.2)
-        locked = _lock(path)
+        time.sleep(0.05)
     try:
         yield path
     finally:
@@ -81,11 +80,6 @@ def _lock(path: Path) -> int | None:
         user = getpass.getuser()
         os.write(file, "\t".join([str(os.getpid()), user, socket.gethostname(), str(os.getppid())]).encode())
     return file
-
-
-def _ends(process: str, parent: str) -> bool:
-    """Return whether a process of this machine has ended, or has lost its parent and is therefore about to end."""
-    return not (_exists(process) and _exists(parent))
 
 
 def _exists(process: str) -> bool:
