@@ -82,22 +82,13 @@ def requests(
     speed: Speed | None = None,
     path: Path = REQUESTS,
 ) -> pd.DataFrame:
-    """Return the request of one job of each stage.
+    """Return the request of one job of each stage, in one row per stage.
 
-    Parameters
-    ----------
-    size
-        The sizes of the data, or None for goals without a data set. Their requests are numbers in the file.
-    values : notebook -> parameter -> value
-        The values of all parameters.
-    models, speed, path
-        The models that are trained, the speed of one core, and the table of requests.
+    `size` is None for goals without a data set; then a stage without numbers in the table of requests, `path`, has no
+    row. `values` are those of all parameters, by notebook, and `models` are those that are trained.
 
-    Returns
-    -------
-    One row per stage. ``gpus, cpus, width, memory`` (bytes) and ``seconds`` are requested. ``predicted_memory`` and
-    ``predicted_seconds`` are the prediction without a margin, NaN if there is none. ``source`` says which numbers are
-    from the file. If `size` is None, a stage without numbers in the file has no row.
+    ``gpus, cpus, width, memory`` (bytes) and ``seconds`` are requested. ``predicted_memory`` and ``predicted_seconds``
+    are the prediction without a margin, NaN if there is none. ``source`` says which numbers are from the table.
     """
     table, rows = read_requests(path), {}
     trained = [m for m in models if size and (size.n_donors > 1 or not compares_donors(m, values))]
@@ -110,21 +101,18 @@ def requests(
         of_stage = predicted[row.cpus]
         training = np.max([of_stage[STAGES[m]] for m in trained], axis=0) if trained else (np.nan, np.nan)
         own = of_stage.get(stage, (np.nan, np.nan))
-        asked = []
-        for word, of_own, of_training in zip((row.memory, row.time), own, training, strict=True):
-            asked.append(of_own if word == AUTO else of_training if word == TRAINING else None)
-        memory = row.memory if asked[0] is None else _MEMORY_FACTOR * asked[0] + _MORE_MEMORY
-        seconds = row.time if asked[1] is None else _TIME_FACTOR * asked[1] + _MORE_TIME
+        computed = {AUTO: own, TRAINING: training}
+        memory, seconds = row.memory, row.time
+        if memory in computed:
+            memory = -(-(_MEMORY_FACTOR * computed[memory][0] + _MORE_MEMORY) // 2**30) * 2**30
+        if seconds in computed:
+            seconds = -(-(_TIME_FACTOR * computed[seconds][1] + _MORE_TIME) // _STEP) * _STEP
         if np.isnan(memory) or np.isnan(seconds):
             if trained and stage not in STAGES.values():
                 found = f"there is no prediction for this stage, so {AUTO} is not possible"
                 raise ValueError(f"{path}, {stage}: {found}. Expected numbers for memory and time. Write them there.")
             continue
-        given = [name for name, of in zip(("memory", "time"), asked, strict=True) if of is None]
-        if asked[0] is not None:
-            memory = -(-memory // 2**30) * 2**30
-        if asked[1] is not None:
-            seconds = -(-seconds // _STEP) * _STEP
+        given = [name for name in ("memory", "time") if row[name] not in computed]
         device = values.get(stage, {}).get("device", values.get(STAGES["AE_NMF"], {}).get("device", "cpu"))
         rows[stage] = {
             "gpus": int(row.gpus) if str(device).startswith("cuda") else 0,
@@ -168,18 +156,13 @@ def add_cluster(
     The new columns are ``cluster_seconds, cluster_memory, requested_memory, requested_seconds``, NaN if nothing is
     requested. A core of the cluster is assumed to be as fast as a core here. The classification has its own row.
     """
-    asked, new = requests(size, values, models=models, speed=speed), []
-    for row in table.itertuples():
-        job = SCORES if row.part == CLASSIFICATION else "" if row.part else row.stage
-        if job not in asked.index:
-            new.append((np.nan,) * 4)
-            continue
-        request = asked.loc[job]
-        seconds = request.predicted_seconds
-        if job == SCORES:
-            of = values.get(BENCHMARKS, {})
-            n_jobs = len(models) * (2 * len(of.get("classification_seeds", [0])) + len(of.get("unseen_seeds", [0])))
-            seconds *= -(-n_jobs // request.width)
-        new.append((seconds, request.predicted_memory, request.memory, request.seconds))
-    names = ["cluster_seconds", "cluster_memory", "requested_memory", "requested_seconds"]
-    return table.join(pd.DataFrame(new, columns=names, index=table.index, dtype=float))
+    names = {"predicted_seconds": "cluster_seconds", "predicted_memory": "cluster_memory",
+             "memory": "requested_memory", "seconds": "requested_seconds"}  # fmt: skip
+    asked = requests(size, values, models=models, speed=speed).reindex(columns=["width", *names])
+    if SCORES in asked.index:
+        of = values.get(BENCHMARKS, {})
+        n_jobs = len(models) * (2 * len(of.get("classification_seeds", [0])) + len(of.get("unseen_seeds", [0])))
+        asked.loc[SCORES, "predicted_seconds"] *= -(-n_jobs // asked.loc[SCORES, "width"])
+    jobs = table["stage"].where(table["part"] == "", table["part"].map({CLASSIFICATION: SCORES}))
+    of_jobs = asked[[*names]].rename(columns=names).astype(float).reindex(jobs)
+    return table.join(of_jobs.set_axis(table.index))
