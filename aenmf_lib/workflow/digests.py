@@ -7,7 +7,6 @@ its content has changed.
 from __future__ import annotations
 
 import ast
-import contextlib
 import hashlib
 import json
 import re
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aenmf_lib.workflow import inputs
-from aenmf_lib.workflow.parameters import ParameterError, write_text
+from aenmf_lib.workflow.parameters import ParameterError, read_json, write_text
 
 _LIBRARY = Path("aenmf_lib")
 _PROSE = re.compile(r"\[(markdown|md|raw)\]")
@@ -29,19 +28,12 @@ _HEADER = re.compile(r"\A# ---\n(#.*\n)*?# ---\n")  # the metadata that jupytext
 
 
 class Digest:
-    """The digest of what its file is named after: a notebook, a package, a module ``package.module``, or a parameter.
-
-    Attributes
-    ----------
-    changed
-        Whether the content differs from that of the last call.
-    of_user
-        Whether it is the content of files of the user.
-    """
+    """The digest of a notebook, a package, a module ``package.module``, or a parameter: its file is named after it."""
 
     def __init__(self, file: Path, notebooks: Path, values: dict[str, dict[str, Any]]) -> None:
         self.file, self.name = file, file.stem
-        self.of_user, self._known = self.name in _FILES, None
+        self.of_user = self.name in _FILES  # whether it is the content of files of the user
+        self._known: dict[str, list[str]] | None = None  # the signature and the hash of each file, if one has changed
         if self.of_user:
             parts = self._contents(_named_files(self.name, values))
         elif re.match(r"\d\d_", self.name):
@@ -49,6 +41,7 @@ class Digest:
         else:
             parts = [_library_code(path) for path in _sources(self.name)]
         self._text = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest() + "\n"
+        # whether the content differs from that of the last call
         self.changed = not file.is_file() or file.read_text(errors="replace") != self._text
 
     def write(self) -> None:
@@ -60,13 +53,11 @@ class Digest:
 
     def _contents(self, files: list[Path]) -> list[bytes]:
         """Return the hash of each file. Files with the size and dates of the last call are not read again."""
-        before: dict[str, list[str]] = {}
-        with contextlib.suppress(OSError, ValueError):  # none, or damaged
-            before = json.loads(self.file.with_suffix(".json").read_text(encoding="utf-8"))
-        known = {str(file): [inputs.signature(file)] for file in files}
-        for file, (signature, *_) in known.items():
-            same = before.get(file, [])[:1] == [signature]
-            known[file].append(before[file][1] if same else inputs.content_hash(file))
+        before = read_json(self.file.with_suffix(".json"))
+        known = {}
+        for file in files:
+            signature, last = inputs.signature(file), before.get(str(file), [])
+            known[str(file)] = last if last[:1] == [signature] else [signature, inputs.content_hash(file)]
         self._known = known if known != before else None
         return [sha256.encode() for _, sha256 in known.values()]
 
@@ -82,12 +73,10 @@ def code_cells(notebook: Path) -> str:
 def _sources(name: str) -> list[Path]:
     """Return the files of a package or of a module of the library."""
     path = _LIBRARY / name.replace(".", "/")
-    files = sorted(file for end in ("py", "mplstyle", "yaml") for file in path.glob(f"*.{end}")) or [
-        path.with_suffix(".py")
-    ]
-    if not files[0].is_file():
+    files = sorted(file for end in ("py", "mplstyle", "yaml") for file in path.glob(f"*.{end}"))
+    if not files and not path.with_suffix(".py").is_file():
         raise ParameterError(f"{path} does not exist. Correct the packages of this stage in the Makefile.")
-    return files
+    return files or [path.with_suffix(".py")]
 
 
 def _library_code(file: Path) -> bytes:
@@ -105,17 +94,12 @@ def _library_code(file: Path) -> bytes:
 
 def _named_files(name: str, values: dict[str, dict[str, Any]]) -> list[Path]:
     """Return the files that a parameter names in any notebook. Raise ParameterError if one does not exist."""
-    texts = [text for of in values.values() for text in _as_list(of.get(name))]
-    if name == "extra":  # NAME=path:key
-        texts = [text.partition("=")[2].rpartition(":")[0] for text in texts]
-    files = sorted({Path(text).expanduser() for text in texts if text})
+    given = [of[name] for of in values.values() if of.get(name)]
+    if name == "extra":  # each a list of NAME=path:key
+        given = [text.partition("=")[2].rpartition(":")[0] for texts in given for text in texts]
+    files = sorted({Path(text).expanduser() for text in given if text})
     what, example = _FILES[name]
     for file in files:
         if not file.exists():
             raise ParameterError(f"File of {what} not found: {file}. Pass an existing file: {example}.")
     return files
-
-
-def _as_list(value: Any) -> list[str]:
-    """Return a value that is a text or a list of texts as a list."""
-    return value if isinstance(value, list) else [value] if value else []

@@ -16,6 +16,7 @@ from urllib3 import Retry
 from urllib3.exceptions import HTTPError
 
 from aenmf_lib.data.progress import tqdm
+from aenmf_lib.workflow.parameters import read_json
 
 log = logging.getLogger(__name__)
 _BLOCK = 2**18  # largest number of bytes that are written at once
@@ -67,29 +68,14 @@ def part_of(path: Path) -> Path:
 
 def begun(path: Path) -> dict[str, str | None]:
     """Return the address of an unfinished download and its validator (ETag or date), or an empty dictionary."""
-    try:
-        return json.loads(_state(path).read_text(encoding="utf-8")) if part_of(path).exists() else {}
-    except (OSError, ValueError):
-        return {}  # without a validator, the download starts again at the first byte
+    return read_json(_state(path)) if part_of(path).exists() else {}  # without a validator, it starts at the first byte
 
 
 def download(url: str, path: Path, size: int, session: requests.Session) -> Path:
     """Download a file and return the path of the complete part, which `finish` renames to `path`.
 
-    Parameters
-    ----------
-    url : address
-    path : path of the file; the part is in the same folder
-    size : expected size in bytes
-    session : from `open_session`
-
-    Raises
-    ------
-    FetchError
-        If the disk has too little space, or if the server refuses, sends another size, or sends nothing new for several
-        minutes. The part is kept.
-    OSError
-        If the part cannot be written.
+    `size` is the expected size in bytes. Raises FetchError, and keeps the part, if the disk has too little space, or if
+    the server refuses, sends another size, or sends nothing new for several minutes.
     """
     part, unit = part_of(path), size / 1e9
     if (before := begun(path).get("url", url)) != url:

@@ -32,17 +32,9 @@ _RECORDED = ("dataset_version_id", "url", "size", "sha256", "checked")  # entrie
 def fetch(data: str, params: Path | None) -> Path:
     """Download the cells of a data set, or check the file that already exists. Return the path of the record.
 
-    Parameters
-    ----------
-    data : path of the file, which may not exist yet
-    params : parameters file of the data set, with a block `fetch` that has the keys of `_KEYS`
-
-    Raises
-    ------
-    FetchError
-        If the file cannot be downloaded, or is not the expected one. The downloaded bytes are kept.
-    Locked
-        If another process is fetching this file.
+    `params` is the parameters file of the data set, with a block `fetch` that has the keys of `_KEYS`. Raises
+    FetchError if the file cannot be downloaded or is not the expected one, and Locked if another process is fetching
+    it. The downloaded bytes are kept.
     """
     source = _source(params)
     path = Path(inputs.canonical(data))
@@ -59,7 +51,8 @@ def _source(params: Path | None) -> dict[str, str]:
     """Return the block `fetch` of a parameters file."""
     block = parameters.read_yaml(params).get(parameters.FETCH) if params else None
     if block is None:
-        others = sorted(file.stem for file in Path("notebooks/params").glob("*.yaml") if _has_block(file))
+        files = sorted(Path("notebooks/params").glob("*.yaml"))
+        others = [file.stem for file in files if parameters.FETCH in (parameters.read_old(file) or {})]
         raise FetchError(f"{params or 'This data set'} does not say where to fetch the cells. Expected a block "
                          f"'{parameters.FETCH}'. Add it, or choose a data set that has it: "
                          f"{', '.join(others)}.")  # fmt: skip
@@ -67,11 +60,6 @@ def _source(params: Path | None) -> dict[str, str]:
         raise FetchError(f"{params}, {parameters.FETCH}: found {block}. Expected a text for each of "
                          f"{', '.join(_KEYS)}. Correct the block.")  # fmt: skip
     return block
-
-
-def _has_block(file: Path) -> bool:
-    """Return whether a parameters file says where to fetch the cells."""
-    return parameters.FETCH in (parameters.read_old(file) or {})
 
 
 class _Fetch:

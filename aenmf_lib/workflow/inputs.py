@@ -9,7 +9,6 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from aenmf_lib.workflow import parameters
 from aenmf_lib.workflow.parameters import ParameterError
@@ -39,9 +38,8 @@ def require(data: str, folder: Path, goals: Sequence[str] = ()) -> None:
             )
         return
     if (folder / "filtered.h5ad").is_file():
-        needing = {"all", "filter", "check"} & {*goals}
-        needing |= {f"{folder}/{name}" for name in ("filtered.h5ad", "cohort.csv", "01_filter.ipynb")} & {*goals}
-        if needing:
+        files = {f"{folder}/{name}" for name in ("filtered.h5ad", "cohort.csv", "01_filter.ipynb")}
+        if needing := {"all", "filter", "check", *files} & {*goals}:
             raise ParameterError(
                 f"{data} no longer exists. {describe(folder)}. To use these cells, replace the goal "
                 f"'{min(needing)}' by: train, benchmarks or figures. To filter again, put the file back or pass its "
@@ -81,16 +79,8 @@ class Input:
     def __init__(self, path: str, folder: Path) -> None:
         self.path, self.folder = canonical(path), folder
         self.file, self._cache = folder / "input.yaml", folder / ".input.json"
-        self.record = _lines(self.file)
+        self.record, self._cached = _lines(self.file), parameters.read_json(self._cache)
         self._signature = signature(Path(self.path))
-
-    @cached_property
-    def _cached(self) -> dict[str, Any]:
-        """The content of the cache, empty if there is none or if it is damaged."""
-        try:
-            return json.loads(self._cache.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
 
     @property
     def touched(self) -> bool:

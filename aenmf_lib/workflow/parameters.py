@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
+import json
 import os
 import re
 import time
@@ -163,9 +164,7 @@ def resolve(
     return values
 
 
-def _set(
-    values: dict[str, dict[str, Any]], settings: Iterable[tuple[Any, dict[str, dict[str, str]], str, Any]]
-) -> None:
+def _set(values: dict[str, dict[str, Any]], settings: Iterable[tuple[Any, dict, str, Any]]) -> None:
     """Set values in every notebook that declares them. A setting is where it was read, types, name and value."""
     for where, types_of, name, value in settings:
         require_known(name, sorted(set().union(*types_of.values())), where)
@@ -223,8 +222,7 @@ def variable(parameter: str) -> str:
 def _require_goal(name: str, read_by: Sequence[str], goals: Sequence[str]) -> None:
     """Raise ParameterError if no goal reads a variable. A goal that is a file may read any variable."""
     if not any(goal in (*read_by, *_JOBS) or "/" in goal for goal in goals):
-        expected = ", ".join(f"'make {goal}'" for goal in read_by)
-        expected = " and ".join(expected.rsplit(", ", 1))
+        expected = " and ".join(", ".join(f"'make {goal}'" for goal in read_by).rsplit(", ", 1))
         hint = " Did you mean MODELS?" if name == "MODEL" else ""
         raise ParameterError(f"make {' '.join(goals)} does not read {name}, only {expected}.{hint} Remove it.")
 
@@ -237,10 +235,9 @@ def write(file: Path, values: dict[str, Any], unimportant: Sequence[str] = ()) -
     import yaml
 
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    before = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
-    if before == text:
+    if file.is_file() and file.read_text(encoding="utf-8", errors="replace") == text:
         return
-    date = file.stat() if before is not None and not differ(read_old(file), values, unimportant) else None
+    date = None if differ(read_old(file), values, unimportant) else file.stat()
     write_text(file, text)
     if date:
         os.utime(file, ns=(date.st_atime_ns, date.st_mtime_ns))
@@ -261,6 +258,14 @@ def write_text(file: Path, text: str) -> None:
         raise OSError(error.errno, error.strerror, str(file)) from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return the content of a JSON file, or an empty dictionary if there is none or if it is damaged."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def differ(before: dict[str, Any] | None, values: dict[str, Any], unimportant: Sequence[str] = ()) -> bool:
@@ -313,10 +318,10 @@ def _require_unique_names(node: Any, file: Path) -> None:
     lines: dict[str, int] = {}
     for key, value in node.value if node and node.id == "mapping" else ():
         line = key.start_mark.line + 1
+        where = f"{file}, line {line}"
         if key.id != "scalar":
-            raise ParameterError(f"{file}, line {line}: expected a name, found a list or mapping. Correct it.")
+            raise ParameterError(f"{where}: expected a name, found a list or mapping. Correct it.")
         if key.value in lines:
-            where = f"{file}, line {line}"
             raise ParameterError(f"{where}: '{key.value}' is already set in line {lines[key.value]}. Keep one.")
         lines[key.value] = line
         key.tag = "tag:yaml.org,2002:str"  # also where YAML would read a truth value, as in 'on'
