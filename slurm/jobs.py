@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 _ENDED = "BOOT_FAIL CANCELLED COMPLETED COMPLETING DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT"
 _FORMAT = ("%i", "%T", "%r", "%K", "%M", "%m", "%Z", "%j", "%k")  # fields of squeue: those of Job, and the folder
@@ -130,21 +131,15 @@ def read_requests(site: argparse.Namespace, filtered: str = "") -> tuple[str, di
     """
     words = [*shlex.split(site.requests), *(["--cells", filtered] if filtered else [])]
     found = json.loads(run_command(*words, timeout=1800))
-    nodes = {
-        kind: _nodes(partition, kind) for kind, partition in (("cpu", site.cpu_partition), ("gpu", site.gpu_partition))
-    }
+    nodes = {"cpu": _nodes(site.cpu_partition, "cpu"), "gpu": _nodes(site.gpu_partition, "gpu")}
     size = found["size"]
     source = f"{size[0]:,} cells × {size[1]:,} genes" if size else ""
-    return source, {
-        stage: _capped(
-            Request(
-                asked["gpus"], asked["cpus"], -(-asked["memory"] // 2**20), asked["seconds"], asked["width"],
-                [asked["source"]] if asked["source"] else [],
-            ),
-            nodes["gpu" if asked["gpus"] else "cpu"],
-        )
-        for stage, asked in found["stages"].items()
-    }  # fmt: skip
+    requests = {}
+    for stage, asked in found["stages"].items():
+        memory, notes = -(-asked["memory"] // 2**20), [asked["source"]] if asked["source"] else []
+        request = Request(asked["gpus"], asked["cpus"], memory, asked["seconds"], asked["width"], notes)
+        requests[stage] = _capped(request, nodes["gpu" if request.gpus else "cpu"])
+    return source, requests
 
 
 def _nodes(partition: str, kind: str) -> list[tuple[int, int, float]]:
@@ -164,23 +159,14 @@ def _capped(request: Request, nodes: list[tuple[int, int, float]]) -> Request:
     """Return the request, lowered to fit a node, with a note of the lowered values. Without nodes, nothing changes."""
     if not nodes:  # sbatch reports the error
         return request
-    fits = [memory >= request.memory and cpus >= request.cpus for memory, cpus, _ in nodes]
-    memory, cpus, _ = max(zip(nodes, fits, strict=True), key=lambda node: (node[1], node[0]))[0]
-    longest = max(node[2] for node in nodes)
-    lowered = [
-        text
-        for least, most, text in (
-            (request.memory, memory, size_text(request.memory)),
-            (request.cpus, cpus, f"{request.cpus} CPUs"),
-            (request.seconds, longest, _clock(request.seconds)),
-        )
-        if least > most
-    ]
-    notes = [*request.notes, *([f"instead of {', '.join(lowered)}: the partition has no more"] if lowered else [])]
-    seconds = int(min(request.seconds, longest))
-    return replace(
-        request, memory=min(request.memory, memory), cpus=min(request.cpus, cpus), seconds=seconds, notes=notes
-    )
+    memory, cpus, _ = max(nodes, key=lambda node: (node[0] >= request.memory and node[1] >= request.cpus, node))
+    most = {"memory": memory, "cpus": cpus, "seconds": max(node[2] for node in nodes)}
+    lowered = {name: int(limit) for name, limit in most.items() if getattr(request, name) > limit}
+    if not lowered:
+        return request
+    asked = {"memory": size_text(request.memory), "cpus": f"{request.cpus} CPUs", "seconds": _clock(request.seconds)}
+    note = f"instead of {', '.join(asked[name] for name in lowered)}: the partition has no more"
+    return replace(request, **lowered, notes=[*request.notes, note])
 
 
 def _read_time(text: str) -> float:
@@ -209,6 +195,15 @@ def sbatch_options(request: Request, site: argparse.Namespace) -> list[str]:
     if request.gpus:
         options.append(f"--gres=gpu:{site.gpu_type + ':' if site.gpu_type else ''}{request.gpus}")
     return [*options, *shlex.split(site.sbatch)]
+
+
+def start_job(
+    name: str, request: Request, site: argparse.Namespace, make: list[str], files: list[str], *options: str
+) -> str:
+    """Submit a job that makes files, with more options of sbatch, and return its number."""
+    requested = sbatch_options(request, site)
+    job = [str(Path(__file__).with_name("job.sh")), name, " ".join(requested), site.prelude, *make, "--", *files]
+    return run_command("sbatch", "--parsable", *options, *requested, *job).strip().partition(";")[0]
 
 
 def check(stage: str, request: Request, site: argparse.Namespace) -> None:

@@ -6,12 +6,11 @@ import argparse
 import getpass
 import json
 import os
-import shlex
 import socket
 import time
 from pathlib import Path
 
-from jobs import SlurmError, check, queue, read_requests, run_command, sbatch_options
+from jobs import SlurmError, check, queue, read_requests, start_job
 
 _ADDRESS, _LOG = Path("results/.lab.json"), Path("results/lab.log")
 
@@ -49,11 +48,8 @@ def _submit(site: argparse.Namespace, make: list[str]) -> str:
     os.umask(0o077)  # also for the log, to which the server writes its token
     _LOG.parent.mkdir(exist_ok=True)
     _LOG.unlink(missing_ok=True)
-    options = sbatch_options(request, site)
-    return run_command(
-        "sbatch", "--parsable", "--job-name=lab", f"--output={_LOG}", "--no-requeue", *options,
-        str(Path(__file__).with_name("job.sh")), "lab", shlex.join(options), site.prelude, *make, "--", "lab",
-    ).strip().partition(";")[0]  # fmt: skip
+    options = ["--job-name=lab", f"--output={_LOG}", "--no-requeue"]
+    return start_job("lab", request, site, make, ["lab"], *options)
 
 
 def _read_address(job: str) -> dict[str, str]:

@@ -91,7 +91,7 @@ def _describe(stage: Stage, active: list[Job], used: dict[str, float]) -> str:
     """Return state, elapsed time, progress and memory of the active jobs of a stage."""
     running = [job for job in active if job.state == "RUNNING"]
     first = min(running or active, key=lambda job: job.task)
-    parts = [f"{first.state.lower()}"]
+    parts = [first.state.lower()]
     if len(stage.tasks) > 1:
         states = Counter(job.state.lower() for job in active)
         parts = [f"{_counts(states)} of {len(stage.tasks)}", f"{len(stage.tasks) - len(stage.missing)} done"]

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from graph import Stage, read_graph
-from jobs import Job, Request, SlurmError, check, queue, read_requests, run_command, sbatch_options
+from jobs import Job, Request, SlurmError, check, queue, read_requests, run_command, start_job
 from lab import start_lab
 from states import show_status, watch
 
@@ -108,16 +108,14 @@ def _submit_stage(
     stage: Stage, tasks: list[int], after: list[str], request: Request, site: argparse.Namespace, make: list[str]
 ) -> str:
     """Submit some tasks of a stage and return the number of the job."""
-    options = sbatch_options(request, site)
     stage.folder.mkdir(parents=True, exist_ok=True)
     array = [f"--array={','.join(map(str, tasks))}%{request.width}"] if len(stage.tasks) > 1 else []
     files = [file for task in stage.tasks for file in task]  # of an array: one per task, at its index
-    return run_command(
-        "sbatch", "--parsable", f"--job-name={stage.job_name}", f"--output={stage.log('%a')}", "--open-mode=append",
-        f"--comment={site.values}", "--requeue", f"--signal=B:USR1@{WARNING}", "--kill-on-invalid-dep=yes", *options,
-        *array, *after, str(Path(__file__).with_name("job.sh")),
-        stage.name, " ".join(options), site.prelude, *make, "--", *files,
-    ).strip().partition(";")[0]  # fmt: skip
+    return start_job(
+        stage.name, request, site, make, files,
+        f"--job-name={stage.job_name}", f"--output={stage.log('%a')}", "--open-mode=append", "--requeue",
+        f"--comment={site.values}", f"--signal=B:USR1@{WARNING}", "--kill-on-invalid-dep=yes", *array, *after,
+    )  # fmt: skip
 
 
 def cancel(site: argparse.Namespace) -> None:
