@@ -18,10 +18,7 @@ _ADDRESS, _LOG = Path("results/.lab.json"), Path("results/lab.log")
 def start_lab(site: argparse.Namespace, make: list[str], page: str = "") -> None:
     """Submit the job if there is none, wait until it runs, and print how to connect and open a page.
 
-    Raises
-    ------
-    SlurmError
-        The cluster refused the job, or the job ended. The message contains the end of its log.
+    Raises SlurmError if the cluster refuses the job, or if the job ends. The message contains the end of its log.
     """
     job = next((job.id for job in queue() if job.name == "lab"), "") or _submit(site, make)
     before = ""

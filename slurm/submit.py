@@ -30,7 +30,7 @@ def submit(site: argparse.Namespace, make: list[str], goals: list[str]) -> None:
         queued = queue()
         run = "/".join(site.run.parts[-2:])
         if others := [job for job in queued if _conflicts(job, run, site.values, goals)]:
-            owner, theirs = others[0].name.partition(":")[0], others[0].values or "none"
+            owner, theirs = others[0].run, others[0].values or "none"
             raise SlurmError(
                 f"{len(others)} jobs of {owner} are queued with other values ({theirs}; now {site.values or 'none'}); "
                 f"new jobs would overwrite their parameters. Wait (make watch {site.again}), or cancel them (make "
@@ -97,7 +97,7 @@ def _lock(folder: Path) -> Iterator[None]:
 
 def _conflicts(job: Job, run: str, values: str, goals: list[str]) -> bool:
     """Return whether a queued job has other variables: a job of this run, or of the data set with another SHARDS."""
-    if job.name.startswith(f"{run}:") or (goals == ["rank"] and job.name == f"{Path(run).parent}:12_rank"):
+    if job.run == run or (goals == ["rank"] and job.name == f"{Path(run).parent}:12_rank"):
         return job.values != values
     shards, theirs = ([w for w in shlex.split(of) if w.startswith("SHARDS=")] for of in (values, job.values))
     stages_of_sums = {f"{Path(run).parent}:{stage}" for stage in ("01_sums", "01_merge")}
@@ -121,9 +121,9 @@ def _submit_stage(
 def cancel(site: argparse.Namespace) -> None:
     """Cancel the jobs of this run, and those of the data set if no other run waits for them."""
     run, data, queued = "/".join(site.run.parts[-2:]), site.run.parent.name, queue()
-    jobs = [job.id for job in queued if job.name.startswith(f"{run}:")]
-    if not any(job.name.startswith(f"{data}/") and not job.name.startswith(f"{run}:") for job in queued):
-        jobs += [job.id for job in queued if job.name.startswith(f"{data}:")]
+    jobs = [job.id for job in queued if job.run == run]
+    if not any(job.run.startswith(f"{data}/") and job.run != run for job in queued):
+        jobs += [job.id for job in queued if job.run == data]
     if jobs:
         run_command("scancel", *jobs)
     print(f"{len(jobs)} jobs of {run} canceled.")

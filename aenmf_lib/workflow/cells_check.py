@@ -19,15 +19,7 @@ from aenmf_lib.workflow.report import FAULTS, Report
 
 _PROGRAMS = "10_programs"
 _NEIGHBORS = 25  # notebook 06 needs more cells than this
-_LABEL_OPTIONS = (
-    "min_cells",
-    "keep_obs",
-    "drop_missing",
-    "keep_unlabeled",
-    "drop_labels",
-    "merge_labels",
-    "primary_only",
-)
+_LABEL_OPTIONS = "min_cells keep_obs drop_missing keep_unlabeled drop_labels merge_labels primary_only".split()
 
 
 def check_cells(settings: Mapping[str, dict], found: Report, *, may_raise: bool) -> Size | None:

@@ -39,18 +39,9 @@ def examine(
 ) -> Report:
     """Check the cells and the parameters of all stages. Faults of the user are reported, not raised.
 
-    Parameters
-    ----------
-    values : notebook -> parameter -> value
-        The values that are set, from `parameters.resolve`. All others have the defaults of the notebook.
-    models
-        The models to train, names in `STAGES`.
-    variables
-        The variables on the command line of make, which the suggested command repeats.
-    slurm
-        Whether the stages run on a cluster. Then the GPU and the memory of this machine do not matter.
-    notebooks, folder
-        The folder of the notebooks, and the folder to which the results will be written.
+    `values` are those that are set, from `parameters.resolve`; all others have the defaults of the notebook. The
+    suggested command repeats `variables`, those on the command line of make. If the stages run on a cluster (`slurm`),
+    the GPU and the memory of this machine do not matter. The results will be written into `folder`.
     """
     found, quick = Report(), variables.get("QUICK") == "true"
     defaults = {path.stem: parameters.defaults(path) for path in sorted(notebooks.glob("[0-9][0-9]_*.py"))}

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+import timeit
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,17 +40,12 @@ class Speed:
             "trees": lambda: DecisionTreeClassifier(max_features="sqrt", random_state=0).fit(H, y),
         }
         with threadpool_limits(1):
-            seconds = {name: min(_seconds(task) for _ in range(5)) for name, task in tasks.items()}
+            # processor time, which other programs hardly change
+            timing = {"timer": time.process_time, "number": 1, "repeat": 5}
+            seconds = {name: min(timeit.repeat(task, **timing)) for name, task in tasks.items()}
         return cls(**{name: seconds[name] / _REFERENCE[name] for name in seconds}, cores=available_cores())
 
 
 def available_cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _seconds(task: Callable[[], object]) -> float:
-    """Return the processor time of one call in seconds, which other programs hardly change."""
-    start = time.process_time()
-    task()
-    return time.process_time() - start
