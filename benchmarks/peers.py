@@ -289,9 +289,9 @@ def main() -> None:
     name = f"peers_{args.name or args.cells.resolve().parent.name}_{args.genes or 'all'}_k{args.k}"
     device = "cuda" if any("GPU" in solver for solver in args.solvers) else "cpu"
     name += "_cuda" * (device == "cuda")
-    for row in rows:
-        if row["solver"] in OURS:  # compile all kernels that these cells need; the compiled code is stored on disk
-            run_in_process(task, *row.values())
+    for each in rows:
+        if each["solver"] in OURS:  # compile all kernels that these cells need; the compiled code is stored on disk
+            run_in_process(task, *each.values())
     table = run_in_turn(name, task, rows, runs=args.runs, limit=args.limit, keep=args.keep, device=device)
     print(table.groupby("solver", sort=False)[["seconds", "cpu_seconds", "peak_mib", "relative_error"]].median())
 

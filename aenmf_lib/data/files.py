@@ -89,9 +89,9 @@ def write_h5ad(
 ) -> None:
     """Write an ``.h5ad`` file atomically. Columns that not all versions of anndata can write become text.
 
-    The cells of a `CellStream` are written block by block. `fill` adds elements of at most `fill_size` bytes, such as
-    arrays that do not fit in memory. Raises OSError if the file cannot be written, and ValueError if its name does not
-    end in ``.h5ad``.
+    The cells of a `CellStream` are written block by block. `fill` receives the open file and writes more elements, such
+    as arrays that do not fit in memory; `fill_size` is the largest number of bytes that they take. Raises OSError if
+    the file cannot be written, and ValueError if its name does not end in ``.h5ad``.
     """
     check_output(path, ".h5ad")
     obs, var = plain_frame(cells.obs, "obs", IN_MEMORY), plain_frame(cells.var, "var", IN_MEMORY)
@@ -119,7 +119,7 @@ def write_h5ad(
 
 
 def create_array(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dtype) -> h5py.Dataset:
-    """Create an array that is then written in blocks, with the attributes by which anndata knows an array."""
+    """Create an empty array that the caller writes in blocks, with the attributes that anndata needs to read it."""
     array = group.create_dataset(name, shape, dtype)
     array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
     return array

@@ -170,8 +170,11 @@ class CellStream:
                 node = file[self._key]
             matrix, self._n_rounded = Matrix(node, str(self.path), self.where), 0
             if matrix.shape != self._shape:
-                found = f"{self.path} had {self._shape[0]} × {self._shape[1]} values in {self.where} when it was opened"
-                raise OSError(f"{found}, and now has {matrix.shape[0]} × {matrix.shape[1]}. Run the command again.")
+                before, now = (f"{n_cells} × {n_genes}" for n_cells, n_genes in (self._shape, matrix.shape))
+                raise OSError(
+                    f"{self.path} has changed: {self.where} had {before} values when it was opened, and now has {now}. "
+                    "Do not change the file during a run. Run the command again, or open a new CellStream."
+                )
             reader, ahead = ThreadPoolExecutor(N_THREADS if matrix.format == "csr" else 1, "read ahead"), deque()
             try:  # no local variable may refer to a block: it would stay in memory while the caller uses the next one
                 hi = self._range.start

@@ -22,7 +22,7 @@ _STYLE = (
     "<style>.aenmf td, .aenmf th {padding: 0 8px; text-align: right; line-height: 1.4}"
     ".aenmf {display: flex; flex-wrap: wrap; gap: 24px; align-items: flex-start}</style>"
 )
-_HELP = (  # if the browser draws the maps, and if the kernel draws them
+_HELP = (  # first: the browser draws the maps; second: the kernel draws them
     "Wheel: zoom. Drag: move. Second button: draw a line around cells to select them. Tables below describe the cells.",
     "Wheel: zoom. Drag: draw a line around cells to select them. Tables below describe the cells. Buttons: move, back.",
 )
@@ -79,10 +79,12 @@ class Panel:
     def _show(self, name: str, coloring: Coloring | None) -> None:
         """Show the name of the coloring, its legend, and the tables if it is a program."""
         self._busy = True  # the controls change without drawing the maps again
-        for choice in self._choices:
-            values = [value[1] if isinstance(value, tuple) else value for value in choice.options]
-            choice.value = name if name in values else ""
-        self._busy = False
+        try:
+            for choice in self._choices:
+                values = [value[1] if isinstance(value, tuple) else value for value in choice.options]
+                choice.value = name if name in values else ""
+        finally:
+            self._busy = False
         self._legend.value = "<b>number of cells</b> in each pixel" if coloring is None else coloring.legend()
         if program := self._maps.find_program(name):
             title = f"Program {self._maps.names[program[0]][program[1]]} of {program[0]}"

@@ -51,9 +51,10 @@ def _compare(
 ) -> pd.DataFrame:
     """Compare the mean of each feature in the selected cells and in other cells, largest difference first.
 
-    `read` returns the features of cells, (n_rows, n_features), given by sorted rows. At most `size` cells of each group
-    are read. Columns: the means ``selected`` and ``others``; their ``difference``, divided by the standard deviation
-    within both groups; and, with a sparse matrix, ``expressing``, the share of the selected cells with a value above 0.
+    `read` takes sorted rows and returns the features of these cells, (n_rows, n_features). At most `size` cells of each
+    group are read. Columns: the means ``selected`` and ``others``; their ``difference``, divided by the standard
+    deviation within both groups; and, with a sparse matrix, ``expressing``, the share of the selected cells with a
+    value above 0.
     If all cells are selected, ``others`` is NaN.
     """
     groups = [read(part) for part in sample_both(cells.n_cells, rows, size) if len(part)]

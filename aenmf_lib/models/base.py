@@ -105,7 +105,8 @@ class Model:
         """Return the embeddings of cells by role, (n_cells, columns), as the results file stores them.
 
         ``shared`` is H. The conditional models also have ``cond_latent`` and ``concat_full``. Raises as `transform`
-        does, and ValueError if the embeddings depend on the donors and a donor was not in the fit.
+        does, and ValueError if the embeddings depend on the donors and a donor was not in the fit. Base NMF returns the
+        usages of the fit, and raises ValueError for another number of cells.
         """
         cells, found = check_genes(self, cells), {}
         for part, rows in self.iter_embeddings(cells):

@@ -222,6 +222,7 @@ class CAENMF1(_Conditional):
         return self.overlap_[self._donor_codes(cells)]
 
     def _latent(self, H: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """Return the latent of the donor of each cell, (n, k), from its usages H and its row of U, `codes` (n,)."""
         return self.overlap_[codes]
 
     def _overlap(self) -> np.ndarray:
@@ -281,6 +282,7 @@ class CAENMF2(_Conditional):
         return self._latent(self.transform(cells), self._donor_codes(cells))
 
     def _latent(self, H: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """Return the latent of the donor of each cell, (n, k), from its usages H and its row of U, `codes` (n,)."""
         return H * self.overlap_[codes]
 
     def _overlap(self) -> np.ndarray:

@@ -2,10 +2,10 @@
 
 A mean of a few random cells is sparse, non-negative and close to the data ("random Acol" of Langville et al. 2006,
 arXiv:1407.7299). Descent on a sample is cheap, and its noise leads past poor minima. It runs on the CPU even if the fit
-uses a GPU. Coordinate descent changes one entry of W after the other, which a GPU cannot do fast, and all methods tried
-that change many entries at once led to worse minima (Kang et al., k = 20 and 80, up to three seeds): gradient steps by
-0.3 to 1.5 %, the best of four such starts by up to 1.2 %, Adam by 0.3 %, steps of one program at a time by 0.2 to
-0.5 %, and multiplicative updates by 0.8 %. With the smaller sample only, minima are up to 0.3 % worse.
+uses a GPU, because coordinate descent changes the entries of W one after the other, which is slow on a GPU. Methods
+that change many entries at once led to minima with a larger objective (Kang et al., k = 20 and 80, up to three seeds,
+not in benchmarks/): gradient steps by 0.3 to 1.5 %, the best of four such starts by up to 1.2 %, multiplicative updates
+by 0.8 %, Adam by 0.3 %, and steps that change one program at a time by 0.2 to 0.5 %.
 """
 
 import numpy as np

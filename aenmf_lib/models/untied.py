@@ -180,7 +180,7 @@ class UntiedAENMF(_Conditional):
         """Whether the model has a donor part and a penalty. They need donors and cell types."""
         return self.strength > 0
 
-    iter_embeddings = AENMF.iter_embeddings  # H only: the donor part has no latent
+    iter_embeddings = AENMF.iter_embeddings  # only H: this model has no latent of the donor
 
     def _penalty_at(self, W: torch.Tensor, moments: Moments) -> tuple[penalties.PenaltyWeights, float]:
         """Return the weights and the effective strength; see `_Conditional`.

@@ -63,7 +63,9 @@ class Contents:
     name: str
     W: np.ndarray | None = None  # (k, n_genes) float64
     genes: pd.Index | None = None  # (n_genes,) ids
-    symbols: np.ndarray | None = None  # (n_genes,) symbols; the id of a gene without a symbol; if None, all ids
+    symbols: np.ndarray | None = (
+        None  # (n_genes,), with the id of a gene that has no symbol; None: the ids of all genes
+    )
     usages: UsageSums | None = None
     sq_norm: float | np.ndarray = np.nan  # ‖X‖²; of projected cells (k,), divided by the coverage of the programs
     stability: pd.DataFrame = field(default_factory=pd.DataFrame)  # empty with one start

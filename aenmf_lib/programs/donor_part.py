@@ -79,7 +79,7 @@ def write_donor_tables(
 
 
 def _read(path: str | Path) -> tuple[Contents, np.ndarray, np.ndarray] | None:
-    """Return a fit, its donors, (n_donors,), and r_d of each donor, (n_donors, n_genes); None without a donor part."""
+    """Return a fit, its donors (n_donors,) and the donor part of each, (n_donors, n_genes); None if it has none."""
     found = results.read(path, with_cells=False)
     if schema.skip_reason(found.uns):
         return None

@@ -1,5 +1,6 @@
 """Keys of results files, defined only here, and the function that checks a file against them."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ SET_COLUMNS = ("Model", "program", "gene_set", "overlap", "size", "p", "fdr", "s
 DONOR_GENE_COLUMNS = ("Model", DONOR, "rank", "gene", "symbol", "weight", "difference")
 DONOR_SHARE_COLUMNS = ("Model", DONOR, "n_cells", "share", "share_common")
 
-_ROWS = 65_536  # rows of an array that are checked at a time
+_ENTRIES = 2**18  # of an array that are checked at a time
 _NEEDED = (USED_CELL_TYPE, "loss_history", "n_iter", "sq_norm_per_cell")  # entries that a provenance must contain
 
 
@@ -119,10 +120,10 @@ def check(path: str | Path) -> list[str]:
     try:
         _require_path(path)
         with files.open_cells(path) as file:
-            if faults := _find_other_contents(file, path):
+            if faults := _find_missing_results(file, path):
                 return faults
             with files.guard(path):
-                obsm = dict(file.get("obsm", {}))  # read in blocks
+                obsm = dict(file.get("obsm", {}))  # arrays of HDF5, which `find_faults` reads in blocks
                 parts = {part: files.read_element(file, part, path) for part in file if part not in ("obsm", "raw")}
                 parts |= {name: plain_frame(parts.get(name), name, path) for name in ("obs", "var")}
                 embeddings = {key: value for key, value in obsm.items() if is_array(value)}
@@ -139,7 +140,7 @@ def load(path: str | Path, *, with_cells: bool = True) -> tuple[AnnData | None, 
     """
     _require_path(path)
     with files.open_cells(path) as file:
-        if faults := _find_other_contents(file, path):
+        if faults := _find_missing_results(file, path):
             return None, faults
         if not with_cells:
             parts = {part: files.read_element(file, part, path) for part in ("var", "varm", "uns") if part in file}
@@ -155,8 +156,8 @@ def _require_path(path: object) -> None:
         raise TypeError(f"Got {path!r:.80}, a {type(path).__name__}. Expected the path of a results file (.h5ad).")
 
 
-def _find_other_contents(file: h5py.File, path: str | Path) -> list[str]:
-    """Return a fault if a file does not have the results of one model."""
+def _find_missing_results(file: h5py.File, path: str | Path) -> list[str]:
+    """Return a fault if a file has neither the programs of a model nor the reason why a model was skipped."""
     with files.guard(path):
         keys = list(file["varm"]) if "varm" in file else []
         skipped = f"uns/{PROVENANCE}/{SKIPPED}" in file
@@ -250,8 +251,9 @@ def _find_array_faults(
         expected = " × ".join("any number" if n is None else str(n) for n in shape)
         return [f"{name} has shape {array.shape}; {expected} values are expected"]
     n_bad = n_negative = 0
-    for lo in range(0, len(array), _ROWS):
-        block = array[lo : lo + _ROWS]
+    n_rows = max(1, _ENTRIES // max(1, math.prod(array.shape[1:])))
+    for lo in range(0, len(array), n_rows):
+        block = array[lo : lo + n_rows]
         n_bad, n_negative = n_bad + int((~np.isfinite(block)).sum()), n_negative + int((block < 0).sum())
     if n_bad:
         return [f"{name} contains {n_bad} values that are NaN or infinite"]

@@ -145,15 +145,17 @@ def _training(run: _Run, model: str) -> dict[str, Any]:
     """Predict the notebook that trains one model."""
     s, stage, values, k = run.size, STAGES[model], run.of(STAGES[model]), run.size.k
     sums = bool(values.get("sums_path"))
-    embeddings = 3 if model in CONDITIONAL else 1
+    columns = 4 * k if model in CONDITIONAL else k  # H, the latent of the donor, and both side by side
     U = {"CAE_NMF2": s.n_donors * k * s.n_genes}.get(model, s.n_donors * s.n_genes)
     in_file = U if compares_donors(model, run.values) and (model != "CAE_NMF2" or values.get("donor_U")) else 0
     in_file += s.n_genes * k * (2 if model == UNTIED else 1)
-    disk = (2 if values.get("float16") else 4) * embeddings * s.n_cells * k + 4 * in_file
+    disk = (2 if values.get("float16") else 4) * s.n_cells * columns + 4 * in_file
     disk += (40 + s.names) * s.n_cells + 60 * s.n_genes
     memory = _MEMORY[model] * _GB + (2 * s.names + 50) * s.n_cells
     if not sums:
-        memory += 8 * s.nnz + 8 * embeddings * s.n_cells * k  # the cells, and their embeddings as one block
+        memory += (
+            8 * s.nnz + 8 * s.n_cells * columns
+        )  # the cells, and all embeddings, which are one block for cells in memory
     mode = ""
     if model == "Base_NMF":
         seconds, more = _base_nmf(run, values)
@@ -194,12 +196,12 @@ def _autoencoder(run: _Run, model: str, values: Mapping[str, Any], sums: bool) -
         own = n_parts * products * s.n_genes**2 * k * 2 * _DENSE
     else:
         aenmf = sweep(s.nnz)
-        own = sweep(products * s.nnz)
+        own = sweep((1.4 if by_donor else products) * s.nnz)  # model 2 reads the cells once for both products
     if by_donor:
         own += 4 * n_parts * genes
     iterations = min(values.get("max_iter", 1000), 20 + k / 6)
     of_aenmf = values.get("n_starts", 1) * (start + iterations * aenmf / (_GPU if on_gpu else 1))
-    more = {"CAE_NMF1": 30, "CAE_NMF2": 40, UNTIED: 110}.get(model, 0)
+    more = {"CAE_NMF1": 36, "CAE_NMF2": 52, UNTIED: 110}.get(model, 0)
     of_model = min(values.get("max_iter", 1000), more) * own / (_GPU if on_gpu else 1)
     if model in CONDITIONAL and not values.get("strength", 0.2):
         of_aenmf = start
@@ -278,7 +280,7 @@ def _umap(run: _Run) -> tuple[float, float]:
     """Return seconds and memory of the layouts."""
     n = run.size.n_cells
     epochs = 500 if n <= 10_000 else 200
-    slower = max(1.0, n / 14_000) ** 0.4  # the coordinates no longer fit in the cache
+    slower = max(1.0, n / 14_000) ** 0.4  # fitted to a rehearsal with 200,000 cells
     return run.n_embeddings * (1e-7 * 25 * epochs + 3e-4) * slower * n, 4000.0 * n
 
 

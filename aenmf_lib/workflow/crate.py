@@ -67,7 +67,7 @@ def write(folder: Path, makefile: Path | None = None) -> Path:
 
     The crate contains a copy of `makefile`, which is the workflow; without it an earlier copy is kept.
     """
-    with only_one(path := folder / NAME, wait=_WAIT):
+    with only_one(path := folder / NAME, "written", wait=_WAIT):
         if makefile and makefile.is_file():
             parameters.write_text(folder / _WORKFLOW, makefile.read_text(encoding="utf-8"))
         if not (folder / _WORKFLOW).is_file():

@@ -32,7 +32,7 @@ class Digest:
 
     def __init__(self, file: Path, notebooks: Path, values: dict[str, dict[str, Any]]) -> None:
         self.file, self.name = file, file.stem
-        self.of_user = self.name in _FILES  # whether it is the content of files of the user
+        self.of_user = self.name in _FILES  # whether the digest covers files of the user
         self._known: dict[str, list[str]] | None = None  # the signature and the hash of each file, if one has changed
         if self.of_user:
             parts = self._contents(_named_files(self.name, values))

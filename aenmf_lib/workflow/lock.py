@@ -1,4 +1,4 @@
-"""A lock next to a report: only one process at a time runs a notebook."""
+"""A lock next to a file: only one process at a time runs a notebook, fetches a data set or writes a crate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 log = logging.getLogger(__name__)
-_ENDING = 60  # seconds to wait for a process that has ended or lost its parent, a make that was killed
+_ENDING = 60  # seconds to wait for a process that has ended, or that will end soon because its make was killed
 
 
 class Locked(ValueError):
@@ -25,7 +25,7 @@ class Locked(ValueError):
 def only_one(report: Path, doing: str = "run", wait: float = 0.0) -> Iterator[Path]:
     """Lock a report, or another file, while the block runs, and yield the lock file.
 
-    `doing` is the verb in the error message: the file is already being "run" or "fetched".
+    `doing` is the verb in the error message: the file is already being "run", "fetched" or "written".
     The system releases the lock when the process ends, for any reason. Raises Locked if another process still has the
     lock after `wait` seconds. On a file system without locks it only warns.
     """
@@ -34,9 +34,9 @@ def only_one(report: Path, doing: str = "run", wait: float = 0.0) -> Iterator[Pa
     start = time.monotonic()
     while (locked := _lock(path)) is None:  # another process has it
         written = ""
-        with contextlib.suppress(FileNotFoundError):  # the process has just ended
+        with contextlib.suppress(FileNotFoundError):  # the other process has just removed the file
             written = path.read_text(errors="replace")
-        process, user, host, parent = (written.split("\t") + ["?"] * 4)[:4]
+        process, user, host, parent = ((written or "?").split("\t") + ["?"] * 4)[:4]
         ends = not written or (host == socket.gethostname() and not (_exists(process) and _exists(parent)))
         if time.monotonic() - start >= (max(wait, _ENDING) if ends else wait):
             raise Locked(

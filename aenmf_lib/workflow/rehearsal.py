@@ -130,8 +130,8 @@ def check(rehearsal: Rehearsal, *, slurm: bool = False) -> None:
     size = Size(shape.cells, shape.genes, nnz, shape.donors, shape.types, rehearsal.k, shape.cells, nnz)
     table = _predict(rehearsal, size)
     folder = rehearsal.path.parent
-    there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
-    needed, free = shape.size() + table["disk"].sum() - there, report.free_disk(folder)
+    needed = shape.size() + table["disk"].sum() - report.size_on_disk(folder)
+    free = report.free_disk(folder)
     fewer = f"Choose fewer cells (now CELLS={shape.cells})"
     if needed > free:
         found = f"The rehearsal needs {report.bytes_text(needed)} of disk space, and {report.bytes_text(free)} are free"
@@ -190,7 +190,7 @@ def text(table: pd.DataFrame, rehearsal: Rehearsal) -> str:
     return "\n".join([
         *lines, "", f"Settings: {given}; {costs.available_cores()} cores. Memory: of the largest process.",
         "The estimate is the prediction of `make check` for the atlas, times measured / predicted for each stage.",
-        "The fits may take twice as long on real cells, which need more iterations than simulated ones.",
+        "Fits to real cells need more iterations than fits to simulated cells. Expect up to twice the time.",
     ])  # fmt: skip
 
 

@@ -316,7 +316,9 @@ def test_index_pointers_out_of_order_raise(path, at, value, message):
 def test_file_that_has_changed_since_it_was_opened_raises(path, rows):
     cells = CellStream(path, counts=True)
     ad.concat([counts(), counts()], index_unique="-")[:rows].copy().write_h5ad(path)
-    with pytest.raises(OSError, match=rf"had 60 × 40 values in .* when it was opened, and now has {rows} × 40\. Run"):
+    with pytest.raises(
+        OSError, match=rf"has changed: .* had 60 × 40 values when it was opened, and now has {rows} × 40\. Do not"
+    ):
         list(cells)
 
 

@@ -51,13 +51,18 @@ MEASURED = [
     (REHEARSED, BENCHMARKS, 551, 1.34),
     (REHEARSED, costs.PROGRAMS, 38, 0.79),
     (REHEARSED, costs.FIGURES, 34.6, 0.54),
-    (LARGER, FILTER, 23.7, 0.55),
+    (LARGER, FILTER, 23, 0.6),
+    (LARGER, STAGES["Base_NMF"], 2558, 6.9),
+    (LARGER, STAGES["AE_NMF"], 167, 6.9),
+    (LARGER, STAGES["CAE_NMF1"], 147, 11.6),
+    (LARGER, STAGES["CAE_NMF2"], 411, 16.2),
     (KANG, STAGES["Untied_AE_NMF"], 20.8, 1.0),
     (DEMO, STAGES["Untied_AE_NMF"], 7.8, 0.8),
 ]
 SETTINGS = {
     KANG: {BENCHMARKS: {"max_cells": 1000}},
     REHEARSED: {BENCHMARKS: {"max_cells": 1000}},
+    LARGER: {BENCHMARKS: {"max_cells": 2000}},
     DEMO: {BENCHMARKS: {"max_cells": 1500, "clustering_seeds": [0, 1, 2, 3, 4], "classification_seeds": [42]}},
 }
 
