@@ -8,7 +8,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from aenmf_lib.figures import style
 from aenmf_lib.figures.labels import place_labels, thin_ticks
 
-OWN = ("AE-NMF", "model 1", "model 2")
+OWN = ("AE-NMF", "model 1", "model 2", "untied model")
 NO_ERROR = ("model 2",)  # reconstructs a cell with the U of its donor, which ‖X − H W‖ does not include
 PANELS = {"peers_kang2018_all_k80": "14,044 genes, 80 programs", "peers_kang2018_2000_k20": "2,000 genes, 20 programs"}
 
