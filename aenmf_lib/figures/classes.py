@@ -145,8 +145,8 @@ def _draw_named(points, types: pd.Series, names: Mapping[str, str], caption, run
     for ax in axes:
         ax.tick_params(length=0, axis="y" if ax is f1 else "both")
     _add_colorbar(bar, panels[0])
+    style.letters(axes)  # before the ticks: the letters make the panels narrower
     thin_ticks([f1])
-    style.letters(axes)
     return fig
 
 

@@ -84,11 +84,13 @@ def requests(
 ) -> pd.DataFrame:
     """Return the request of one job of each stage, in one row per stage.
 
-    `size` is None for goals without a data set; then a stage without numbers in the table of requests, `path`, has no
-    row. `values` are those of all parameters, by notebook, and `models` are those that are trained.
+    `size` is None for goals that read no data set. The result then has no row for stages whose memory or time the
+    table of requests (`path`) does not give as a number. `values` are those of all parameters, by notebook, and
+    `models` are those that are trained.
 
     ``gpus, cpus, width, memory`` (bytes) and ``seconds`` are requested. ``predicted_memory`` and ``predicted_seconds``
-    are the prediction without a margin, NaN if there is none. ``source`` says which numbers are from the table.
+    are the prediction without a margin, or NaN if there is none. ``source`` names the requests that are
+    numbers of the table, and is empty if all are predictions.
     """
     table, rows = read_requests(path), {}
     trained = [m for m in models if size and (size.n_donors > 1 or not compares_donors(m, values))]

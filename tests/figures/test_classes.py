@@ -1,6 +1,7 @@
 """figS4_classes shows F1 and confusion of each cell type, with names that can be read, in every layout."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -73,6 +74,16 @@ def test_rows_and_columns_have_the_names_of_the_types_in_the_same_order(drawn):
         assert panels[model].get_ylim() == (len(order), 0) and panels["F1"].get_ylim() == (len(order), 0)
     assert list(drawn.table["predicted"][: len(order)]) == order
     assert list(drawn.table["number"].unique()) == list(range(1, len(order) + 1))
+
+
+@pytest.mark.parametrize("layout", ["font doubled", "width halved"])
+def test_numbers_below_the_scores_do_not_touch(layout):
+    fig = draw(simulate("middle"), LAYOUTS[layout])
+    fig.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in axes(fig)["F1"].get_xticklabels() if label.get_text()]
+    assert len(boxes) >= 2
+    for left, right in pairwise(boxes):
+        assert right.x0 - left.x1 > 0.27 * left.height
 
 
 def test_long_names_are_whole_and_their_columns_have_numbers(small):
