@@ -160,10 +160,11 @@ mixing.drop(columns=["n_neighbors", "silhouette_cells"]).round(3)
 # both tables.
 #
 # ## UMAP
-# The UMAP coordinates are computed from the same neighbor graphs. Notebook 07 draws them, and no score uses them.
+# The UMAP coordinates are computed from the same neighbor graphs, and start at two principal components of the
+# embedding. Notebook 07 draws them, and no score uses them.
 
 # %%
-coords = neighbors.umaps(graphs, embeddings.obs, seed=seed)
+coords = neighbors.umaps(graphs, embeddings.obs, seed=seed, n_jobs=n_jobs)
 results.write_h5ad(coords, f"{out_dir}/umap.h5ad")
 coords
 

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 _MORE = 16  # candidates beyond the wanted ones, because float32 may exchange the last ones
 _MOST_ROWS = 4096  # cells whose distances are computed at once; more are not faster
+_PARALLEL_UMAP = 10_000  # cells; workers need seconds to start, and fewer cells do not need much longer
 _latest: dict[str, igraph.Graph] = {}  # the most recent graph of this worker
 
 
@@ -216,24 +217,40 @@ def igraph_graph(indptr: np.ndarray, indices: np.ndarray) -> igraph.Graph:
 
 
 def umap(graph: NeighborGraph, seed: int = 42) -> np.ndarray:
-    """Return the coordinates of `scanpy.tl.umap` with its defaults, (n_cells, 2) float32."""
+    """Return the coordinates of `scanpy.tl.umap`, (n_cells, 2) float32, which start at two principal components.
+
+    By default, scanpy starts at eigenvectors of the graph. They take very long if few links join large groups of cells,
+    and principal components preserve the global structure as well (Kobak & Linderman 2021,
+    doi:10.1038/s41587-020-00809-z). All other settings are scanpy's defaults. One thread computes the coordinates, so
+    that they do not depend on the number of cores.
+    """
     import scanpy as sc
     from anndata import AnnData
+    from threadpoolctl import threadpool_limits
 
     params = {"n_neighbors": graph.n_neighbors, "method": "umap", "metric": "euclidean", "use_rep": "X"}
-    matrices = {"connectivities": graph.connectivities, "distances": graph.distances}
+    weights = graph.connectivities.copy()  # umap-learn sets weights that are too small for its number of steps to 0
+    matrices = {"connectivities": weights, "distances": graph.distances}
     cells = AnnData(graph.Z, obsp=matrices)
     cells.uns["neighbors"] = {"params": params, **{f"{name}_key": name for name in matrices}}
-    sc.tl.umap(cells, random_state=seed)
+    with threadpool_limits(1):
+        sc.tl.umap(cells, init_pos="pca" if cells.n_vars > 1 else "spectral", random_state=seed)
     return cells.obsm["X_umap"]
 
 
-def umaps(graphs: Mapping[str, NeighborGraph], obs: pd.DataFrame, seed: int = 42) -> AnnData:
-    """Return an AnnData without X: the labels in obs, and the `umap` of each model in ``obsm["X_umap_<model>"]``."""
+def umaps(graphs: Mapping[str, NeighborGraph], obs: pd.DataFrame, seed: int = 42, n_jobs: int = -1) -> AnnData:
+    """Return an AnnData without X: the labels in obs, and the `umap` of each model in ``obsm["X_umap_<model>"]``.
+
+    `n_jobs` models are computed at once (-1: one per core), if there are enough cells to gain time from it.
+    """
     from anndata import AnnData
 
     from aenmf_lib.data.preprocessing import LABELS
     from aenmf_lib.data.progress import tqdm
+    from aenmf_lib.metrics.score_cache import run_parallel
 
-    coords = {f"X_umap_{model}": umap(graph, seed) for model, graph in tqdm(graphs.items(), desc="UMAP", unit="model")}
-    return AnnData(obs=obs[list(LABELS)].copy(), obsm=coords, uns={"umap": {"seed": seed}})
+    calls = [((model,), (graph, seed)) for model, graph in graphs.items()]
+    found = run_parallel(umap, calls, n_jobs if len(obs) >= _PARALLEL_UMAP else 1)
+    coords = {model: xy for (model,), xy in tqdm(found, desc="UMAP", unit="model", total=len(calls))}
+    obsm = {f"X_umap_{model}": coords[model] for model in graphs}
+    return AnnData(obs=obs[list(LABELS)].copy(), obsm=obsm, uns={"umap": {"seed": seed}})

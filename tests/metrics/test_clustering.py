@@ -257,19 +257,35 @@ def test_summary_of_different_settings_or_an_unknown_label_is_an_error():
         clustering.summarize(mixed, "cell_type")
 
 
-def test_umap_equals_that_of_scanpy_and_repeats():
+def test_umap_equals_that_of_scanpy_from_principal_components_and_repeats():
     H, obs = simulate(n_cells=200)
     graphs = neighbors.neighbor_graphs({"AE_NMF": H}, obs)
     drawn = neighbors.umaps(graphs, obs, seed=3)
 
     direct = AnnData(StandardScaler().fit_transform(H))
     sc.pp.neighbors(direct, n_neighbors=25, use_rep="X", method="umap", transformer="sklearn")
-    sc.tl.umap(direct, random_state=3)
+    sc.tl.umap(direct, init_pos="pca", random_state=3)
     np.testing.assert_array_equal(drawn.obsm["X_umap_AE_NMF"], direct.obsm["X_umap"])
     np.testing.assert_array_equal(neighbors.umap(graphs["AE_NMF"], seed=3), direct.obsm["X_umap"])
     assert not np.array_equal(neighbors.umap(graphs["AE_NMF"], seed=4), direct.obsm["X_umap"])
     assert drawn.X is None
     pd.testing.assert_frame_equal(drawn.obs, obs)
+
+
+def test_parallel_umaps_are_the_same_and_leave_the_graphs_as_they_are(monkeypatch):
+    H, obs = simulate(n_cells=200)
+    graphs = neighbors.neighbor_graphs({"Base_NMF": H, "AE_NMF": H[:, :1]}, obs)  # also an embedding with one column
+    graphs["Base_NMF"].connectivities.data[:4] = 1e-6  # umap-learn sets such small weights to 0
+    before = {model: graph.connectivities.copy() for model, graph in graphs.items()}
+    alone = neighbors.umaps(graphs, obs, n_jobs=1)
+    monkeypatch.setattr(neighbors, "_PARALLEL_UMAP", 0)
+    parallel = neighbors.umaps(graphs, obs, n_jobs=2)
+    assert list(parallel.obsm) == list(alone.obsm) == ["X_umap_Base_NMF", "X_umap_AE_NMF"]
+    for name, xy in alone.obsm.items():
+        assert np.isfinite(xy).all()
+        np.testing.assert_array_equal(parallel.obsm[name], xy)
+    for model, weights in before.items():
+        np.testing.assert_array_equal(graphs[model].connectivities.data, weights.data)
 
 
 def test_fewer_cells_than_neighbors_are_an_error():
