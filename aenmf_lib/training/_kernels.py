@@ -87,15 +87,40 @@ def _nonzero(x, places):
 
 
 @_part
-def _rank_two(M, j, t, x, extra):
-    """``M += t (e_j xᵀ + x e_jᵀ) + extra e_j e_jᵀ`` for a symmetric M, and return row j."""
-    row = M[j]
+def _with_weight(weights, rows, n, places):
+    """Store those of the first n `rows` whose weight is not 0 in `places`, and return their number."""
+    found = 0
+    for q in range(n):
+        places[found] = rows[q]
+        found += weights[rows[q]] != 0
+    return found
+
+
+@_part
+def _rank_two(M, half, j, t, x, extra):
+    """``M += t (e_j xᵀ + x e_jᵀ) + extra e_j e_jᵀ`` for a symmetric M; return row j.
+
+    One row of `half` also changes, so that ``half + halfᵀ`` changes as M does, in float64.
+    """
+    row, exact = M[j], half[j]
     for i in range(len(x)):
         row[i] += t * x[i]
-    row[j] += t * x[j] + extra
+        exact[i] += float(t) * float(x[i])
+    row[j] += t * x[j] + M.dtype.type(extra)
+    exact[j] += 0.5 * extra
     for i in range(len(x)):
         M[i, j] = row[i]
     return row
+
+
+@_part
+def _add_half(half, before, after):
+    """Change `half` so that ``half + halfᵀ`` changes by ``after afterᵀ − before beforeᵀ``, in float64."""
+    for j in range(len(after)):
+        change = float(after[j]) - float(before[j])
+        if change != 0:
+            for i in range(len(after)):
+                half[j, i] += 0.5 * change * (float(before[i]) + float(after[i]))
 
 
 @_serial
@@ -105,28 +130,30 @@ def visit(A, B, S, R, squares, W, F, G, n_lambda, relax, least, D):
     # W, F and G are updated; D receives the change of W. Steps that gain less than `least` are skipped.
     n_genes, k = W.shape
     T = W.dtype.type
-    g, places, moved, n_moved = np.empty(k, W.dtype), np.empty(k, np.int64), np.empty(n_genes, np.int64), 0
+    g, places, (near, moved), n_moved = np.empty(k, W.dtype), np.empty(k, np.int64), np.empty((2, n_genes), np.int64), 0
     gained, steps = 0.0, 0
+    # Copies of F and G in the precision of X change after each step, F and G at the end, in float64.
+    Fx, Gx, (half_F, half_G) = F.astype(W.dtype), G.astype(W.dtype), np.zeros((2, k, k))
     for a in range(n_genes):
         s, r = squares[a], float(R[a, a]) if len(R) else 0.0
         if s == 0:
             continue
         x, y, w, d = A[a], B[a], W[a], D[a]
-        _add_rows(x, D, S[a], moved, n_moved)
+        _add_rows(x, D, S[a], near, _with_weight(S[a], moved, n_moved, near))
         if len(R):
             _add_rows(y, D, R[a], moved, n_moved)
         xw = 0.0
         for j in range(k):
             g[j] = n_lambda * w[j] + y[j] - 2 * x[j]
             xw += x[j] * w[j]
-        _add_rows(g, G, x, places, _nonzero(x, places))
-        _add_rows(g, F, w, places, _nonzero(w, places))
+        _add_rows(g, Gx, x, places, _nonzero(x, places))
+        _add_rows(g, Fx, w, places, _nonzero(w, places))
         before = steps
         for j in range(k):
             c1 = 2 * float(g[j])
             if w[j] == 0 and c1 >= 0:
                 continue
-            c2 = s * G[j, j] + F[j, j] + 2 * (x[j] * w[j] + xw) - 2 * s + n_lambda + r
+            c2 = s * Gx[j, j] + Fx[j, j] + 2 * (x[j] * w[j] + xw) - 2 * s + n_lambda + r
             if _gain(c1, c2, w[j]) < least:
                 continue
             c3 = 2 * (x[j] + s * w[j])
@@ -137,7 +164,7 @@ def visit(A, B, S, R, squares, W, F, G, n_lambda, relax, least, D):
             gained, steps = gained - value, steps + 1
             step, wj, xj, sj = T(t), w[j], x[j], T(s)
             d[j] = step
-            Gj, Fj = _rank_two(G, j, step, w, T(t * t)), _rank_two(F, j, step, x, T(t * t * s))
+            Gj, Fj = _rank_two(Gx, half_G, j, step, w, t * t), _rank_two(Fx, half_F, j, step, x, t * t * s)
             for i in range(k):
                 g[i] += step * (w[i] * xj + x[i] * wj + sj * Gj[i] + Fj[i])
             g[j] += T(2 * t * xw + t * t * (xj + s * wj) + t * (n_lambda + r - 2 * s))
@@ -147,6 +174,8 @@ def visit(A, B, S, R, squares, W, F, G, n_lambda, relax, least, D):
         if steps > before:
             moved[n_moved] = a
             n_moved += 1
+    F += half_F + half_F.T
+    G += half_G + half_G.T
     return gained, steps
 
 
@@ -159,40 +188,47 @@ def visit_shared(A, B, S, B_more, R, squares, W, U, F, G, weights, relax, least,
     m, n_genes, k = A.shape
     T, n_lambda, n_lambda_U = W.dtype.type, weights[0], weights[1]
     cross, gained, steps = 0.0, 0.0, 0
-    x, y, v, f, g = np.empty((5, m, k), W.dtype)
-    xv, places, moved, n_moved = np.empty(m), np.empty(k, np.int64), np.empty(n_genes, np.int64), 0
+    # f = F v − x and g = G x − y, summed over the donors. Half the gradient is f + g, or g without the decoders, plus
+    # terms of W, U, R. Copies of F and G in the precision of X change after each step, F and G at the end, in float64.
+    (x, y, v), (f, g, sum_u, least_u) = np.empty((3, m, k), W.dtype), np.empty((4, k), W.dtype)
+    Fd, Gd, (half_F, half_G) = F.astype(W.dtype), G.astype(W.dtype), np.zeros((2, m, k, k))
+    xv, places, (near, moved), n_moved = np.empty(m), np.empty(k, np.int64), np.empty((2, n_genes), np.int64), 0
     for a in range(n_genes):
         if not active[a]:
             continue
-        w, y_more, s_all, r = W[a], B_more[a], 0.0, float(R[a, a]) if len(R) else 0.0
-        for d in range(m):
-            s_all += squares[d, a]
+        w, y_more, s_all, r = W[a], B_more[a], squares[:, a].sum(), float(R[a, a]) if len(R) else 0.0
         if s_all == 0:
             continue
+        for j in range(k):
+            f[j], g[j], sum_u[j], least_u[j] = 0, 0, 0, np.inf
         for d in range(m):
-            x[d], y[d], f[d], g[d], xv[d] = 0, 0, 0, 0, 0
-            _add_rows(x[d], D, S[d, a], moved, n_moved)
-            _add_rows(y[d], E, S[d, a], moved, n_moved)
+            xd, yd, vd, u, total = x[d], y[d], v[d], U[d, a], 0.0
+            xd[:], yd[:] = A[d, a], B[d, a]
+            n_near = _with_weight(S[d, a], moved, n_moved, near)
+            _add_rows(xd, D, S[d, a], near, n_near)
+            _add_rows(yd, E, S[d, a], near, n_near)
             for j in range(k):
-                x[d, j] += A[d, a, j]
-                y[d, j] += B[d, a, j]
-                v[d, j] = w[j] + U[d, a, j]
-                xv[d] += x[d, j] * v[d, j]
-            _add_rows(f[d], F[d], v[d], places, _nonzero(v[d], places))
-            _add_rows(g[d], G[d], x[d], places, _nonzero(x[d], places))
+                vd[j] = w[j] + u[j]
+                f[j] -= xd[j]
+                g[j] -= yd[j]
+                sum_u[j] += u[j]
+                least_u[j] = min(least_u[j], u[j])
+            for j in range(k):
+                total += float(xd[j]) * float(vd[j])
+            xv[d] = total
+            _add_rows(f, Fd[d], vd, places, _nonzero(vd, places))
+            _add_rows(g, Gd[d], xd, places, _nonzero(xd, places))
         if len(R):
             _add_rows(y_more, D, R[a], moved, n_moved)
         before, gained_before = steps, gained
         for j in range(k):
             # W_aj and all V_aj change by t
-            c1 = n_lambda * float(w[j]) + float(y_more[j])
-            for d in range(m):
-                c1 += float(f[d, j]) + float(g[d, j]) - float(x[d, j]) - float(y[d, j])
-            c1, c2, c3 = 2 * c1, n_lambda + r, 0.0
+            c1 = 2 * (n_lambda * float(w[j]) + float(y_more[j]) + float(f[j]) + float(g[j]))
+            c2, c3 = n_lambda + r, 0.0
             if w[j] > 0 or c1 < 0:
                 for d in range(m):
                     s, xj = squares[d, a], x[d, j]
-                    c2 += s * G[d, j, j] + F[d, j, j] + 2 * (xj * v[d, j] + xv[d]) - 2 * s
+                    c2 += s * Gd[d, j, j] + Fd[d, j, j] + 2 * (xj * v[d, j] + xv[d]) - 2 * s
                     c3 += 2 * (xj + s * v[d, j])
                 if _gain(c1, c2, w[j]) >= least:
                     t, value = best_step(c1, c2, c3, s_all, -float(w[j]))
@@ -204,29 +240,29 @@ def visit_shared(A, B, S, B_more, R, squares, W, U, F, G, weights, relax, least,
                         E[a, j] += step
                         y_more[j] += T(t * r)
                         for d in range(m):
-                            s, xj, yj, vj = squares[d, a], x[d, j], y[d, j], v[d, j]
-                            sj, Gj = T(s), _rank_two(G[d], j, step, v[d], T(t * t))
-                            Fj = _rank_two(F[d], j, step, x[d], T(t * t * s))
+                            s, xd, vd, xj, yj, vj = squares[d, a], x[d], v[d], x[d, j], y[d, j], v[d, j]
+                            ts, sj, Gj = T(t * s), T(s), _rank_two(Gd[d], half_G[d], j, step, vd, t * t)
+                            Fj = _rank_two(Fd[d], half_F[d], j, step, xd, t * t * s)
                             for i in range(k):
-                                g[d, i] += step * (v[d, i] * xj + sj * Gj[i])
-                                f[d, i] += step * (x[d, i] * vj + Fj[i])
-                            g[d, j] += T(t * xv[d] + t * t * xj)
-                            f[d, j] += T(t * xv[d] + t * t * s * vj)
+                                g[i] += step * (vd[i] * xj + sj * Gj[i])
+                                f[i] += step * (xd[i] * vj + Fj[i])
+                            g[j] += T(t * xv[d] + t * t * xj) - ts
+                            f[j] += T(t * xv[d] + t * t * s * vj) - ts
                             cross += t * (xj + yj) + t * t * s
                             xv[d] += t * (xj + s * vj) + t * t * s
-                            x[d, j] += T(t * s)
-                            y[d, j] += T(t * s)
-                            v[d, j] += step
+                            xd[j] += ts
+                            y[d, j] += ts
+                            vd[j] += step
             if not both:
                 continue
             # W_aj changes by t and all U_aj by -t: only the encoder changes
-            high, c1, c2 = np.inf, n_lambda * float(w[j]) + float(y_more[j]), n_lambda + m * n_lambda_U + r
+            c1 = 2 * (n_lambda * float(w[j]) + float(y_more[j]) + float(g[j]) - n_lambda_U * float(sum_u[j]))
+            low, high = -float(w[j]), float(least_u[j])
+            if (c1 >= 0 and low == 0) or (c1 <= 0 and high == 0):
+                continue
+            c2 = n_lambda + m * n_lambda_U + r
             for d in range(m):
-                u = float(U[d, a, j])
-                c1 += float(g[d, j]) - float(y[d, j]) - n_lambda_U * u
-                c2 += squares[d, a] * G[d, j, j]
-                high = min(high, u)
-            low, c1 = -float(w[j]), 2 * c1
+                c2 += squares[d, a] * Gd[d, j, j]
             t = min(max(-0.5 * c1 / c2, low), high) if c2 > 0 else 0.0
             value = t * (c1 + t * c2)
             if value >= -least:
@@ -238,22 +274,28 @@ def visit_shared(A, B, S, B_more, R, squares, W, U, F, G, weights, relax, least,
             w[j] += step
             D[a, j] += step
             y_more[j] += T(t * r)
+            sum_u[j], least_u[j] = 0, np.inf
             for d in range(m):
-                s, xj, vj = squares[d, a], x[d, j], v[d, j]
-                sj, Gj = T(s), G[d, j]
-                U[d, a, j] = max(U[d, a, j] - step, 0)
-                _rank_two(F[d], j, step, x[d], T(t * t * s))
+                s, xd, xj, vj, Gj = squares[d, a], x[d], x[d, j], v[d, j], Gd[d, j]
+                u, sj = max(U[d, a, j] - step, 0), T(s)
+                U[d, a, j] = u
+                sum_u[j] += u
+                least_u[j] = min(least_u[j], u)
+                _rank_two(Fd[d], half_F[d], j, step, xd, t * t * s)
                 for i in range(k):
-                    g[d, i] += step * (sj * T(Gj[i]))
-                    f[d, i] += step * (x[d, i] * vj)
-                f[d, j] += T(t * xv[d] + t * t * s * vj)
+                    g[i] += step * (sj * Gj[i])
+                    f[i] += step * (xd[i] * vj)
+                f[j] += T(t * xv[d] + t * t * s * vj) - T(t * s)
                 cross += t * y[d, j]
                 xv[d] += t * s * vj
-                x[d, j] += T(t * s)
+                xd[j] += T(t * s)
         gains[a] = gained - gained_before
         if steps > before:
             moved[n_moved] = a
             n_moved += 1
+    for d in range(m):
+        F[d] += half_F[d] + half_F[d].T
+        G[d] += half_G[d] + half_G[d].T
     return cross, gained, steps
 
 
@@ -266,16 +308,18 @@ def visit_own(A, S, D, moved, W, U, F, G, n_lambda, relax, least, visits, active
     T = W.dtype.type
     done = np.zeros((m, 3))
     for d in prange(m):
-        f, v, places = np.empty(k, W.dtype), np.empty(k, W.dtype), np.empty(k, np.int64)
-        Fd, Gd = F[d], G[d]
+        f, v, before = np.empty((3, k), W.dtype)
+        places, near = np.empty(k, np.int64), np.empty(n_genes, np.int64)
+        Fd, half = F[d].astype(W.dtype), np.zeros((k, k))  # F is constant, G changes by half and its transpose
         cross, gained, steps = 0.0, 0.0, 0
         for a in range(n_genes):
             if not active[a]:
                 continue
             x, u, w, dv, gained_before = A[d, a], U[d, a], W[a], DV[d, a], gained
-            _add_rows(x, D, S[d, a], moved, len(moved))
+            _add_rows(x, D, S[d, a], near, _with_weight(S[d, a], moved, len(moved), near))
             for j in range(k):
                 v[j] = w[j] + u[j]
+                before[j] = v[j]
                 f[j] = n_lambda * u[j] - x[j]
             _add_rows(f, Fd, v, places, _nonzero(v, places))
             for _ in range(visits):
@@ -290,7 +334,6 @@ def visit_own(A, S, D, moved, W, U, F, G, n_lambda, relax, least, visits, active
                         continue
                     t, value = _relaxed(t, value, relax, -float(u[j]), c1, c2, 0.0, 0.0)
                     gained, steps, step = gained - value, steps + 1, T(t)
-                    _rank_two(Gd, j, step, v, T(t * t))
                     Fj = Fd[j]
                     for i in range(k):
                         f[i] += step * Fj[i]
@@ -300,5 +343,8 @@ def visit_own(A, S, D, moved, W, U, F, G, n_lambda, relax, least, visits, active
                     dv[j] += step
                     cross += t * x[j]
             gains[d, a] = gained - gained_before
+            if gained > gained_before:
+                _add_half(half, before, v)
+        G[d] += half + half.T
         done[d, 0], done[d, 1], done[d, 2] = cross, gained, steps
     return done

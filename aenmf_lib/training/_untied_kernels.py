@@ -28,9 +28,11 @@ def visit_untied(products, S, squares, factors, inner, donors, penalty, weights,
     (half, gamma, n), (relax, least, visits) = weights, limits
     n_genes, k = E.shape
     T = E.dtype.type
-    lam, g, places = T(half), np.empty(k, E.dtype), np.empty(k, np.int64)
+    lam, g, old_w, places = T(half), np.empty(k, E.dtype), np.empty(k, E.dtype), np.empty(k, np.int64)
     moved_E, moved_W, n_E, n_W = np.empty(n_genes, np.int64), np.empty(n_genes, np.int64), 0, 0
     gained, steps, cross = 0.0, 0, 0.0
+    # Copies of F and G in the precision of X change after each step, F and G at the end, in float64.
+    Fx, Gx, (half_F, half_G) = F.astype(E.dtype), G.astype(E.dtype), np.zeros((2, k, k))
     for a in range(n_genes):
         s, total = squares[a], totals[a]
         if s == 0:
@@ -50,10 +52,11 @@ def visit_untied(products, S, squares, factors, inner, donors, penalty, weights,
         before = steps
         for j in range(k):
             g[j] = lam * w[j] - x[j] + uj[j]
-        _add_rows(g, F, w, places, _nonzero(w, places))
+            old_w[j] = w[j]
+        _add_rows(g, Fx, w, places, _nonzero(w, places))
         for _ in range(visits):
             for j in range(k):
-                c1, c2, low = 2 * float(g[j]), F[j, j] + half, -float(w[j])
+                c1, c2, low = 2 * float(g[j]), Fx[j, j] + half, -float(w[j])
                 if (low == 0 and c1 >= 0) or c2 <= 0:
                     continue
                 t = max(-0.5 * c1 / c2, low)
@@ -62,8 +65,7 @@ def visit_untied(products, S, squares, factors, inner, donors, penalty, weights,
                     continue
                 t, value = _relaxed(t, value, relax, low, c1, c2, 0.0, 0.0)
                 gained, steps, step = gained - value, steps + 1, T(t)
-                _rank_two(G, j, step, w, T(t * t))
-                Fj = F[j]
+                Fj = Fx[j]
                 for i in range(k):
                     g[i] += step * Fj[i]
                 g[j] += lam * step
@@ -75,14 +77,20 @@ def visit_untied(products, S, squares, factors, inner, donors, penalty, weights,
         if steps > before:
             moved_W[n_W] = a
             n_W += 1
+            for j in range(k):  # only now, because the steps in W do not read G
+                if w[j] != old_w[j]:
+                    step = w[j] - old_w[j]
+                    _rank_two(Gx, half_G, j, step, old_w, float(step) ** 2)
+                    old_w[j] = w[j]
         # in E, a quadratic function and the penalty, a ratio of two quadratic functions
         before = steps
         for j in range(k):
             g[j] = lam * e[j] - y[j] + mv[j]
-        _add_rows(g, G, x, places, _nonzero(x, places))
+        _add_rows(g, Gx, x, places, _nonzero(x, places))
         for j in range(k):
-            c1, c2, low = 2 * float(g[j]), s * G[j, j] + half, -float(e[j])
-            d1, d2, old, f, v, v1, v2, qj, bj = c1, c2, 0.0, F[j, j], 0.0, 0.0, 0.0, q[j], float(b[j])
+            c1, c2, low = 2 * float(g[j]), s * Gx[j, j] + half, -float(e[j])
+            d1, d2, old, v, v1, v2, qj, bj = c1, c2, 0.0, 0.0, 0.0, 0.0, q[j], float(b[j])
+            f = F[j, j] + 2 * half_F[j, j]  # in float64, for the difference below
             if gamma > 0:
                 v, v1, v2 = f - m[j] * m[j] / n, 2 * (float(x[j]) - m[j] * total / n), s - total * total / n
                 old = _share(qj, v, f)
@@ -106,8 +114,8 @@ def visit_untied(products, S, squares, factors, inner, donors, penalty, weights,
                 continue
             gained, steps, step = gained - value, steps + 1, T(best)
             t = float(step)
-            _rank_two(F, j, step, x, T(t * t * s))
-            Gj, sj = G[j], T(s * t)
+            _rank_two(Fx, half_F, j, step, x, t * t * s)
+            Gj, sj = Gx[j], T(s * t)
             for i in range(k):
                 g[i] += sj * Gj[i]
             g[j] += lam * step
@@ -120,4 +128,6 @@ def visit_untied(products, S, squares, factors, inner, donors, penalty, weights,
         if steps > before:
             moved_E[n_E] = a
             n_E += 1
+    F += half_F + half_F.T
+    G += half_G + half_G.T
     return gained, steps, cross

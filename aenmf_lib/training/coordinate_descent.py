@@ -209,9 +209,8 @@ class DonorCoordinateDescent(_Descent):
 
     def _value(self) -> float:
         sse = self.objective.moments.sq_norm - 2 * self.cross + np.sum(self.F * self.G)
-        norms = [float(torch.linalg.vector_norm(torch.from_numpy(M), dtype=torch.float64)) for M in (self.W, self.U)]
-        weighted = sum((self.objective.lambda_W * norms[0] ** 2, self.objective.lambda_U * norms[1] ** 2))
-        return float(sse + self._added()) / self.n + weighted
+        W, U = (float(torch.from_numpy(M).square().sum(-1).sum(dtype=torch.float64)) for M in (self.W, self.U))
+        return float(sse + self._added()) / self.n + self.objective.lambda_W * W + self.objective.lambda_U * U
 
     def solution(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return W, (k, n_genes), and U, (n_donors, k, n_genes)."""

@@ -43,7 +43,7 @@ class UntiedDescent(_Descent):
 
     def arrays(self) -> dict[str, np.ndarray | float]:
         """Return what `restore` needs."""
-        return {"W": np.vstack([self.E.T, self.W.T]), "least": self.least}
+        return {"W": np.hstack([self.E, self.W]).T.copy(), "least": self.least}
 
     def restore(self, arrays: dict) -> None:
         """Restore the state that `arrays` returned."""
