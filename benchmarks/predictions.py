@@ -81,7 +81,10 @@ def compare(variables: dict[str, str], goals: list[str]) -> pd.DataFrame:
 
 
 def compare_rehearsals(variables: dict[str, str], sizes: list[int]) -> pd.DataFrame:
-    """Rehearse two numbers of cells. Return one row per stage: measured with the larger, estimated from the smaller."""
+    """Rehearse two numbers of cells. Return one row per stage.
+
+    The larger one is measured, and estimated from the smaller one; `atlas_…` is the estimate from it for the atlas.
+    """
     notebooks, plans = sorted(Path("notebooks").glob("[0-9][0-9]_*.py")), []
     for cells in sorted(sizes):
         given = variables | {"CELLS": str(cells), "EXECUTOR": "local"}
@@ -95,6 +98,7 @@ def compare_rehearsals(variables: dict[str, str], sizes: list[int]) -> pd.DataFr
     table["predicted_gb"] = found["predicted_memory"] / 1e9
     table["estimated_seconds"] = estimated["estimated_seconds"]
     table["estimated_gb"] = estimated["estimated_memory"] / 1e9
+    table["atlas_seconds"], table["atlas_gb"] = found["estimated_seconds"], found["estimated_memory"] / 1e9
     table["time_ratio"] = table["estimated_seconds"] / table["seconds"]
     table["memory_ratio"] = table["estimated_gb"] / table["gb"]
     words = " ".join(f"{name}={text}" for name, text in variables.items())

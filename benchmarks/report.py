@@ -174,6 +174,19 @@ def extrapolation() -> str:
     return markdown(head, rows)
 
 
+def rehearsal() -> str:
+    """Return the cost of each stage of `make rehearse`: measured, estimated from fewer cells, and for the atlas."""
+    table = read("predictions")
+    rows = [
+        [f"`{row.stage}`", *(f"{seconds / 60:.1f}" for seconds in (row.seconds, row.estimated_seconds)),
+         f"{row.time_ratio:.2f}", f"{row.gb:.1f}", f"{row.estimated_gb:.1f}", f"{row.memory_ratio:.2f}",
+         f"{row.atlas_seconds / 60:.0f}", f"{row.atlas_gb:.0f}"]
+        for row in table.itertuples()
+    ]  # fmt: skip
+    head = ["", "min", "estimated", "ratio", "GB", "estimated", "ratio", "min, atlas", "GB, atlas"]
+    return markdown(head, rows, table)
+
+
 def scoring() -> str:
     """Compare the two published benchmarks with direct scanpy and scikit-learn calls, by part and in total.
 
@@ -298,6 +311,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "roofline": partial(roofline, "cpu_5000"),
     "roofline, GPU": partial(roofline, "cuda_20000", "cuda_60000"),
     "peers, GPU": partial(peers, "peers_kang2018_all_k80_cuda"),
+    "rehearsal": rehearsal,
     "extrapolation": extrapolation,
     "scoring": scoring,
     "scoring atlas": atlas,

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 _MORE = 16  # candidates beyond the wanted ones, because float32 may exchange the last ones
 _MOST_ROWS = 4096  # cells whose distances are computed at once; more are not faster
-_PARALLEL_UMAP = 10_000  # cells; workers need seconds to start, and fewer cells do not need much longer
+PARALLEL_UMAP = 10_000  # cells; workers need seconds to start, and fewer cells do not need much longer
 _latest: dict[str, igraph.Graph] = {}  # the most recent graph of this worker
 
 
@@ -250,7 +250,7 @@ def umaps(graphs: Mapping[str, NeighborGraph], obs: pd.DataFrame, seed: int = 42
     from aenmf_lib.metrics.score_cache import run_parallel
 
     calls = [((model,), (graph, seed)) for model, graph in graphs.items()]
-    found = run_parallel(umap, calls, n_jobs if len(obs) >= _PARALLEL_UMAP else 1)
+    found = run_parallel(umap, calls, n_jobs if len(obs) >= PARALLEL_UMAP else 1)
     coords = {model: xy for (model,), xy in tqdm(found, desc="UMAP", unit="model", total=len(calls))}
     obsm = {f"X_umap_{model}": coords[model] for model in graphs}
     return AnnData(obs=obs[list(LABELS)].copy(), obsm=obsm, uns={"umap": {"seed": seed}})

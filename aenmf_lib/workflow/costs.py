@@ -15,6 +15,7 @@ import pandas as pd
 from aenmf_lib.metrics.classifiers import FOREST
 from aenmf_lib.metrics.clustering import RESOLUTIONS
 from aenmf_lib.metrics.integration import SILHOUETTE_CELLS
+from aenmf_lib.metrics.neighbors import PARALLEL_UMAP
 from aenmf_lib.training.second_moment import EXPLICIT, choose_representation
 from aenmf_lib.workflow.speed import Speed, available_cores  # noqa: F401
 
@@ -278,10 +279,10 @@ def _clustering(run: _Run) -> tuple[float, float]:
 
 def _umap(run: _Run) -> tuple[float, float]:
     """Return seconds and memory of the layouts."""
-    n = run.size.n_cells
-    epochs = 500 if n <= 10_000 else 200
-    slower = max(1.0, n / 14_000) ** 0.4  # fitted to a rehearsal with 200,000 cells
-    return run.n_embeddings * (1e-7 * 25 * epochs + 3e-4) * slower * n, 4000.0 * n
+    n, epochs = run.size.n_cells, 500 if run.size.n_cells <= 10_000 else 200
+    jobs = min(_jobs(run), run.n_embeddings) if n >= PARALLEL_UMAP else 1
+    seconds = (2.5e-6 * epochs + 7e-5) * max(1.0, n / 14_000) ** 0.07 * n  # of one embedding
+    return seconds * run.n_embeddings / jobs, jobs * (_WORKER + 4000.0 * n)
 
 
 def _classification(run: _Run, n_embeddings: int) -> tuple[float, float]:

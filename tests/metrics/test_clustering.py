@@ -278,7 +278,7 @@ def test_parallel_umaps_are_the_same_and_leave_the_graphs_as_they_are(monkeypatc
     graphs["Base_NMF"].connectivities.data[:4] = 1e-6  # umap-learn sets such small weights to 0
     before = {model: graph.connectivities.copy() for model, graph in graphs.items()}
     alone = neighbors.umaps(graphs, obs, n_jobs=1)
-    monkeypatch.setattr(neighbors, "_PARALLEL_UMAP", 0)
+    monkeypatch.setattr(neighbors, "PARALLEL_UMAP", 0)
     parallel = neighbors.umaps(graphs, obs, n_jobs=2)
     assert list(parallel.obsm) == list(alone.obsm) == ["X_umap_Base_NMF", "X_umap_AE_NMF"]
     for name, xy in alone.obsm.items():

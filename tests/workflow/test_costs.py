@@ -57,6 +57,9 @@ MEASURED = [
     (LARGER, STAGES["AE_NMF"], 167, 6.9),
     (LARGER, STAGES["CAE_NMF1"], 147, 11.6),
     (LARGER, STAGES["CAE_NMF2"], 411, 16.2),
+    (LARGER, BENCHMARKS, 1207, 2.4),
+    (LARGER, costs.PROGRAMS, 19, 1.1),
+    (LARGER, costs.FIGURES, 40, 0.5),
     (KANG, STAGES["Untied_AE_NMF"], 20.8, 1.0),
     (DEMO, STAGES["Untied_AE_NMF"], 7.8, 0.8),
 ]
