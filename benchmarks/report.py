@@ -15,7 +15,7 @@ import conditioning_tables
 import numpy as np
 import pandas as pd
 from measure import RESULTS
-from peers import CITED
+from peers import CITED, SOLVERS
 from speed import PANELS, speed
 
 from aenmf_lib import figures
@@ -64,7 +64,7 @@ def peers(name: str) -> str:
     groups = table.assign(ratio=ratio).groupby("solver", sort=False)
     medians = groups[columns].median().assign(runs=groups.size(), stop=groups["stop"].first())
     rows = []
-    for solver, row in medians.iterrows():
+    for solver, row in medians.loc[[name for name in SOLVERS if name in medians.index]].iterrows():
         numbers = [f"**{row.ratio:.1f}**", f"{row.seconds:.1f}", _known(row.to_target, ".1f"),
                    _known(row.cpu_seconds, ".1f"), f"{max(row.peak_mib, 0):.0f}", f"{row.relative_error:.4f}",
                    _known(row.relative_error_untied, ".4f")]  # fmt: skip
