@@ -140,7 +140,10 @@ def consensus_programs(
     model.k = len(W)
     start = torch.from_numpy(model._to_fit_units(W)).to(weighted.device, weighted.dtype)
     objective = AENMFObjective(weighted, lambda_W=model.lambda_W)
-    start = start / start.norm(dim=1, keepdim=True) if model.row_norm else rescale_rows(objective, start)
+    if model.row_norm:
+        start = start / start.norm(dim=1, keepdim=True)
+    else:  # no sweeps follow, so the lengths must converge
+        start = rescale_rows(objective, start, iterations=2000)
     loss, seconds = objective.evaluate(start).loss, time.perf_counter() - begin
     model._store(Solution(start, None, [loss], f"consensus of {rounds} fits", seconds), moments)
     model.seconds_, model.stability_ = seconds, cosines
