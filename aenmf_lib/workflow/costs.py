@@ -274,7 +274,7 @@ def _clustering(run: _Run) -> tuple[float, float]:
     seconds = run.n_embeddings * (_graph(run, s.n_cells) + mixing + runs * leiden / _jobs(run))
     seconds += 2.5 * scib * s.n_types  # JAX compiles its functions once for each size of a cell type
     distances = min(2**30, 4 * min(s.n_cells, SILHOUETTE_CELLS) ** 2)  # scikit-learn computes 1 GiB of them at a time
-    return seconds + 6, max(distances, _jobs(run) * (_WORKER + 9000.0 * s.n_cells))
+    return seconds + 6, max(distances, _jobs(run) * (_WORKER + 7000.0 * s.n_cells))
 
 
 def _umap(run: _Run) -> tuple[float, float]:
