@@ -221,8 +221,9 @@ def umap(graph: NeighborGraph, seed: int = 42) -> np.ndarray:
 
     By default, scanpy starts at eigenvectors of the graph. They take very long if few links join large groups of cells,
     and principal components preserve the global structure as well (Kobak & Linderman 2021,
-    doi:10.1038/s41587-020-00809-z). All other settings are scanpy's defaults. One thread computes the coordinates, so
-    that they do not depend on the number of cores.
+    doi:10.1038/s41587-020-00809-z). Only an embedding with one column, which has no two components, starts as scanpy
+    does. All other settings are scanpy's defaults. One thread computes the coordinates, so that they do not depend on
+    the number of cores.
     """
     import scanpy as sc
     from anndata import AnnData

@@ -80,14 +80,13 @@ def test_loss_history_never_rises(problem, name):
     assert (np.diff(history) <= 1e-12 * history[0]).all()
 
 
-@pytest.mark.parametrize(("dtype", "rtol"), [(np.float64, 1e-10), (np.float32, 1e-3)])
+@pytest.mark.parametrize(("dtype", "iterations", "rtol"), [(np.float64, 60, 1e-10), (np.float32, 300, 1e-4)])
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_implicit_and_explicit_reach_the_same_objective(problem, name, dtype, rtol):
-    """In float32, rounding decides which steps are skipped, so the iterations differ, but their ends are close."""
-    ends = [
-        minimize(*problem(name, mode, dtype=dtype), max_iter=60).loss_history[-1] for mode in ("implicit", "explicit")
-    ]
-    assert ends[0] == pytest.approx(ends[1], rel=rtol)
+def test_implicit_and_explicit_reach_the_same_objective(problem, name, dtype, iterations, rtol):
+    """In float32, rounding decides which steps are skipped, so only the ends of long fits are compared."""
+    modes = "implicit", "explicit"
+    fits = [minimize(*problem(name, mode, dtype=dtype), tol=0, max_iter=iterations) for mode in modes]
+    assert fits[0].loss_history[-1] == pytest.approx(fits[1].loss_history[-1], rel=rtol)
 
 
 @pytest.fixture(scope="module")
